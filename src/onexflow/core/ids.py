@@ -1,0 +1,70 @@
+"""Identity: what a run, an attempt and a shard are called.
+
+A run is named by (namespace, workflow_type, instance_id). Its hash picks one of 4,096 fixed slots, the store's map
+picks the shard of the slot, and within the shard the run has a small integer, `iid`. An attempt is named by the
+event that authorised it: `Token(shard, epoch, offset, item)` (see docs/guarantees.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, NamedTuple
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+SLOTS: Final = 4096
+DEFAULT_NAMESPACE: Final = "default"
+
+
+class RunKey(NamedTuple):
+    """The name of a run, unique in the cluster."""
+
+    namespace: str
+    workflow_type: str
+    instance_id: UUID
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.workflow_type}/{self.instance_id}"
+
+    def to_bytes(self) -> bytes:
+        """The key as stored: 16 bytes of id, then namespace and type, parted by a null byte."""
+        return self.instance_id.bytes + self.namespace.encode() + b"\0" + self.workflow_type.encode()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> RunKey:
+        namespace, _, workflow_type = raw[16:].partition(b"\0")
+        return cls(namespace.decode(), workflow_type.decode(), UUID(bytes=raw[:16]))
+
+    @property
+    def slot(self) -> int:
+        """The fixed slot (0 to 4,095) of this key: a property of the name alone, the same for ever."""
+        return int.from_bytes(hashlib.blake2b(self.to_bytes(), digest_size=4).digest(), "big") % SLOTS
+
+
+def shard_of_slot(slot: int, shards: int) -> int:
+    """The shard that the default map gives a slot: neighbours lie together, so that a split is a range."""
+    return slot * shards // SLOTS
+
+
+class Token(NamedTuple):
+    """The identity of an attempt: the place of the event that authorised it, and its item.
+
+    A result, a report or a fold is accepted if and only if the log holds that event at that epoch and offset.
+    """
+
+    shard: int
+    epoch: int
+    offset: int
+    item: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.shard}.{self.epoch}.{self.offset}.{self.item}"
+
+
+def idempotency_key(key: RunKey, task: str, item: int) -> str:
+    """The key that an effect hands to its target: the same in every attempt of one task item of one run."""
+    return f"{key.instance_id}:{key.namespace}:{key.workflow_type}:{task}:{item}"
+
+
+def derived_uuid(text: str) -> UUID:
+    """A UUID for an id that is not one: the same text gives the same UUID everywhere."""
+    return uuid5(NAMESPACE_OID, f"onexflow:{text}")

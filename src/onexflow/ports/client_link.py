@@ -1,0 +1,231 @@
+"""ClientLink port: what clients ask of an orchestrator, as values. `engine` implements it, `rpc` and tests call it.
+
+Every answer is durable before it is given: a start or a command is acknowledged after its events are, a query shows
+durable state only. Errors are of `onexflow.core.errors`. Calls that a client makes by the thousand (`start_run`,
+`wait_run`) answer by callback, so that they cost no task each; `reply` is called exactly once, on the event loop,
+unless the returned cancel function was called before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+from uuid import UUID
+
+import msgspec
+
+from onexflow.core.ids import RunKey
+from onexflow.core.payload import NULL, Failure, Payload
+from onexflow.ports.worker_link import AcceptWorker
+from onexflow.spi.exceptions import SPIError
+
+
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Start a run. Idempotent by request_id and by instance_id (same correlation_id, definition and input)."""
+
+    namespace: str = "default"
+    workflow_type: str
+    instance_id: UUID | None = None  #: None: a new UUIDv7
+    version: int = 0  #: 0: the newest registered
+    input: Payload = NULL
+    correlation_id: str = ""
+    causation_id: str = ""
+    request_id: str = ""
+    #: Seconds to stay `pending` before starting.
+    delay: float = 0.0
+    #: Seconds until the run times out; 0: the definition's.
+    timeout: float = 0.0
+    trace: str = ""
+    principal: str = ""
+
+
+class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """`created` is False when the very same start had been made before."""
+
+    key: RunKey
+    version: int
+    created: bool
+    state: str
+    sequence: int
+
+
+class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended. `result` when completed, else `error`."""
+
+    key: RunKey
+    state: str
+    result: Payload | None = None
+    error: Failure | None = None
+
+
+Action = Literal["pause", "resume", "cancel", "resolve"]
+
+
+class ControlRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Pause, resume, cancel a run, or resolve a task of unknown outcome (exactly one of retry, result, fail)."""
+
+    key: RunKey
+    action: Action
+    reason: str = ""
+    request_id: str = ""
+    task: str = ""
+    item: int = 0
+    retry: bool = False
+    result: Payload | None = None
+    fail: str = ""
+    principal: str = ""
+
+
+class ControlOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """`changed` is False when the run already was in that state."""
+
+    changed: bool
+    state: str
+    sequence: int
+
+
+class TaskView(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as it stands. Times are UTC ns, 0 when not yet."""
+
+    name: str
+    role: str
+    handler: str
+    state: str
+    attempt: int = 0
+    worker: str = ""
+    items: int = 1
+    items_done: int = 0
+    scheduled_at: int = 0
+    started_at: int = 0
+    finished_at: int = 0
+    result: Payload | None = None
+    error: Failure | None = None
+    #: What it waits for, in words: "running on w1", "no worker with effect handler charge", "timer 2026-…Z", …
+    blocked_because: str = ""
+    next_wake_at: int = 0
+    progress: Payload | None = None
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    key: RunKey
+    version: int
+    state: str
+    sequence: int
+    created_at: int
+    updated_at: int
+
+
+class RunView(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as it stands, folded up to event `sequence`."""
+
+    key: RunKey
+    version: int
+    state: str
+    sequence: int
+    correlation_id: str
+    created_at: int
+    started_at: int
+    updated_at: int
+    completed_at: int
+    input: Payload
+    result: Payload | None
+    error: Failure | None
+    tasks: tuple[TaskView, ...]
+    reason: str = ""  #: of the pause or the cancellation
+    blocked_because: str = ""
+    next_wake_at: int = 0
+    shard: int = 0
+    owner: str = ""
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as people and programs read it."""
+
+    sequence: int
+    type: str
+    kind: str
+    timestamp: int  #: UTC ns, store clock
+    shard: int
+    offset: int
+    epoch: int
+    task: str = ""  #: name, when it is of one task
+    data: dict[str, Any] = {}  #: the event's own fields; payloads as decoded JSON where they are JSON
+
+
+class DefinitionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    namespace: str
+    workflow_type: str
+    version: int
+    hash: str
+    tasks: int
+    registered_at: int
+    created: bool = False
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A process as the orchestrator sees it: registered (lease) and connected (stream) are two things."""
+
+    node_id: str
+    kind: str  #: orchestrator | effect | compute | reducer
+    incarnation: str
+    address: str
+    status: str
+    handlers: tuple[str, ...]
+    slots: int
+    running: int
+    connected: bool
+    registered: bool
+    version: str = ""
+    started_at: int = 0
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """`serving` is what the gRPC health service answers; `details` names what is degraded."""
+
+    serving: bool
+    details: dict[str, str] = {}
+
+
+Reply = Callable[[Any], None]
+
+
+class OrchestratorService(Protocol):
+    """One orchestrator. `reply` gets the named outcome or an SPIError instance."""
+
+    orchestrator_id: str
+    accept_worker: AcceptWorker
+
+    def start_run(self, request: StartRequest, reply: Callable[[StartOutcome | SPIError], None]) -> None: ...
+
+    def wait_run(self, key: RunKey, reply: Callable[[RunOutcome | SPIError], None]) -> Callable[[], None]:
+        """Answer when the run has ended (at once if it has). Returns the way to give up waiting."""
+
+    async def control(self, request: ControlRequest) -> ControlOutcome: ...
+
+    async def describe_run(self, key: RunKey) -> RunView: ...
+
+    async def read_history(self, key: RunKey, from_sequence: int = 1, limit: int = 1000) -> Sequence[EventView]:
+        """Durable events in order; empty beyond the head."""
+
+    def follow_run(self, key: RunKey, from_sequence: int, listener: Callable[[Sequence[EventView] | SPIError | None], None]) -> Callable[[], None]:
+        """Every durable event from `from_sequence` on, each once and in order; None after the run's last. A slow
+        listener is its own affair. Returns the way to stop it."""
+
+    async def list_runs(
+        self, namespace: str, workflow_type: str = "", states: Sequence[str] = (), cursor: str = "", limit: int = 100
+    ) -> tuple[Sequence[RunSummary], str]: ...
+
+    async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
+        """Validate and store a definition (JSON). Idempotent; other content under the same version:
+        DefinitionConflict. Raises InvalidDefinition naming every problem's place."""
+
+    async def get_definition(self, namespace: str, workflow_type: str, version: int = 0) -> tuple[DefinitionInfo, bytes]: ...
+
+    async def list_definitions(self, namespace: str) -> Sequence[DefinitionInfo]: ...
+
+    async def list_nodes(self) -> Sequence[NodeView]: ...
+
+    async def drain_node(self, node_id: str) -> bool:
+        """Tell a worker to finish and take nothing new. False when it already drains."""
+
+    def health(self) -> Health: ...
