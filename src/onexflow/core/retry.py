@@ -25,7 +25,7 @@ def delay(policy: RetryPolicy, attempt: int, jitter: float) -> float:
             base = policy.initial_delay
         case "linear":
             base = policy.initial_delay * attempt
-        case "exponential":
+        case _:
             base = _grown(policy, attempt)
     return min(base, policy.max_delay) * (1.0 - policy.jitter * min(max(jitter, 0.0), 1.0))
 
