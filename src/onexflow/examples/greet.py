@@ -1,0 +1,24 @@
+"""The smallest workflow: one compute task.
+
+    onexflow dev --example greet
+    onexflow run start greet --input '{"name": "Ada"}' --wait
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onexflow
+
+worker = onexflow.Worker("greet")
+
+
+@worker.compute("greet")
+async def greet(contract: Any) -> str:
+    return f"Hello, {contract.name}!"
+
+
+def definition() -> onexflow.WorkflowDefinition:
+    flow = onexflow.workflow("greet", description="Say hello to `name`.")
+    flow.compute("greet")
+    return flow.build()
