@@ -1,0 +1,404 @@
+"""Compiled graphs: a definition checked as a whole and turned into arrays. One graph is shared by all its runs.
+
+Tasks are known by their index, their place in the definition. `decide` and `evolve` need per task only counters
+(`indegree`) and lists of neighbours, so that the work of one step does not grow with the graph. Expressions and what
+they read are compiled here, once (`core.expressions`); `core.mapping` evaluates them.
+
+Compiling is O(tasks + dependencies), and with expressions that reach beyond a task's own dependencies one bit set of
+ancestors a task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from onexflow.core.definition import TaskSpec, WorkflowDefinition
+from onexflow.core.errors import InvalidDefinition
+from onexflow.core.events import INLINE, RUN_INPUT
+from onexflow.core.expressions import Expression, ExpressionError, compile_expression
+from onexflow.core.retry import DEFAULT_RETRY
+from onexflow.core.validate import Problems, check_definition, check_task
+
+#: Fields of an expression's document. `item` and `index` only exist in the input of a mapped task.
+ROOTS: Final = frozenset({"input", "tasks", "run"})
+ITEM_ROOTS: Final = ROOTS | {"item", "index"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A compiled expression at its place, with the tasks that it reads."""
+
+    place: str
+    expression: Expression
+    #: Indices of the tasks whose result it reads.
+    tasks: tuple[int, ...]
+    #: RUN_INPUT or a task's index if it is just that payload, unread; else INLINE.
+    source: int = INLINE
+
+
+@dataclass(frozen=True, slots=True)
+class InputRule:
+    """How an input or an output is made: one expression, or an object of them."""
+
+    place: str
+    #: Set when the mapping is one expression.
+    whole: Rule | None
+    fields: tuple[tuple[str, Rule], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Graph:
+    """A valid definition, compiled. Immutable. All tuples by task are in the order of `names`."""
+
+    definition: WorkflowDefinition
+    #: SHA-256 of the definition's canonical JSON, in hex.
+    hash: str
+    names: tuple[str, ...]
+    index: dict[str, int]
+    specs: tuple[TaskSpec, ...]
+    hard_parents: tuple[tuple[int, ...], ...]
+    soft_parents: tuple[tuple[int, ...], ...]
+    hard_children: tuple[tuple[int, ...], ...]
+    soft_children: tuple[tuple[int, ...], ...]
+    #: Number of parents, hard and soft; one more for the set-up gate if `gated` holds the task.
+    indegree: tuple[int, ...]
+    #: Main tasks without parents.
+    roots: tuple[int, ...]
+    #: Tasks of the set-up, and those of them without parents.
+    setup: tuple[int, ...]
+    setup_roots: tuple[int, ...]
+    #: Main tasks that wait for workflow.started: all of them if there is a set-up, else none.
+    gated: tuple[int, ...]
+    #: Main tasks without children.
+    sinks: tuple[int, ...]
+    #: One topological order.
+    order: tuple[int, ...]
+    inputs: tuple[InputRule | None, ...]
+    conditions: tuple[Rule | None, ...]
+    maps: tuple[Rule | None, ...]
+    output: InputRule | None
+
+    def parents(self, task: int) -> tuple[int, ...]:
+        """Hard parents, then soft ones."""
+        return self.hard_parents[task] + self.soft_parents[task]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def canonical_json(definition: WorkflowDefinition) -> bytes:
+    """The one text of a definition: keys sorted, defaults left out, whole numbers without a point."""
+    return msgspec.json.encode(_plain(definition), order="sorted")
+
+
+def definition_hash(definition: WorkflowDefinition) -> str:
+    """SHA-256 of the canonical JSON, in hex: equal exactly for definitions that mean the same text."""
+    return hashlib.sha256(canonical_json(definition)).hexdigest()
+
+
+def compile_graph(definition: WorkflowDefinition) -> Graph:
+    """Check `definition` and compile it.
+
+    Raises InvalidDefinition with every problem and its place in `context["problems"]`.
+    """
+    given: Any = definition
+    if not isinstance(given, WorkflowDefinition):
+        raise InvalidDefinition(f"{type(given).__name__} is not a WorkflowDefinition")
+    return _Compiler(definition).compile()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return _plain_struct(value)
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+_DEFAULTS: Final[dict[type, dict[str, Any]]] = {}
+
+
+def _plain_struct(value: msgspec.Struct) -> dict[str, Any]:
+    defaults = _DEFAULTS.get(type(value))
+    if defaults is None:
+        defaults = _DEFAULTS[type(value)] = {f.encode_name: f.default for f in msgspec.structs.fields(value)}
+    plain = {}
+    for name, default in defaults.items():
+        given = getattr(value, name)
+        if given is not default and given != default:
+            plain[name] = _plain(given)
+    if isinstance(value, TaskSpec):
+        if value.handler == value.name:
+            plain.pop("handler", None)
+        if value.retry == DEFAULT_RETRY:
+            plain.pop("retry", None)
+    return plain
+
+
+class _Compiler:
+    """One compilation: fills arrays, collects problems, and ends with a graph or with all of them."""
+
+    def __init__(self, definition: WorkflowDefinition) -> None:
+        self.definition = definition
+        self.specs: tuple[TaskSpec, ...] = tuple(definition.tasks)
+        self.problems = Problems()
+        self.index: dict[str, int] = {}
+        self.hard: list[tuple[int, ...]] = []
+        self.soft: list[tuple[int, ...]] = []
+        self.order: list[int] = []
+        self._ancestors: list[int] | None = None
+        self._expressions: dict[str, Expression] = {}
+
+    def compile(self) -> Graph:
+        check_definition(self.definition, self.problems)
+        self._check_kinds()
+        self._name_tasks()
+        self._link()
+        children = _turned(self.hard), _turned(self.soft)
+        self._sort(children)
+        rules = self._compile_rules()
+        sinks = tuple(
+            task
+            for task, spec in enumerate(self.specs)
+            if not spec.setup and not children[0][task] and not children[1][task]
+        )
+        output = self._mapping(self.definition.output, "output", ROOTS, None, sinks)
+        self.problems.check()
+        return self._graph(children, sinks, rules, output)
+
+    def _graph(self, children: _Children, sinks: tuple[int, ...], rules: _Rules, output: InputRule | None) -> Graph:
+        tasks = range(len(self.specs))
+        setup = tuple(task for task in tasks if self.specs[task].setup)
+        main = tuple(task for task in tasks if not self.specs[task].setup)
+        parents = [len(self.hard[task]) + len(self.soft[task]) for task in tasks]
+        gate = [int(bool(setup) and not spec.setup) for spec in self.specs]
+        return Graph(
+            definition=self.definition,
+            hash=definition_hash(self.definition),
+            names=tuple(spec.name for spec in self.specs),
+            index=self.index,
+            specs=self.specs,
+            hard_parents=tuple(self.hard),
+            soft_parents=tuple(self.soft),
+            hard_children=children[0],
+            soft_children=children[1],
+            indegree=tuple(parents[task] + gate[task] for task in tasks),
+            roots=tuple(task for task in main if not parents[task]),
+            setup=setup,
+            setup_roots=tuple(task for task in setup if not parents[task]),
+            gated=main if setup else (),
+            sinks=sinks,
+            order=tuple(self.order),
+            inputs=tuple(rule[0] for rule in rules),
+            conditions=tuple(rule[1] for rule in rules),
+            maps=tuple(rule[2] for rule in rules),
+            output=output,
+        )
+
+    # ---- names and edges
+
+    def _check_kinds(self) -> None:
+        given: tuple[Any, ...] = self.specs
+        wrong = [number for number, task in enumerate(given) if not isinstance(task, TaskSpec)]
+        for number in wrong:
+            self.problems.add(f"tasks[{number}]", f"{type(given[number]).__name__} is not a TaskSpec")
+        if wrong:
+            self.problems.check()
+
+    def _name_tasks(self) -> None:
+        for number, task in enumerate(self.specs):
+            check_task(task, f"tasks[{number}]", self.problems)
+            first = self.index.setdefault(str(task.name), number)
+            if first != number:
+                self.problems.add(f"tasks[{number}].name", f"{task.name!r} is already the name of tasks[{first}]")
+        if all(task.setup is True for task in self.specs):
+            self.problems.add("tasks", "every task is a set-up task: the workflow has nothing to do")
+
+    def _link(self) -> None:
+        for number, task in enumerate(self.specs):
+            seen: set[int] = {number}
+            self.hard.append(self._parents(number, "depends_on", task.depends_on, seen))
+            self.soft.append(self._parents(number, "after", task.after, seen))
+
+    def _parents(self, number: int, field: str, names: Any, seen: set[int]) -> tuple[int, ...]:
+        place = f"tasks[{number}].{field}"
+        if not isinstance(names, tuple | list):
+            self.problems.add(place, f"{names!r} is not a list of task names")
+            return ()
+        parents: list[int] = []
+        for position, name in enumerate(names):
+            parent = self.index.get(name) if isinstance(name, str) else None
+            here = f"{place}[{position}]"
+            if parent is None:
+                self.problems.add(here, f"unknown task {name!r}{self.problems.near(name, self.index)}")
+            elif parent == number:
+                self.problems.add(here, f"{name!r} waits for itself")
+            elif parent in seen:
+                self.problems.add(here, f"{name!r} is named twice")
+            elif self.specs[number].setup and not self.specs[parent].setup:
+                self.problems.add(here, f"set-up task {self.specs[number].name!r} cannot wait for {name!r}: it is none")
+            else:
+                seen.add(parent)
+                parents.append(parent)
+        return tuple(parents)
+
+    def _sort(self, children: _Children) -> None:
+        """Kahn's algorithm, the list being its own queue. What it cannot reach lies on a cycle or behind one."""
+        waiting = [len(self.hard[task]) + len(self.soft[task]) for task in range(len(self.specs))]
+        ready = [task for task, count in enumerate(waiting) if not count]
+        for task in ready:
+            for child in (*children[0][task], *children[1][task]):
+                waiting[child] -= 1
+                if not waiting[child]:
+                    ready.append(child)
+        self.order = ready
+        if len(ready) < len(self.specs):
+            self._name_cycles({task for task, count in enumerate(waiting) if count})
+
+    def _name_cycles(self, left: set[int]) -> None:
+        on_cycle: set[int] = set()
+        seen: set[int] = set()
+        for start in sorted(left):
+            path: list[int] = []
+            place: dict[int, int] = {}
+            task = start
+            while task not in seen:
+                seen.add(task)
+                place[task] = len(path)
+                path.append(task)
+                task = next(parent for parent in (*self.hard[task], *self.soft[task]) if parent in left)
+            if task in place:
+                cycle = path[place[task] :]
+                on_cycle.update(cycle)
+                names = [self.specs[one].name for one in (*cycle, task)]
+                self.problems.add(f"tasks[{task}]", f"cycle, each waits for the next: {_listed(names, ' → ')}")
+        if behind := sorted(left - on_cycle):
+            names = [self.specs[one].name for one in behind]
+            self.problems.add("tasks", f"never begun, for they hang on a cycle: {_listed(names, ', ')}")
+
+    # ---- expressions
+
+    def _compile_rules(self) -> _Rules:
+        rules: _Rules = []
+        for number, task in enumerate(self.specs):
+            place = f"tasks[{number}]"
+            parents = self.hard[number] + self.soft[number]
+            allowed = ITEM_ROOTS if task.map else ROOTS
+            made = self._mapping(task.input, f"{place}.input", allowed, number, parents)
+            when = self._rule(task.when, f"{place}.when", ROOTS, number, parents) if task.when else None
+            items = self._rule(task.map, f"{place}.map", ROOTS, number, parents) if task.map else None
+            rules.append((made, when, items))
+        return rules
+
+    def _mapping(
+        self, mapping: Any, place: str, allowed: frozenset[str], task: int | None, parents: tuple[int, ...]
+    ) -> InputRule | None:
+        if mapping is None:
+            return None
+        if isinstance(mapping, str):
+            rule = self._rule(mapping, place, allowed, task, parents)
+            return InputRule(place, rule) if rule else None
+        if not isinstance(mapping, dict):
+            self.problems.add(place, f"{mapping!r} is neither an expression nor an object of expressions")
+            return None
+        fields: list[tuple[str, Rule]] = []
+        for name, text in mapping.items():
+            rule = self._rule(text, f"{place}.{name}", allowed, task, parents)
+            if rule:
+                fields.append((str(name), rule))
+        return InputRule(place, None, tuple(fields))
+
+    def _rule(
+        self, text: object, place: str, allowed: frozenset[str], task: int | None, parents: tuple[int, ...]
+    ) -> Rule | None:
+        """`task` is whose expression it is, None for the run's output, which may read every task."""
+        if not isinstance(text, str):
+            self.problems.add(place, f"{text!r} is no expression; a constant is written in backticks: `{text!r}`")
+            return None
+        try:
+            expression = self._expressions.get(text) or compile_expression(text)
+        except ExpressionError as error:
+            self.problems.add(place, str(error))
+            return None
+        self._expressions[text] = expression
+        if expression.everything:
+            self.problems.add(place, f"the document itself cannot be used; name {_listed(sorted(allowed), ', ')}")
+        for root in sorted(expression.roots - allowed):
+            self.problems.add(place, self._root_problem(root, allowed))
+        used = [self._used(name, place, task) for name in sorted(expression.tasks)]
+        if expression.every_task:
+            used.extend(parents)
+        tasks = tuple(dict.fromkeys(one for one in used if one is not None))
+        return Rule(place, expression, tasks, _source(expression, tasks))
+
+    def _root_problem(self, root: str, allowed: frozenset[str]) -> str:
+        if root in ITEM_ROOTS:
+            return f"{root!r} exists only in the input of a task with `map`"
+        hint = f"; did you mean 'input.{root}'?"
+        if root in self.index:
+            hint = f"; did you mean 'tasks.{_quoted(root)}'?"
+        return f"{root!r} is not in the document: expressions begin with {_listed(sorted(allowed), ', ')}{hint}"
+
+    def _used(self, name: str, place: str, task: int | None) -> int | None:
+        used = self.index.get(name)
+        if used is None:
+            self.problems.add(place, f"unknown task {name!r}{self.problems.near(name, self.index)}")
+            return None
+        if task is None or used in self.hard[task] or used in self.soft[task] or self._is_ancestor(used, task):
+            return used
+        whose = self.specs[task].name
+        if used == task:
+            self.problems.add(place, f"{name!r} cannot read its own result")
+        else:
+            self.problems.add(place, f"{whose!r} does not wait for {name!r}: name it in depends_on or after")
+        return None
+
+    def _is_ancestor(self, used: int, task: int) -> bool:
+        if self.specs[used].setup and not self.specs[task].setup:
+            return True
+        if self._ancestors is None:
+            ancestors = self._ancestors = [0] * len(self.specs)
+            for one in self.order:
+                bits = 0
+                for parent in (*self.hard[one], *self.soft[one]):
+                    bits |= ancestors[parent] | 1 << parent
+                ancestors[one] = bits
+        return bool(self._ancestors[task] >> used & 1)
+
+
+_Children = tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
+_Rules = list[tuple[InputRule | None, Rule | None, Rule | None]]
+
+
+def _source(expression: Expression, tasks: tuple[int, ...]) -> int:
+    if expression.path == ("input",):
+        return RUN_INPUT
+    if len(expression.path) == 2 and len(tasks) == 1 and not expression.every_task and expression.path[0] == "tasks":
+        return tasks[0]
+    return INLINE
+
+
+def _turned(parents: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Children from parents."""
+    edges = list(parents)
+    children: list[list[int]] = [[] for _ in edges]
+    for task, above in enumerate(edges):
+        for parent in above:
+            children[parent].append(task)
+    return tuple(tuple(below) for below in children)
+
+
+def _listed(names: Sequence[str], separator: str) -> str:
+    shown = names if len(names) <= 20 else [*names[:18], f"({len(names) - 19} more)", names[-1]]
+    return separator.join(shown)
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"' if "-" in name else name
