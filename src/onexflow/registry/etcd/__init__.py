@@ -1,0 +1,10 @@
+"""The registry on etcd, over a small client of our own (docs/decisions/0001 says why no package serves).
+
+url.py       `etcd3://host:port,host:port?ttl=5`, and every number with its reason
+client.py    unary calls: endpoints, deadlines, retries (grpc.aio)
+watch.py     the view kept: resume, fragments, silence, compaction, a wiped etcd
+lease.py     the lease kept, on a thread of its own (blocking stubs)
+registry.py  `EtcdRegistry`, which puts the three together
+embedded.py  a private, ephemeral etcd for `onexflow dev`, the demo and the tests
+v1/          generated messages of the part of etcd's API that we use
+"""

@@ -1,0 +1,229 @@
+"""What both registries do alike: hold what this process wants registered, and tell what changed among the others.
+
+Writing is level-triggered: `plan` compares the wanted with the actual and gives the writes that are missing, so a lost
+lease, a wiped registry and an answer that never came are all the same case: look again. The adapters only carry the
+writes out (`_settle`), keep the lease, and feed the view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import structlog
+
+from onexflow.core.errors import InvalidArgument
+from onexflow.core.ids import RunKey
+from onexflow.ports.registry import (
+    Assignment,
+    MemberEvent,
+    MemberListener,
+    NodeKind,
+    NodeRecord,
+    ShardAnnouncement,
+)
+from onexflow.registry import keys
+from onexflow.registry.view import Kv, View
+
+_log = structlog.get_logger("onexflow.registry")
+
+
+class Write(NamedTuple):
+    """One write that is missing: it holds only if the key's last write is still `after` (0: the key does not exist)."""
+
+    key: bytes
+    value: bytes | None  #: None: delete
+    lease: int
+    after: int
+
+
+class BaseRegistry:
+    """One process's wishes and its view. Adapters implement `_settle`, and call `plan` for what is to be written."""
+
+    def __init__(self) -> None:
+        self.view = View(self._on_shown, self._on_actual)
+        self._records: dict[bytes, NodeRecord] = {}
+        #: Registered by a call that has not been written yet: it replaces whoever holds the key.
+        self._fresh: set[bytes] = set()
+        #: Ours, but a later process took the name: not written again until registered anew.
+        self._fenced: set[bytes] = set()
+        self._announced: dict[bytes, ShardAnnouncement] = {}
+        self._assigned: dict[bytes, Assignment] = {}
+        self._unwanted: set[bytes] = set()
+        self._members: dict[bytes, NodeRecord] = {}
+        self._listeners: dict[int, MemberListener] = {}
+        self._listener_id = 0
+        self._events: deque[MemberEvent] = deque()
+        self._delivering = False
+
+    # ------------------------------------------------------------------------------------------- the port's methods
+    async def register(self, record: NodeRecord) -> None:
+        if not record.node_id or not record.incarnation:
+            raise InvalidArgument("A node needs an id and an incarnation.", field="node_id")
+        key = keys.node_key(record.kind, record.node_id)
+        self._records[key] = record
+        self._fresh.add(key)
+        self._fenced.discard(key)
+        await self._settle()
+
+    async def unregister(self, kind: NodeKind, node_id: str) -> None:
+        key = keys.node_key(kind, node_id)
+        if self._records.pop(key, None) is not None:
+            self._fresh.discard(key)
+            await self._settle()
+
+    def members(self, kind: NodeKind | None = None) -> Sequence[NodeRecord]:
+        return tuple(record for record in self._members.values() if kind in {None, record.kind})
+
+    def subscribe(self, listener: MemberListener) -> Callable[[], None]:
+        self._listener_id += 1
+        number = self._listener_id
+        self._listeners[number] = listener
+
+        def stop() -> None:
+            self._listeners.pop(number, None)
+
+        return stop
+
+    async def announce(self, shards: Sequence[ShardAnnouncement]) -> None:
+        self._announced = {keys.shard_key(item.shard): item for item in shards}
+        await self._settle()
+
+    async def announcements(self) -> Sequence[ShardAnnouncement]:
+        rows = (keys.load_shard(kv.value) for key, kv in sorted(self.view.shown.items()) if key.startswith(keys.SHARDS))
+        return tuple(row for row in rows if row is not None)
+
+    async def assign(self, assignment: Assignment) -> None:
+        key = keys.assignment_key(assignment.key)
+        self._assigned[key] = assignment
+        self._unwanted.discard(key)
+        await self._settle()
+
+    async def unassign(self, key: RunKey) -> None:
+        name = keys.assignment_key(key)
+        self._assigned.pop(name, None)
+        self._unwanted.add(name)
+        await self._settle()
+
+    async def assignments(self, node_id: str | None = None) -> Sequence[Assignment]:
+        shown = sorted(self.view.shown.items())
+        rows = (keys.load_assignment(kv.value) for key, kv in shown if key.startswith(keys.ASSIGNMENTS))
+        return tuple(row for row in rows if row is not None and node_id in {None, row.node_id})
+
+    # ------------------------------------------------------------------------------------------- what is to be written
+    def plan(self, lease: int) -> list[Write]:
+        """The writes that are missing while `lease` is this process's. Empty: all that is wanted is there."""
+        actual = self.view.actual
+        self._unwanted &= actual.keys()
+        wanted = dict(self._wanted(lease))
+        writes: list[Write] = []
+        for key, (value, owner) in wanted.items():
+            have = actual.get(key)
+            if have is None or have.value != value or have.lease != owner:
+                writes.append(Write(key, value, owner, have.revision if have else 0))
+            else:
+                self._fresh.discard(key)
+        for key, have in actual.items():
+            stale = have.lease == lease and key not in wanted and not key.startswith(keys.ASSIGNMENTS)
+            if stale or key in self._unwanted:
+                writes.append(Write(key, None, 0, have.revision))
+        return writes
+
+    def _wanted(self, lease: int) -> Iterator[tuple[bytes, tuple[bytes, int]]]:
+        for key, record in self._records.items():
+            if not self._is_fenced(key, record, lease):
+                yield key, (keys.dump(record), lease)
+        for key, shard in self._announced.items():
+            have = self.view.actual.get(key)
+            other = keys.load_shard(have.value) if have is not None and have.lease != lease else None
+            if other is None or other.owner == shard.owner or other.epoch <= shard.epoch:
+                yield key, (keys.dump(shard), lease)
+        for key, assignment in self._assigned.items():
+            owner = self._lease_of(assignment.node_id)
+            if owner:
+                yield key, (keys.dump_assignment(assignment), owner)
+
+    def _is_fenced(self, key: bytes, record: NodeRecord, lease: int) -> bool:
+        """Whether another, later process holds the name of this record. A call to `register` comes before it."""
+        have = self.view.actual.get(key)
+        if have is None or have.lease == lease or key in self._fresh:
+            return key in self._fenced
+        other = keys.load_node(have.value)
+        if other is None or other.incarnation == record.incarnation:
+            return False
+        if (other.started_at, other.incarnation) > (record.started_at, record.incarnation):
+            self._fence(key, record, other.incarnation)
+        return key in self._fenced
+
+    def _fence(self, key: bytes, record: NodeRecord, by: str) -> None:
+        if key not in self._fenced:
+            self._fenced.add(key)
+            _log.warning("registry.fenced", node_id=record.node_id, kind=record.kind, by=by)
+
+    def _lease_of(self, node_id: str) -> int:
+        """The lease of a live node, whatever its roles; 0 when it has none."""
+        for kind in keys.KINDS:
+            have = self.view.actual.get(keys.node_key(kind, node_id))
+            if have is not None:
+                return have.lease
+        return 0
+
+    def concerns(self, key: bytes) -> bool:
+        """Whether a change of this key can make a write necessary."""
+        return (
+            key in self._records
+            or key in self._announced
+            or key in self._unwanted
+            or (bool(self._assigned) and (key in self._assigned or keys.is_member(key)))
+        )
+
+    async def _settle(self) -> None:
+        """Write what is wanted, and return when it is seen in the view, or at once when the registry is away."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------- what changed
+    def _on_actual(self, key: bytes, old: Kv | None, new: Kv | None) -> None:
+        record = self._records.get(key)
+        if record is not None and old is not None and new is not None and key not in self._fresh:
+            before, after = keys.load_node(old.value), keys.load_node(new.value)
+            if before and after and before.incarnation == record.incarnation != after.incarnation:
+                self._fence(key, record, after.incarnation)
+        if self.concerns(key):
+            self._touched()
+
+    def _touched(self) -> None:
+        """Something changed that may have to be written again."""
+        raise NotImplementedError
+
+    def _on_shown(self, key: bytes, old: Kv | None, new: Kv | None) -> None:
+        if not keys.is_member(key):
+            return
+        before = self._members.pop(key, None)
+        after = keys.load_node(new.value) if new is not None else None
+        if new is not None and after is None:
+            _log.warning("registry.unreadable", key=key.decode(errors="replace"))
+        if after is not None:
+            self._members[key] = after
+        if before is not None and (after is None or after.incarnation != before.incarnation):
+            self._tell(MemberEvent("down", before))
+            before = None
+        if after is not None and after != before:
+            self._tell(MemberEvent("up" if before is None else "changed", after))
+
+    def _tell(self, event: MemberEvent) -> None:
+        self._events.append(event)
+        if not self._delivering:
+            self._delivering = True
+            asyncio.get_running_loop().call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        self._delivering = False
+        while self._events:
+            event = self._events.popleft()
+            for listener in tuple(self._listeners.values()):
+                try:
+                    listener(event)
+                except Exception:  # noqa: BLE001 - a listener's bug must not end the view
+                    _log.exception("registry.listener", type=event.type, node_id=event.record.node_id)

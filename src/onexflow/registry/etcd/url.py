@@ -1,0 +1,84 @@
+"""Where etcd is, and every number of the registry with its reason."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+
+from onexflow.core.errors import InvalidConfiguration
+
+SCHEME: Final = "etcd3"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+
+
+class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the etcd registry. Durations in seconds."""
+
+    endpoints: tuple[str, ...]
+    cluster: str = "default"
+    #: The lease of a process. Above etcd's own failover (2.4 s at worst, measured) plus a pause of ours.
+    ttl: float = 5.0
+    #: The lease is renewed only while the owner's loop has turned this recently.
+    beat_limit: float = 2.0
+    #: One try of a unary call, and all its tries.
+    try_timeout: float = 1.0
+    call_timeout: float = 5.0
+    #: How long `start` waits for an answer.
+    start_timeout: float = 5.0
+    #: A watch that is silent this long is asked for a sign of life; silent twice, it is opened anew elsewhere.
+    ping_interval: float = 3.0
+    #: The whole content is read again this often, against anything that a watch may ever miss.
+    relist_interval: float = 60.0
+    #: After an outage, what is missing is shown this long before it is believed: its owner may be registering.
+    return_time: float = 3.0
+
+    @property
+    def prefix(self) -> str:
+        return f"/onexflow/{self.cluster}/"
+
+
+_OPTIONS: Final = {"ttl": "ttl", "timeout": "start_timeout"}
+
+
+def parse_etcd_url(url: str, *, cluster: str = "default") -> EtcdSettings:
+    """`etcd3://host:port[,host:port…][?ttl=5&timeout=5]`. Raises InvalidConfiguration with what is wrong."""
+    parts = urlsplit(url)
+    if parts.scheme != SCHEME:
+        raise _bad(url, f"The scheme must be {SCHEME}://.")
+    if "@" in parts.netloc:
+        raise _bad("etcd3://…", "User and password do not belong in the URL.")
+    if parts.path.strip("/"):
+        raise _bad(url, "A path means nothing here; the cluster's name is a setting of its own.")
+    if not _NAME.match(cluster):
+        raise _bad(url, f"The cluster's name {cluster!r} may hold letters, digits, '.', '_' and '-' only.")
+    endpoints = tuple(_endpoint(url, text) for text in parts.netloc.split(","))
+    numbers: dict[str, float] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _OPTIONS:
+            raise _bad(url, f"Unknown option {name!r}; there are: {', '.join(sorted(_OPTIONS))}.")
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if not 0.1 <= number <= 3600:
+            raise _bad(url, f"The option {name} must be a number of seconds between 0.1 and 3600, not {text!r}.")
+        numbers[_OPTIONS[name]] = number
+    return msgspec.structs.replace(EtcdSettings(endpoints=endpoints, cluster=cluster), **numbers)
+
+
+def _endpoint(url: str, text: str) -> str:
+    split = urlsplit("//" + text.strip())
+    try:
+        port = split.port
+    except ValueError:
+        port = None
+    if not split.hostname or not port:
+        raise _bad(url, f"{text!r} is not host:port.")
+    return text.strip()
+
+
+def _bad(url: str, why: str) -> InvalidConfiguration:
+    return InvalidConfiguration(f"The registry URL {url} cannot be used. {why}", {"url": url})

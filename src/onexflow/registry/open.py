@@ -1,0 +1,28 @@
+"""From a URL to a registry."""
+
+from __future__ import annotations
+
+from onexflow.core.errors import InvalidConfiguration
+from onexflow.ports.clock import Clock
+from onexflow.ports.registry import Registry
+from onexflow.registry.etcd.registry import EtcdRegistry
+from onexflow.registry.etcd.url import parse_etcd_url
+from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
+
+
+def open_registry(
+    url: str, *, clock: Clock, cluster: str = "default", hub: MemoryRegistryHub | None = None
+) -> Registry:
+    """The registry of a URL, not started: `etcd3://host:port,host:port?ttl=5` or `memory:`.
+
+    In-memory registries see each other when they are given the same hub. Raises InvalidConfiguration.
+    """
+    if url.startswith("memory:"):
+        if url != "memory:":
+            raise InvalidConfiguration(f"The registry URL {url} cannot be used. `memory:` takes nothing more.")
+        return MemoryRegistry(hub or MemoryRegistryHub(clock))
+    if not url.startswith("etcd3:"):
+        raise InvalidConfiguration(
+            f"The registry URL {url} cannot be used. It is etcd3://host:port,host:port or memory:.", {"url": url}
+        )
+    return EtcdRegistry(parse_etcd_url(url, cluster=cluster))
