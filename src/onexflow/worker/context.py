@@ -1,0 +1,176 @@
+"""`Context`: what a handler is told about its attempt, and how it answers while it runs. Usable from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from onexflow.core.ids import RunKey
+from onexflow.core.payload import NULL, Payload, PayloadCodec
+from onexflow.ports.worker_link import Assignment
+from onexflow.worker.errors import Cancelled
+
+_NS = 1_000_000_000
+
+
+class CancelFlag:
+    """Event-like: set once, when the attempt is to stop. True in a condition when set."""
+
+    __slots__ = ("_event", "_set", "_waiters", "reason")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._event: threading.Event | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self.reason = ""
+
+    def is_set(self) -> bool:
+        """Whether the attempt is to stop."""
+        return self._set
+
+    __bool__ = is_set
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block this thread until set, at most `timeout` seconds. For sync handlers; never on the event loop."""
+        # Event first, flag second; `set` does it the other way round: no lock is needed for one to see the other.
+        event = self._event = self._event or threading.Event()
+        return self._set or event.wait(timeout)
+
+    def set(self, reason: str = "") -> None:
+        """Called by the runtime, on its loop."""
+        self.reason = reason
+        self._set = True
+        if self._event is not None:
+            self._event.set()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def wait_async(self) -> None:
+        """Return when set. On the runtime's loop only."""
+        if self._set:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+
+class Context:
+    """The attempt, as its handler sees it."""
+
+    __slots__ = ("_assignment", "_codec", "_now", "_report", "_started_at", "cancelled")
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        *,
+        codec: PayloadCodec,
+        report: Callable[[Payload], None],
+        now: Callable[[], int],
+        started_at: int,
+    ) -> None:
+        self._assignment = assignment
+        self._codec = codec
+        self._report = report
+        self._now = now
+        self._started_at = started_at
+        #: Event-like: `is_set()`, truth, `wait(timeout)` in threads. An async handler gets CancelledError besides.
+        self.cancelled = CancelFlag()
+
+    @property
+    def attempt(self) -> int:
+        """Number of this attempt, from 1."""
+        return self._assignment.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same in every attempt of this task of this run. Hand it to what you call."""
+        return self._assignment.idempotency_key
+
+    @property
+    def token(self) -> str:
+        """The identity of just this attempt."""
+        return str(self._assignment.token)
+
+    @property
+    def namespace(self) -> str:
+        return self._assignment.namespace
+
+    @property
+    def workflow_type(self) -> str:
+        return self._assignment.workflow_type
+
+    @property
+    def instance_id(self) -> str:
+        return self._assignment.instance_id
+
+    @property
+    def run(self) -> RunKey:
+        """The run's full name."""
+        return RunKey(self.namespace, self.workflow_type, UUID(self.instance_id))
+
+    @property
+    def task(self) -> str:
+        """Name of the task in its workflow."""
+        return self._assignment.task
+
+    @property
+    def item(self) -> int:
+        """Index of the item of a mapped task; 0 otherwise."""
+        return self._assignment.token.item
+
+    @property
+    def trace(self) -> str:
+        """W3C traceparent; empty when the run is not traced."""
+        return self._assignment.trace
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the attempt will be cancelled, in UTC; None when it has no limit."""
+        if not self._assignment.timeout:
+            return None
+        return datetime.fromtimestamp(self._started_at / _NS + self._assignment.timeout, UTC)
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, never below 0; None when there is none."""
+        if not self._assignment.timeout:
+            return None
+        return max(0.0, self._assignment.timeout - (self._now() - self._started_at) / _NS)
+
+    @property
+    def last_progress(self) -> Any:
+        """What the attempt before reported last; None when it reported nothing."""
+        progress = self._assignment.progress
+        return None if progress is None else self._codec.decode(progress)
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that names the run, the task and the attempt."""
+        import structlog  # not at the top: child processes start without it
+
+        return structlog.get_logger("onexflow.handler").bind(
+            workflow_type=self.workflow_type, instance_id=self.instance_id, task=self.task, attempt=self.attempt
+        )
+
+    def progress(self, details: Any = None) -> None:
+        """Say that the attempt is alive, and how far it is: resets its heartbeat timeout.
+
+        The last details are handed to the next attempt. Call it as often as you like: what goes out is limited to
+        about one message a second. Raises InvalidArgument when `details` have no JSON form.
+        """
+        self._report(NULL if details is None else self._codec.encode(details))
+
+    def raise_if_cancelled(self) -> None:
+        """For sync handlers, at points where stopping is safe: raises `Cancelled` when the attempt is to stop."""
+        if self.cancelled.is_set():
+            raise Cancelled(self.cancelled.reason)
+
+    async def wait_cancelled(self) -> None:
+        """Return when the attempt is to stop."""
+        await self.cancelled.wait_async()

@@ -1,0 +1,256 @@
+"""The slots of one role: a queue of attempts, and long-lived runners that take from it, one a slot.
+
+An async handler runs inside its runner, without an asyncio task of its own: a batch of short ones costs one wake-up. Each
+attempt still has its own `contextvars` context. Sync handlers are awaited by the runner on their thread or child process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import types
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Final, Protocol
+
+from onexflow.core.payload import NULL, Failure, Payload
+from onexflow.ports.clock import Clock
+from onexflow.ports.worker_link import Assignment, AttemptResult, Role
+from onexflow.worker.context import Context
+from onexflow.worker.credits import Ledger
+from onexflow.worker.errors import Cancelled, failure_of
+
+#: A runner lets the loop go on after this many seconds, or this many attempts, of work without a pause.
+_STINT_SECONDS: Final = 0.002
+_STINT_ATTEMPTS: Final = 64
+
+QUEUED: Final = 0
+RUNNING: Final = 1
+ENDED: Final = 2
+
+
+class Attempt:
+    """One attempt that is queued or running here."""
+
+    __slots__ = ("assignment", "cancel_reason", "cancelling", "context", "discard", "peer", "program", "runner",
+                 "started_at", "state", "stop")  # fmt: skip
+
+    def __init__(self, assignment: Assignment, program: Program, peer: Any) -> None:
+        self.assignment = assignment
+        self.program = program
+        self.peer = peer  #: the link that sent it
+        self.state = QUEUED
+        self.runner: Runner | None = None
+        self.context: Context | None = None
+        self.started_at = 0
+        self.cancelling = False  #: it was asked to stop
+        self.cancel_reason = ""
+        self.discard = False  #: nobody wants its result any more
+        self.stop: Callable[[], None] | None = None  #: how its executor is asked to stop; None: cancel the runner
+
+
+class Program(Protocol):
+    """A handler made ready to run: how one of its attempts is executed."""
+
+    def start(self, attempt: Attempt, slot: Slot) -> Awaitable[Payload]:
+        """Run it to its result. Raises what the handler raised."""
+
+
+class Slot:
+    """What a runner owns beside its task: executors (a thread, a child process) keep themselves here."""
+
+    __slots__ = ("executors", "number", "role")
+
+    def __init__(self, role: Role, number: int) -> None:
+        self.role = role
+        self.number = number
+        self.executors: dict[str, Any] = {}
+
+
+class Runner:
+    """One slot's task."""
+
+    __slots__ = ("attempt", "slot", "task")
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.task: asyncio.Task[None] | None = None
+        self.attempt: Attempt | None = None
+
+
+class RemoteFailure(Exception):
+    """A handler failed in a child process: the failure is already data."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Lane:
+    """Queue and runners of one role."""
+
+    def __init__(
+        self,
+        role: Role,
+        slots: int,
+        *,
+        clock: Clock,
+        finish: Callable[[Attempt, AttemptResult], None],
+    ) -> None:
+        self.role = role
+        self.ledger: Ledger[Any] = Ledger(slots, prefetch=role != "effect")
+        self.runners: list[Runner] = []
+        self._clock = clock
+        self._finish = finish
+        self._queue: deque[Attempt] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._closed = False
+        self._waking = 0  #: idle runners that were woken and have not run yet
+
+    def add(self, attempt: Attempt) -> None:
+        """Queue an attempt. `wake` once after a batch."""
+        self.ledger.queued += 1
+        self._queue.append(attempt)
+
+    def wake(self) -> None:
+        """See to it that someone takes from the queue."""
+        if self._queue and not self._waking:
+            self._wake_one()
+
+    def drop(self, attempt: Attempt) -> None:
+        """Take a queued attempt out. It stays in the deque until a runner passes by, and is skipped there."""
+        attempt.state = ENDED
+        self.ledger.queued -= 1
+
+    def newest(self, peer: Any, count: int) -> list[Attempt]:
+        """Up to `count` queued attempts of a link, the last to come first."""
+        found = (a for a in reversed(self._queue) if a.state == QUEUED and a.peer is peer)
+        return [a for a, _ in zip(found, range(count), strict=False)]
+
+    def interrupt(self, attempt: Attempt) -> None:
+        """Ask a running attempt to stop. From a loop callback only: no runner is between two attempts then."""
+        if attempt.state != RUNNING or attempt.runner is None:
+            return
+        if attempt.context is not None:
+            attempt.context.cancelled.set(attempt.cancel_reason)
+        if attempt.stop is not None:
+            attempt.stop()
+        elif attempt.runner.task is not None:
+            attempt.runner.task.cancel()
+
+    async def close(self) -> None:
+        """End all runners, and say nothing more of what still runs in them. Waits a second for them, no longer."""
+        self._closed = True
+        tasks = [runner.task for runner in self.runners if runner.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+        self.runners.clear()
+        self._idle.clear()
+
+    # ---- runners
+
+    def _wake_one(self) -> None:
+        while self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                self._waking += 1
+                return
+        if len(self.runners) < self.ledger.slots:
+            self._waking += 1
+            runner = Runner(Slot(self.role, len(self.runners)))
+            self.runners.append(runner)
+            runner.task = asyncio.get_running_loop().create_task(self._serve(runner), name=f"{self.role}-slot")
+
+    def _woken(self) -> None:
+        # Each woken runner wakes two more while there is work for them: many slots fill in a few turns of the loop,
+        # and a batch of handlers that never wait is done by the first runner alone.
+        self._waking -= 1
+        for _ in range(min(2, len(self._queue) - 1 - self._waking)):
+            self._wake_one()
+
+    async def _serve(self, runner: Runner) -> None:
+        queue, monotonic = self._queue, self._clock.monotonic
+        self._woken()
+        stint, since = 0, monotonic()
+        while not self._closed:
+            if not queue:
+                waiter = asyncio.get_running_loop().create_future()
+                self._idle.append(waiter)
+                await waiter
+                self._woken()
+                stint, since = 0, monotonic()
+                continue
+            attempt = queue.popleft()
+            if attempt.state != QUEUED:
+                continue
+            began = monotonic()
+            await self._run(attempt, runner)
+            ended = monotonic()
+            self.ledger.took(ended - began)
+            stint += 1
+            if stint >= _STINT_ATTEMPTS or ended - since > _STINT_SECONDS:
+                await pause()
+                stint, since = 0, monotonic()
+
+    async def _run(self, attempt: Attempt, runner: Runner) -> None:
+        """Run one attempt to its end, whatever that is. Raises only CancelledError, when the lane closes."""
+        now, ledger = self._clock.now, self.ledger
+        attempt.state = RUNNING
+        attempt.runner = runner
+        runner.attempt = attempt
+        ledger.queued -= 1
+        ledger.running += 1
+        attempt.started_at = now()
+        token = attempt.assignment.token
+        try:
+            payload = await attempt.program.start(attempt, runner.slot)
+            result = AttemptResult(token, "completed", payload, None, attempt.started_at, now())
+        except asyncio.CancelledError as error:
+            if self._closed:
+                raise
+            result = self._ended_badly(attempt, error)
+        except (Exception, SystemExit, Cancelled) as error:  # noqa: BLE001 — what a handler raises is data
+            result = self._ended_badly(attempt, error)
+        finally:
+            attempt.state = ENDED
+            runner.attempt = None
+            ledger.running -= 1
+        if attempt.cancelling and runner.task is not None:
+            while runner.task.cancelling():
+                runner.task.uncancel()
+        self._finish(attempt, result)
+
+    def _ended_badly(self, attempt: Attempt, error: BaseException) -> AttemptResult:
+        token, now = attempt.assignment.token, self._clock.now()
+        if attempt.cancelling and isinstance(error, asyncio.CancelledError | Cancelled):
+            return AttemptResult(token, "stopped", NULL, None, attempt.started_at, now)
+        failure = error.failure if isinstance(error, RemoteFailure) else failure_of(error)
+        return AttemptResult(token, "failed", NULL, failure, attempt.started_at, now)
+
+
+@types.coroutine
+def pause() -> Generator[None, None, None]:
+    """Let the loop go round once."""
+    yield
+
+
+@types.coroutine
+def within(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Await a coroutine in a `contextvars` context of its own, without a task: what it sets does not leak."""
+    try:
+        step = context.run(coroutine.send, None)
+        while True:
+            try:
+                value = yield step
+            except GeneratorExit:
+                context.run(coroutine.close)
+                raise
+            except BaseException as error:  # noqa: BLE001 — it is thrown on into the coroutine
+                step = context.run(coroutine.throw, error)
+            else:
+                step = context.run(coroutine.send, value)
+    except StopIteration as end:
+        return end.value

@@ -1,0 +1,500 @@
+"""`WorkerRuntime`: a worker's side of its sessions with orchestrators.
+
+One link to each orchestrator. What is asked for on a link is done; what came of it goes to whoever owns the attempt's
+shard *now*. Links come and go, attempts stay. This file keeps the books (attempts by token, results by token until they
+are acknowledged, the highest epoch of each shard); `lanes.py` runs the attempts, `credits.py` says who may send more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+import structlog
+
+from onexflow.codec.payload import JsonCodec
+from onexflow.core.errors import InvalidConfiguration
+from onexflow.core.ids import Token
+from onexflow.core.payload import NULL, Failure, Payload, PayloadCodec
+from onexflow.ports.clock import Clock, IdSource
+from onexflow.ports.worker_link import (
+    PROTOCOL_VERSION,
+    ROLES,
+    Ack,
+    Assignment,
+    Assignments,
+    AttemptResult,
+    Cancel,
+    Credits,
+    Demand,
+    Drain,
+    FromWorker,
+    Goodbye,
+    Held,
+    Hello,
+    OrchestratorLink,
+    Ping,
+    Pong,
+    Recall,
+    Role,
+    ShardEpoch,
+    ToWorker,
+    Welcome,
+    WorkerDraining,
+)
+from onexflow.spi.exceptions import HandlerInitializationError
+from onexflow.worker.handlers import Handler, Worker
+from onexflow.worker.lanes import QUEUED, RUNNING, Attempt, Lane, Program
+from onexflow.worker.outbox import Outbox
+from onexflow.worker.programs import Programs
+from onexflow.worker.progress import ProgressReports
+
+DEFAULT_SLOTS: Final[dict[Role, int]] = {"effect": 32, "compute": 4, "reducer": 4}
+#: Seconds that a cancelled attempt has to end when the worker closes.
+STOP_GRACE: Final = 2.0
+#: Seconds to wait for the acknowledgement of the last results.
+ACK_GRACE: Final = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is doing, at one moment."""
+
+    links: int
+    slots: dict[str, int]
+    queued: dict[str, int]
+    running: dict[str, int]
+    credits: dict[str, int]  #: given to orchestrators and not yet used
+    stopping: int  #: attempts that were cancelled and still hold their slot
+    unacknowledged: int
+    completed: int
+    failed: int
+    duplicates: int  #: assignments of tokens that were known already
+    refused_stale: int  #: messages of orchestrators that no longer own the shard
+    refused_uncredited: int  #: assignments beyond the credits given
+
+
+class OrchestratorPeer:
+    """One session. The link calls `on_message` in order and `on_close` once, both on the runtime's loop."""
+
+    def __init__(self, runtime: WorkerRuntime, link: OrchestratorLink) -> None:
+        self.link = link
+        self.epochs: dict[int, int] = {}  #: what this orchestrator said of its shards
+        self.orchestrator_id = ""  #: empty until Welcome
+        self.open = True
+        self._runtime = runtime
+
+    def on_message(self, message: ToWorker) -> None:
+        """Take a message. What is stale or out of turn is refused and counted; nothing is raised."""
+        if self.open:
+            self._runtime.handle(self, message)
+
+    def on_close(self, reason: str = "") -> None:
+        """The link has ended. Attempts go on; their results wait for the shard's owner of then."""
+        if self.open:
+            self.open = False
+            self._runtime.detach(self, reason)
+
+
+class WorkerRuntime:
+    """Runs a worker's handlers for the orchestrators that it is linked to.
+
+    `async with WorkerRuntime(...) as runtime:` starts it (class nodes' `initialize()`) and closes it. `attach` links
+    while it runs. All methods belong to one event loop.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        worker_id: str,
+        incarnation: str,
+        clock: Clock,
+        ids: IdSource,
+        slots: dict[Role, int] | None = None,
+        codec: PayloadCodec | None = None,
+        liveness: str = "",
+        build_id: str = "",
+        labels: dict[str, str] | None = None,
+    ) -> None:
+        self.worker = worker
+        self.worker_id = worker_id
+        self.incarnation = incarnation
+        self.liveness = liveness  #: may be set until the first `attach`
+        #: Addresses of orchestrators, as the last Welcome gave them.
+        self.orchestrators: tuple[str, ...] = ()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._clock = clock
+        self._ids = ids
+        self._build_id = build_id
+        self._labels = labels or {}
+        self._programs = Programs(clock=clock, codec=codec or JsonCodec(), report=self._report)
+        self._progress = ProgressReports(clock, self._send_to_owner)
+        self._lanes = self._lanes_for(slots or {})
+        self._ready: dict[tuple[Role, str], tuple[Handler, Program]] = {}
+        self._peers: list[OrchestratorPeer] = []
+        self._epochs: dict[int, int] = {}
+        self._owners: dict[int, OrchestratorPeer] = {}
+        self._attempts: dict[Token, Attempt] = {}
+        self._outbox = Outbox(self._owners.get, self._tell_credits)
+        self._initialized: list[Any] = []
+        self._started = self._draining = self._closed = False
+        self._completed = self._failed = self._duplicates = self._stale = self._uncredited = 0
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Make the handlers ready and initialise class nodes. Raises HandlerInitializationError naming the one that failed."""
+        if self._started:
+            return
+        for handler in self.worker.handlers:
+            if handler.role in self._lanes:
+                self._ready[handler.role, handler.name] = (handler, self._programs.program(handler))
+        for handler in self.worker.handlers:
+            if handler.node is not None and handler.node not in self._initialized:
+                await self._initialize(handler)
+        self._started = True
+
+    async def drain(self, timeout: float) -> None:
+        """Stop in good order: take nothing new, give back what has not begun, let the rest run for `timeout` seconds,
+        cancel what is left then, wait briefly for the acknowledgements, say Goodbye and close."""
+        if self._closed:
+            return
+        self._draining = True
+        for lane in self._lanes.values():
+            lane.ledger.closed = True
+        self._broadcast(WorkerDraining())
+        self._give_back([attempt for attempt in self._attempts.values() if attempt.state == QUEUED])
+        await self._until(lambda: not self._attempts, self.idle, timeout)
+        await self.close()
+
+    async def close(self) -> None:
+        """As `drain`, without waiting for running attempts: they are cancelled and reported as `stopped`."""
+        if self._closed:
+            return
+        self._draining = self._closed = True
+        for lane in self._lanes.values():
+            lane.ledger.closed = True
+        self._give_back([attempt for attempt in self._attempts.values() if attempt.state == QUEUED])
+        for attempt in list(self._attempts.values()):
+            self._stop(attempt, "the worker is stopping")
+        await self._until(lambda: not self._attempts, self.idle, STOP_GRACE)
+        self._outbox.flush()
+        if self._peers:
+            await self._until(lambda: not self._outbox.waiting, self._outbox.empty, ACK_GRACE)
+        if not self._attempts:  # else it would be a lie: a thread that does not obey still runs
+            self._broadcast(Goodbye())
+        for peer in list(self._peers):
+            peer.link.close()
+            peer.on_close("closed by the worker")
+        self._progress.close()
+        for lane in self._lanes.values():
+            await lane.close()
+        await self._programs.close()
+        await self._shutdown_nodes()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def attach(self, link: OrchestratorLink) -> OrchestratorPeer:
+        """A link to an orchestrator is open: says Hello on it, and returns what the link calls."""
+        if not self._started or self._closed:
+            raise InvalidConfiguration("a worker runtime takes links while it runs: between start() and close()")
+        peer = OrchestratorPeer(self, link)
+        self._peers.append(peer)
+        link.send(self._hello())
+        return peer
+
+    def statistics(self) -> Statistics:
+        """A snapshot for people, health answers and tests."""
+        lanes = self._lanes.items()
+        return Statistics(
+            links=len(self._peers),
+            slots={role: lane.ledger.slots for role, lane in lanes},
+            queued={role: lane.ledger.queued for role, lane in lanes},
+            running={role: lane.ledger.running for role, lane in lanes},
+            credits={role: lane.ledger.granted for role, lane in lanes},
+            stopping=sum(attempt.cancelling for attempt in self._attempts.values()),
+            unacknowledged=len(self._outbox.waiting),
+            completed=self._completed,
+            failed=self._failed,
+            duplicates=self._duplicates,
+            refused_stale=self._stale,
+            refused_uncredited=self._uncredited,
+        )
+
+    # ---- messages (called by OrchestratorPeer)
+
+    def handle(self, peer: OrchestratorPeer, message: ToWorker) -> None:
+        """Do what a message asks."""
+        match message:
+            case Assignments():
+                self._assign(peer, message.assignments)
+            case Ack():
+                self._acknowledge(peer, message)
+            case Demand():
+                for role, lane in self._lanes.items():
+                    lane.ledger.demand(peer, message.waiting.get(role, 0))
+                self._outbox.schedule()
+            case Ping():
+                peer.link.send(Pong(message.nonce))
+            case Cancel():
+                self._cancel(peer, message)
+            case ShardEpoch():
+                self._own(peer, {message.shard: message.epoch})
+            case Welcome():
+                self._welcome(peer, message)
+            case Recall():
+                if (recalled := self._lanes.get(message.role)) is not None:
+                    self._give_back(recalled.newest(peer, message.count))
+            case Drain():
+                for lane in self._lanes.values():
+                    lane.ledger.detach(peer)
+
+    def detach(self, peer: OrchestratorPeer, reason: str) -> None:
+        """A link has ended."""
+        self._peers.remove(peer)
+        for lane in self._lanes.values():
+            lane.ledger.detach(peer)
+        for shard in [shard for shard, owner in self._owners.items() if owner is peer]:
+            del self._owners[shard]
+        if not self._closed:
+            _log.info("orchestrator_link_closed", orchestrator=peer.orchestrator_id, reason=reason)
+            self._outbox.schedule()
+
+    def _welcome(self, peer: OrchestratorPeer, message: Welcome) -> None:
+        if message.protocol_version != PROTOCOL_VERSION:
+            _log.error("protocol_version_differs", ours=PROTOCOL_VERSION, theirs=message.protocol_version,
+                       orchestrator=message.orchestrator_id)  # fmt: skip
+            peer.link.close()
+            return
+        peer.orchestrator_id = message.orchestrator_id
+        self.orchestrators = message.orchestrators or self.orchestrators
+        self._own(peer, message.epochs)
+        if not self._draining:
+            for lane in self._lanes.values():
+                lane.ledger.attach(peer)
+            self._tell_credits()
+        else:
+            peer.link.send(WorkerDraining())
+
+    def _own(self, peer: OrchestratorPeer, epochs: dict[int, int]) -> None:
+        """Epoch barrier: keep the highest epoch, answer with what runs here, then send what is unacknowledged."""
+        told = set()
+        for shard, epoch in epochs.items():
+            if epoch < self._epochs.get(shard, 0):
+                self._stale += 1
+                continue
+            self._epochs[shard] = peer.epochs[shard] = epoch
+            self._owners[shard] = peer
+            told.add(shard)
+        held: dict[int, list[Token]] = {shard: [] for shard in told}
+        for token in self._attempts:
+            if token.shard in told:
+                held[token.shard].append(token)
+        for shard, running in held.items():
+            peer.link.send(Held(shard, self._epochs[shard], running))
+        self._outbox.send_again(told)
+
+    def _current(self, peer: OrchestratorPeer, token: Token) -> bool:
+        """Whether `peer` may speak about this attempt: it owns the shard, as far as we have heard."""
+        epoch = peer.epochs.get(token.shard, -1)
+        if epoch == self._epochs.get(token.shard) and token.epoch <= epoch:
+            return True
+        self._stale += 1
+        return False
+
+    def _assign(self, peer: OrchestratorPeer, assignments: list[Assignment]) -> None:
+        attempts, outbox, ready = self._attempts, self._outbox, self._ready
+        touched: set[Lane] = set()
+        for assignment in assignments:
+            token = assignment.token
+            lane = self._lanes.get(assignment.role)
+            credited = lane is not None and lane.ledger.spend(peer)
+            if not self._current(peer, token):
+                continue
+            if token in attempts or token in outbox.waiting:
+                self._duplicates += 1
+                outbox.repeat(token)
+                continue
+            known = ready.get((assignment.role, assignment.handler))
+            if lane is None or known is None:
+                outbox.add(self._unknown(assignment))
+            elif not credited or self._draining:
+                self._uncredited += not self._draining
+                outbox.add(AttemptResult(token, "returned"))
+            else:
+                attempts[token] = attempt = Attempt(assignment, known[1], peer)
+                lane.add(attempt)
+                touched.add(lane)
+        if touched:
+            self.idle.clear()
+        for lane in touched:
+            lane.wake()
+        outbox.schedule()
+
+    def _acknowledge(self, peer: OrchestratorPeer, message: Ack) -> None:
+        for token in message.tokens:
+            if self._current(peer, token):
+                self._outbox.forget(token)
+        for token in message.discarded:
+            if self._current(peer, token):
+                self._outbox.forget(token)
+                if (attempt := self._attempts.get(token)) is not None:
+                    attempt.discard = True
+                    self._stop(attempt, "its result is not wanted any more")
+
+    def _cancel(self, peer: OrchestratorPeer, message: Cancel) -> None:
+        for token in message.tokens:
+            if not self._current(peer, token):
+                continue
+            attempt = self._attempts.get(token)
+            if attempt is not None:
+                self._stop(attempt, message.reason)
+            elif token in self._outbox.waiting:
+                self._outbox.repeat(token)
+            else:
+                self._outbox.add(AttemptResult(token, "returned"))
+
+    # ---- attempts
+
+    def _stop(self, attempt: Attempt, reason: str) -> None:
+        if attempt.state == QUEUED:
+            self._give_back([attempt])
+        elif attempt.state == RUNNING and not attempt.cancelling:
+            attempt.cancelling = True
+            attempt.cancel_reason = reason
+            # By the loop, since we may be inside that very attempt's runner, called through an in-process link.
+            asyncio.get_running_loop().call_soon(self._lanes[attempt.assignment.role].interrupt, attempt)
+
+    def _give_back(self, attempts: Iterable[Attempt]) -> None:
+        for attempt in attempts:
+            self._lanes[attempt.assignment.role].drop(attempt)
+            self._ended(attempt, AttemptResult(attempt.assignment.token, "returned"))
+
+    def _finished(self, attempt: Attempt, result: AttemptResult) -> None:
+        """A runner has brought an attempt to its end."""
+        if result.status == "completed":
+            self._completed += 1
+        elif result.status == "failed":
+            self._failed += 1
+            self._log_failure(attempt.assignment, result.error)
+        self._ended(attempt, result)
+
+    def _ended(self, attempt: Attempt, result: AttemptResult) -> None:
+        token = attempt.assignment.token
+        del self._attempts[token]
+        self._progress.forget(token)
+        if attempt.discard:
+            self._outbox.schedule()
+        else:
+            self._outbox.add(result)
+        if not self._attempts:
+            self.idle.set()
+
+    def _report(self, attempt: Attempt, details: Payload) -> None:
+        if attempt.state == RUNNING:
+            self._progress.report(attempt.assignment, details)
+
+    def _unknown(self, assignment: Assignment) -> AttemptResult:
+        message = f"worker {self.worker_id} serves no {assignment.role} {assignment.handler!r}"
+        error = Failure("UnknownHandler", message, context={"worker": self.worker_id})
+        return AttemptResult(assignment.token, "failed", NULL, error)
+
+    def _log_failure(self, assignment: Assignment, error: Failure | None) -> None:
+        if error is not None:
+            _log.warning("attempt_failed", task=assignment.task, workflow_type=assignment.workflow_type,
+                         instance_id=assignment.instance_id, attempt=assignment.attempt, handler=assignment.handler,
+                         error=error.type, message=error.message[:500])  # fmt: skip
+
+    # ---- what goes out
+
+    def _hello(self) -> Hello:
+        return Hello(
+            worker_id=self.worker_id,
+            incarnation=self.incarnation,
+            handlers=tuple(handler.info for handler, _ in self._ready.values()),
+            slots={role: lane.ledger.slots for role, lane in self._lanes.items()},
+            liveness=self.liveness,
+            build_id=self._build_id,
+            labels=self._labels,
+        )
+
+    def _tell_credits(self) -> None:
+        """Called after each batch of results: what is free now is given out."""
+        told: dict[OrchestratorPeer, dict[str, int]] = {}
+        for role, lane in self._lanes.items():
+            for peer, count in lane.ledger.grants().items():
+                told.setdefault(peer, {})[role] = count
+        for peer, granted in told.items():
+            peer.link.send(Credits(granted))
+
+    def _send_to_owner(self, shard: int, message: FromWorker) -> None:
+        if (owner := self._owners.get(shard)) is not None:
+            owner.link.send(message)
+
+    def _broadcast(self, message: FromWorker) -> None:
+        for peer in list(self._peers):
+            peer.link.send(message)
+
+    # ---- helpers
+
+    def _lanes_for(self, slots: dict[Role, int]) -> dict[Role, Lane]:
+        served = {handler.role for handler in self.worker.handlers}
+        lanes: dict[Role, Lane] = {}
+        for role in ROLES:
+            count = slots.get(role, DEFAULT_SLOTS[role])
+            if count < 0 or not isinstance(count, int):
+                raise InvalidConfiguration(f"slots of {role}: {count!r} is no number of slots")
+            if role in served and count:
+                lanes[role] = Lane(role, count, clock=self._clock, finish=self._finished)
+        return lanes
+
+    async def _initialize(self, handler: Handler) -> None:
+        initialize = getattr(handler.node, "initialize", None)
+        try:
+            if callable(initialize):
+                answer = initialize()
+                if asyncio.iscoroutine(answer):
+                    await answer
+        except Exception as error:
+            await self._shutdown_nodes()
+            raise HandlerInitializationError(
+                f"initialize() of node {handler.name!r} failed: {error}",
+                {"handler": handler.name, "role": handler.role},
+            ) from error
+        self._initialized.append(handler.node)
+
+    async def _shutdown_nodes(self) -> None:
+        while self._initialized:
+            node = self._initialized.pop()
+            try:
+                shutdown = getattr(node, "shutdown", None)
+                answer = shutdown() if callable(shutdown) else None
+                if asyncio.iscoroutine(answer):
+                    await answer
+            except Exception as error:  # noqa: BLE001 — the other nodes are to be shut down all the same
+                _log.warning("node_shutdown_failed", node=str(getattr(node, "node_id", "?")), error=str(error))
+
+    async def _until(self, done: Callable[[], bool], event: asyncio.Event, seconds: float) -> None:
+        """Wait for `event`, at most so long."""
+        if done() or seconds <= 0:
+            return
+        waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(self._clock.sleep(seconds))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
