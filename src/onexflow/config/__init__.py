@@ -1,0 +1,40 @@
+"""Settings of the binaries: one frozen tree a process, each value with its origin."""
+
+from __future__ import annotations
+
+from onexflow.config.cluster import Cluster, OrchestratorProcess, WorkerProcess, load_cluster, parse_cluster
+from onexflow.config.secret import Secret
+from onexflow.config.settings import (
+    DEFAULT_ADDRESS,
+    LimitSettings,
+    LogSettings,
+    OrchestratorSettings,
+    RegistrySettings,
+    Settings,
+    SlotSettings,
+    StoreSettings,
+    WorkerSettings,
+    is_loopback,
+)
+from onexflow.config.sources import Loaded, load
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "Cluster",
+    "LimitSettings",
+    "Loaded",
+    "LogSettings",
+    "OrchestratorProcess",
+    "OrchestratorSettings",
+    "RegistrySettings",
+    "Secret",
+    "Settings",
+    "SlotSettings",
+    "StoreSettings",
+    "WorkerProcess",
+    "WorkerSettings",
+    "is_loopback",
+    "load",
+    "load_cluster",
+    "parse_cluster",
+]

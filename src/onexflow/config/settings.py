@@ -1,0 +1,186 @@
+"""Every setting of the binaries, with its default and what it is for. One frozen tree a process.
+
+How values come in (defaults < TOML < environment < flags) is `onexflow.config.sources`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final, Literal
+
+import msgspec
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
+MIB: Final = 1024 * 1024
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "pretty", "json"]
+RoleName = Literal["effect", "compute", "reducer"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all settings. The strings after `#:` are the reference (docs/configuration.md)."""
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(setting, what is wrong with it) of values that have the right type and make no sense."""
+        return []
+
+
+class StoreSettings(Settings, frozen=True, kw_only=True):
+    #: `sqlite:PATH` (one orchestrator, durable) or `memory:` (nothing survives).
+    url: str = "sqlite:./onexflow.db"
+    #: Number of shards of a new store; an existing store keeps its own.
+    shards: int = 8
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        scheme, _, path = self.url.partition(":")
+        if scheme not in ("sqlite", "memory"):
+            found.append(("url", f"{self.url!r} is neither sqlite:PATH nor memory:"))
+        elif scheme == "sqlite" and not path:
+            found.append(("url", "sqlite: needs a path, for example sqlite:./onexflow.db"))
+        if not 1 <= self.shards <= 4096:
+            found.append(("shards", f"{self.shards} is not within 1 and 4096"))
+        return found
+
+
+class RegistrySettings(Settings, frozen=True, kw_only=True):
+    #: `etcd3://host:port,host:port` or `memory:` (this process alone).
+    url: str = "memory:"
+    #: Seconds after which a silent process's membership ends; renewed every third of it.
+    lease_ttl: float = 5.0
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        scheme, _, rest = self.url.partition(":")
+        if scheme not in ("etcd3", "memory"):
+            found.append(("url", f"{self.url!r} is neither etcd3://host:port,… nor memory:"))
+        elif scheme == "etcd3" and not all(_is_address(one) for one in rest.removeprefix("//").split(",")):
+            found.append(("url", f"{self.url!r} does not list host:port after etcd3://"))
+        if not 1 <= self.lease_ttl <= 600:
+            found.append(("lease_ttl", f"{self.lease_ttl} is not within 1 and 600 seconds"))
+        return found
+
+
+class LimitSettings(Settings, frozen=True, kw_only=True):
+    #: Bytes of one gRPC message.
+    message: int = 8 * MIB
+    #: Bytes of one payload (input, result) carried in a message.
+    payload: int = 2 * MIB
+
+    def problems(self) -> list[tuple[str, str]]:
+        if not 1024 <= self.payload < self.message:
+            return [("payload", f"{self.payload} is not within 1024 and limits.message ({self.message})")]
+        return []
+
+
+class LogSettings(Settings, frozen=True, kw_only=True):
+    #: debug, info, warning or error.
+    level: LogLevel = "info"
+    #: pretty, json, or auto: pretty on a terminal, else json.
+    format: LogFormat = "auto"
+
+
+class OrchestratorSettings(Settings, frozen=True, kw_only=True):
+    """`onex-orchestrator`."""
+
+    #: host:port to serve gRPC on; port 0 takes any free one.
+    listen: str = DEFAULT_ADDRESS
+    #: host:port that others are told to use; empty: the one that is listened on.
+    advertise: str = ""
+    #: Listen beyond this machine without encryption. Anybody who reaches the port may then do anything.
+    insecure: bool = False
+    #: Name in the cluster; empty: orchestrator-HOST.
+    node_id: str = ""
+    #: Name of the cluster: the part of etcd's key space that is used.
+    cluster: str = "local"
+    #: Seconds that a stop (SIGTERM) waits for running work to come to rest.
+    drain_timeout: float = 10.0
+    #: Offer gRPC reflection (tools such as grpcurl). For development.
+    reflection: bool = False
+    store: StoreSettings = StoreSettings()
+    registry: RegistrySettings = RegistrySettings()
+    limits: LimitSettings = LimitSettings()
+    log: LogSettings = LogSettings()
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [*_address_problems("listen", self.listen), *_positive("drain_timeout", self.drain_timeout)]
+        if self.advertise:
+            found += _address_problems("advertise", self.advertise)
+        if not found and not self.insecure and not is_loopback(self.listen):
+            exposed = f"{self.listen} can be reached from other machines, and there is no TLS"
+            found.append(("listen", f"{exposed}: say `insecure = true` (--insecure) if that is meant"))
+        return found
+
+
+class SlotSettings(Settings, frozen=True, kw_only=True):
+    """How many tasks of a role run at once; 0 for compute: one a CPU."""
+
+    effect: int = 64
+    compute: int = 0
+    reducer: int = 16
+
+    def problems(self) -> list[tuple[str, str]]:
+        return [
+            (role, f"{getattr(self, role)} is not within 0 and 10000")
+            for role in self.__struct_fields__
+            if not 0 <= getattr(self, role) <= 10000
+        ]
+
+
+class WorkerSettings(Settings, frozen=True, kw_only=True):
+    """`onex-worker`."""
+
+    #: Modules whose `Worker` objects hold the handlers: `package.module` or `package.module:name`.
+    modules: tuple[str, ...] = ()
+    #: Addresses of orchestrators; empty: those in the registry, or 127.0.0.1:7411 when that is `memory:`.
+    orchestrators: tuple[str, ...] = ()
+    #: Serve only handlers of these roles; empty: all.
+    roles: tuple[RoleName, ...] = ()
+    #: Name in the cluster; empty: worker-HOST-PID.
+    worker_id: str = ""
+    #: host:port of the liveness port, by which others prove that this process has died; port 0 takes any free one.
+    liveness: str = "127.0.0.1:0"
+    cluster: str = "local"
+    #: Seconds that a stop (SIGTERM) waits for running tasks; what still runs is then handed back.
+    drain_timeout: float = 30.0
+    slots: SlotSettings = SlotSettings()
+    registry: RegistrySettings = RegistrySettings()
+    limits: LimitSettings = LimitSettings()
+    log: LogSettings = LogSettings()
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [*_address_problems("liveness", self.liveness), *_positive("drain_timeout", self.drain_timeout)]
+        for address in self.orchestrators:
+            found += _address_problems("orchestrators", address)
+        if not self.modules:
+            found.append(("modules", "no module is named: give one, for example `onex-worker my_handlers`"))
+        return found
+
+    def endpoints(self) -> tuple[str, ...]:
+        """The orchestrators to go to, empty when the registry is to be asked."""
+        return self.orchestrators or (() if self.registry.url.startswith("etcd3:") else (DEFAULT_ADDRESS,))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether `host:port` can be reached from this machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost" or address.startswith("unix:"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdecimal() and int(port) < 65536
+
+
+def _address_problems(setting: str, address: str) -> list[tuple[str, str]]:
+    return [] if _is_address(address) else [(setting, f"{address!r} is not host:port")]
+
+
+def _positive(setting: str, value: float) -> list[tuple[str, str]]:
+    return [] if value >= 0 else [(setting, f"{value} is below 0")]
