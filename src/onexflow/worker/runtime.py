@@ -290,7 +290,7 @@ class WorkerRuntime:
             peer.link.send(WorkerDraining())
 
     def _own(self, peer: OrchestratorPeer, epochs: dict[int, int]) -> None:
-        """Epoch barrier: keep the highest epoch, answer with what runs here, then send what is unacknowledged."""
+        """Epoch barrier: keep the highest epoch, send what is unacknowledged, then say what runs here."""
         told = set()
         for shard, epoch in epochs.items():
             if epoch < self._epochs.get(shard, 0):
@@ -299,13 +299,14 @@ class WorkerRuntime:
             self._epochs[shard] = peer.epochs[shard] = epoch
             self._owners[shard] = peer
             told.add(shard)
+        # Results first: the owner takes what is in neither of the two for something that never began here.
+        self._outbox.send_again(told)
         held: dict[int, list[Token]] = {shard: [] for shard in told}
         for token in self._attempts:
             if token.shard in told:
                 held[token.shard].append(token)
         for shard, running in held.items():
             peer.link.send(Held(shard, self._epochs[shard], running))
-        self._outbox.send_again(told)
 
     def _current(self, peer: OrchestratorPeer, token: Token) -> bool:
         """Whether `peer` may speak about this attempt: it owns the shard, as far as we have heard."""
