@@ -1,0 +1,48 @@
+"""The calls of operators: values of `ports.client_link` ↔ the messages of `onexflow.v1` AdminService."""
+
+from __future__ import annotations
+
+from onexflow.ports import client_link as link
+from onexflow.v1 import admin_pb2 as pb
+
+
+def node_view_to_pb(value: link.NodeView) -> pb.NodeView:
+    return pb.NodeView(
+        node_id=value.node_id,
+        kind=value.kind,
+        incarnation=value.incarnation,
+        address=value.address,
+        status=value.status,
+        handlers=value.handlers,
+        slots=value.slots,
+        running=value.running,
+        connected=value.connected,
+        registered=value.registered,
+        version=value.version,
+        started_at=value.started_at,
+    )
+
+
+def node_view(message: pb.NodeView) -> link.NodeView:
+    return link.NodeView(
+        node_id=message.node_id,
+        kind=message.kind,
+        incarnation=message.incarnation,
+        address=message.address,
+        status=message.status,
+        handlers=tuple(message.handlers),
+        slots=message.slots,
+        running=message.running,
+        connected=message.connected,
+        registered=message.registered,
+        version=message.version,
+        started_at=message.started_at,
+    )
+
+
+def health_to_pb(value: link.Health) -> pb.GetHealthResponse:
+    return pb.GetHealthResponse(serving=value.serving, details=value.details)
+
+
+def health(message: pb.GetHealthResponse) -> link.Health:
+    return link.Health(serving=message.serving, details=dict(message.details))

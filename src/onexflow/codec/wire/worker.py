@@ -1,0 +1,364 @@
+"""The worker's stream: messages of `ports.worker_link` ↔ `onexflow.v1` SessionRequest and SessionResponse.
+
+Hot: batches of assignments, results and acks. One message of a port may become several on the wire (64 entries, 1 MiB).
+A result that breaks a limit does not end the stream, since it would come again on the next one: it becomes a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Literal, TypeVar, cast
+
+from onexflow.codec.wire import common
+from onexflow.core.errors import InvalidArgument, ProtocolViolation
+from onexflow.core.ids import Token
+from onexflow.core.payload import JSON, NULL, Failure, Payload
+from onexflow.ports import worker_link as link
+from onexflow.v1 import worker_pb2 as pb
+
+MAX_HANDLERS: Final = 10_000
+MAX_SLOTS: Final = 100_000
+MAX_LABELS: Final = 64
+MAX_ACKS: Final = 1024  #: tokens of one Ack or Cancel; they are small
+
+_STATUSES: Final = frozenset({"completed", "failed", "stopped", "returned"})
+_ROLES: Final[frozenset[str]] = frozenset(link.ROLES)
+_ENTRY: Final = 256  #: bytes of an entry beside its payloads, roughly
+
+T = TypeVar("T")
+Status = Literal["completed", "failed", "stopped", "returned"]
+
+
+# ---- worker → orchestrator
+
+
+def to_requests(message: link.FromWorker) -> Iterator[pb.SessionRequest]:
+    """The wire messages of one message of the worker's, in order."""
+    match message:
+        case link.Results(results):
+            bounded = [_bounded(result) for result in results]
+            for batch in cut(bounded, result_size):
+                yield pb.SessionRequest(results=pb.Results(results=[_result_to_pb(result) for result in batch]))
+        case link.Credits(granted):
+            yield pb.SessionRequest(credits=pb.Credits(granted=granted))
+        case link.Progress(token, details):
+            yield pb.SessionRequest(
+                progress=pb.Progress(token=common.token_to_pb(token), details=common.payload_to_pb(details))
+            )
+        case link.Held(shard, epoch, running):
+            yield pb.SessionRequest(
+                held=pb.Held(shard=shard, epoch=epoch, running=[common.token_to_pb(token) for token in running])
+            )
+        case link.Pong(nonce):
+            yield pb.SessionRequest(pong=pb.Pong(nonce=nonce))
+        case link.Hello():
+            yield pb.SessionRequest(hello=_hello_to_pb(message))
+        case link.WorkerDraining():
+            yield pb.SessionRequest(worker_draining=pb.WorkerDraining())
+        case link.Goodbye():
+            yield pb.SessionRequest(goodbye=pb.Goodbye())
+
+
+def from_request(message: pb.SessionRequest) -> link.FromWorker:
+    """The worker's message. Raises ProtocolViolation naming the field."""
+    kind = message.WhichOneof("message")
+    if kind is None:
+        raise ProtocolViolation("A message of the worker's stream holds nothing.", {"field": "message"})
+    try:
+        return _FROM_REQUEST[kind](getattr(message, kind))
+    except InvalidArgument as error:
+        raise ProtocolViolation(str(error), error.context) from error
+
+
+def _results(message: pb.Results) -> link.Results:
+    if len(message.results) > MAX_ACKS:
+        raise InvalidArgument(f"{len(message.results)} results in one message.", field="results.results")
+    return link.Results([_result(one) for one in message.results])
+
+
+def _result(message: pb.AttemptResult) -> link.AttemptResult:
+    if not message.HasField("token"):
+        raise InvalidArgument("A result has no token.", field="results.token")
+    status = message.status
+    if status not in _STATUSES:
+        raise InvalidArgument(f"A result's status is {status[:64]!r}.", field="results.status")
+    value = NULL
+    error = common.failure(message.error) if message.HasField("error") else None
+    if message.HasField("result"):
+        try:
+            value = common.payload(message.result, "result")
+        except InvalidArgument as wrong:
+            status, error = "failed", _refused(str(wrong))
+    if status == "failed" and error is None:
+        error = Failure("Error", "The worker gave no error.")
+    return link.AttemptResult(
+        common.token(message.token),
+        cast("Status", status),
+        value,
+        error,
+        common.not_negative(message.started_at, "results.started_at"),
+        common.not_negative(message.finished_at, "results.finished_at"),
+    )
+
+
+def _result_to_pb(value: link.AttemptResult) -> pb.AttemptResult:
+    message = pb.AttemptResult(
+        token=common.token_to_pb(value.token),
+        status=value.status,
+        started_at=value.started_at,
+        finished_at=value.finished_at,
+    )
+    if value.result is not NULL:
+        message.result.data = value.result.data
+        if value.result.encoding != JSON:
+            message.result.encoding = value.result.encoding
+    if value.error is not None:
+        message.error.CopyFrom(common.failure_to_pb(value.error))
+    return message
+
+
+def _bounded(value: link.AttemptResult) -> link.AttemptResult:
+    """The result itself, or its failure when it is larger than may be sent."""
+    if len(value.result.data) <= common.MAX_PAYLOAD:
+        return value
+    story = f"The result has {len(value.result.data)} bytes; {common.MAX_PAYLOAD} is the most."
+    return link.AttemptResult(value.token, "failed", NULL, _refused(story), value.started_at, value.finished_at)
+
+
+def _refused(story: str) -> Failure:
+    return Failure("InvalidArgument", story, code=InvalidArgument.code, retryable=False)
+
+
+def _hello(message: pb.Hello) -> link.Hello:
+    if len(message.handlers) > MAX_HANDLERS:
+        raise InvalidArgument(f"{len(message.handlers)} handlers; {MAX_HANDLERS} is the most.", field="hello.handlers")
+    if len(message.labels) > MAX_LABELS:
+        raise InvalidArgument(f"{len(message.labels)} labels; {MAX_LABELS} is the most.", field="hello.labels")
+    handlers = tuple(
+        link.HandlerInfo(
+            _role(one.role, "hello.handlers.role"), common.name(one.name, "hello.handlers.name"), one.idempotent
+        )
+        for one in message.handlers
+    )
+    return link.Hello(
+        worker_id=common.name(message.worker_id, "hello.worker_id"),
+        incarnation=common.name(message.incarnation, "hello.incarnation"),
+        handlers=handlers,
+        slots=_by_role(message.slots, "hello.slots"),
+        liveness=common.optional_name(message.liveness, "hello.liveness"),
+        build_id=common.optional_name(message.build_id, "hello.build_id"),
+        protocol_version=message.protocol_version,
+        labels={
+            common.name(label, "hello.labels"): common.optional_name(text, "hello.labels")
+            for label, text in message.labels.items()
+        },
+    )
+
+
+def _hello_to_pb(value: link.Hello) -> pb.Hello:
+    return pb.Hello(
+        protocol_version=value.protocol_version,
+        worker_id=value.worker_id,
+        incarnation=value.incarnation,
+        handlers=[pb.HandlerInfo(role=one.role, name=one.name, idempotent=one.idempotent) for one in value.handlers],
+        slots=value.slots,
+        liveness=value.liveness,
+        build_id=value.build_id,
+        labels=value.labels,
+    )
+
+
+def _held(message: pb.Held) -> link.Held:
+    return link.Held(message.shard, message.epoch, [common.token(token) for token in message.running])
+
+
+def _progress(message: pb.Progress) -> link.Progress:
+    if not message.HasField("token"):
+        raise InvalidArgument("A progress report has no token.", field="progress.token")
+    return link.Progress(common.token(message.token), common.payload_or_null(message, "details", "progress.details"))
+
+
+def _by_role(counts: Any, field: str) -> dict[str, int]:
+    checked: dict[str, int] = {}
+    for role, count in counts.items():
+        _role(role, field)
+        if count > MAX_SLOTS:
+            raise InvalidArgument(f"{field} of {role} is {count}; {MAX_SLOTS} is the most.", field=field)
+        checked[role] = count
+    return checked
+
+
+def _role(text: str, field: str) -> link.Role:
+    if text not in _ROLES:
+        raise InvalidArgument(
+            f"{field}: there is no role {text[:64]!r}; roles are {', '.join(link.ROLES)}.", field=field
+        )
+    return text
+
+
+_FROM_REQUEST: Final[dict[str, Callable[[Any], link.FromWorker]]] = {
+    "hello": _hello,
+    "credits": lambda message: link.Credits(_by_role(message.granted, "credits.granted")),
+    "results": _results,
+    "held": _held,
+    "progress": _progress,
+    "worker_draining": lambda _: link.WorkerDraining(),
+    "goodbye": lambda _: link.Goodbye(),
+    "pong": lambda message: link.Pong(message.nonce),
+}
+
+
+# ---- orchestrator → worker
+
+
+def to_responses(message: link.ToWorker) -> Iterator[pb.SessionResponse]:
+    """The wire messages of one message of the orchestrator's, in order."""
+    match message:
+        case link.Assignments(assignments):
+            for batch in cut(assignments, assignment_size):
+                yield pb.SessionResponse(
+                    assignments=pb.Assignments(assignments=[_assignment_to_pb(one) for one in batch])
+                )
+        case link.Ack():
+            yield from _acks_to_pb(message)
+        case link.Cancel(tokens, reason):
+            for start in range(0, len(tokens), MAX_ACKS):
+                part = _tokens_to_pb(tokens[start : start + MAX_ACKS])
+                yield pb.SessionResponse(cancel=pb.Cancel(tokens=part, reason=reason))
+        case link.Demand(waiting):
+            yield pb.SessionResponse(demand=pb.Demand(waiting=waiting))
+        case link.Recall(role, count):
+            yield pb.SessionResponse(recall=pb.Recall(role=role, count=count))
+        case link.ShardEpoch(shard, epoch):
+            yield pb.SessionResponse(shard_epoch=pb.ShardEpoch(shard=shard, epoch=epoch))
+        case link.Ping(nonce):
+            yield pb.SessionResponse(ping=pb.Ping(nonce=nonce))
+        case link.Welcome():
+            yield pb.SessionResponse(
+                welcome=pb.Welcome(
+                    protocol_version=message.protocol_version,
+                    orchestrator_id=message.orchestrator_id,
+                    epochs=message.epochs,
+                    orchestrators=message.orchestrators,
+                )
+            )
+        case link.Drain(reason):
+            yield pb.SessionResponse(drain=pb.Drain(reason=reason))
+
+
+def from_response(message: pb.SessionResponse) -> link.ToWorker:
+    """The orchestrator's message. Raises ProtocolViolation when it holds nothing that is known."""
+    kind = message.WhichOneof("message")
+    if kind is None:
+        raise ProtocolViolation("A message of the orchestrator's holds nothing that is known.", {"field": "message"})
+    return _FROM_RESPONSE[kind](getattr(message, kind))
+
+
+def _assignment(message: pb.Assignment) -> link.Assignment:
+    if message.role not in _ROLES:
+        raise ProtocolViolation(f"An assignment has the unknown role {message.role!r}.", {"field": "assignments.role"})
+    return link.Assignment(
+        token=common.token(message.token),
+        role=message.role,
+        handler=message.handler,
+        namespace=message.namespace,
+        workflow_type=message.workflow_type,
+        instance_id=message.instance_id,
+        task=message.task,
+        attempt=message.attempt,
+        input=common.trusted_payload(message.input) if message.HasField("input") else NULL,
+        idempotency_key=message.idempotency_key,
+        timeout=message.timeout,
+        heartbeat=message.heartbeat,
+        trace=message.trace,
+        progress=common.trusted_payload(message.progress) if message.HasField("progress") else None,
+    )
+
+
+def _assignment_to_pb(value: link.Assignment) -> pb.Assignment:
+    message = pb.Assignment(
+        token=common.token_to_pb(value.token),
+        role=value.role,
+        handler=value.handler,
+        namespace=value.namespace,
+        workflow_type=value.workflow_type,
+        instance_id=value.instance_id,
+        task=value.task,
+        attempt=value.attempt,
+        idempotency_key=value.idempotency_key,
+        timeout=value.timeout,
+        heartbeat=value.heartbeat,
+        trace=value.trace,
+    )
+    _set_payload(message.input, value.input)
+    if value.progress is not None:
+        _set_payload(message.progress, value.progress)
+    return message
+
+
+def _set_payload(message: Any, value: Payload) -> None:
+    message.data = value.data
+    if value.encoding != JSON:
+        message.encoding = value.encoding
+
+
+def _acks_to_pb(value: link.Ack) -> Iterator[pb.SessionResponse]:
+    tokens, discarded = _tokens_to_pb(value.tokens), _tokens_to_pb(value.discarded)
+    for start in range(0, max(len(tokens), len(discarded), 1), MAX_ACKS):
+        part = slice(start, start + MAX_ACKS)
+        yield pb.SessionResponse(ack=pb.Ack(tokens=tokens[part], discarded=discarded[part], offsets=value.offsets))
+
+
+def _tokens_to_pb(tokens: Sequence[Token]) -> list[Any]:
+    return [common.token_to_pb(token) for token in tokens]
+
+
+def _tokens(messages: Any) -> list[Token]:
+    return [common.token(message) for message in messages]
+
+
+_FROM_RESPONSE: Final[dict[str, Callable[[Any], link.ToWorker]]] = {
+    "welcome": lambda message: link.Welcome(
+        orchestrator_id=message.orchestrator_id,
+        epochs=dict(message.epochs),
+        orchestrators=tuple(message.orchestrators),
+        protocol_version=message.protocol_version,
+    ),
+    "shard_epoch": lambda message: link.ShardEpoch(message.shard, message.epoch),
+    "assignments": lambda message: link.Assignments([_assignment(one) for one in message.assignments]),
+    "ack": lambda message: link.Ack(_tokens(message.tokens), _tokens(message.discarded), dict(message.offsets)),
+    "cancel": lambda message: link.Cancel(_tokens(message.tokens), message.reason),
+    "recall": lambda message: link.Recall(message.role, message.count),
+    "demand": lambda message: link.Demand(dict(message.waiting)),
+    "drain": lambda message: link.Drain(message.reason),
+    "ping": lambda message: link.Ping(message.nonce),
+}
+
+
+# ---- batches
+
+
+def cut(entries: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """The entries in batches of at most 64 and, unless one alone is larger, 1 MiB."""
+    start = room = 0
+    for position, entry in enumerate(entries):
+        needed = size(entry)
+        if position > start and (position - start == common.MAX_BATCH or room + needed > common.MAX_BATCH_BYTES):
+            yield entries[start:position]
+            start, room = position, 0
+        room += needed
+    if entries:
+        yield entries[start:]
+
+
+def assignment_size(value: link.Assignment) -> int:
+    """About how many bytes it takes on the wire."""
+    progress = len(value.progress.data) if value.progress is not None else 0
+    return _ENTRY + len(value.input.data) + progress
+
+
+def result_size(value: link.AttemptResult) -> int:
+    """About how many bytes it takes on the wire."""
+    error = value.error
+    story = len(error.message) + len(error.traceback) if error is not None else 0
+    return _ENTRY + len(value.result.data) + story
