@@ -113,12 +113,12 @@ def to_status(error: SPIError) -> Status:
     return Status(code, message, ((DETAILS, status.SerializeToString()),))
 
 
-def from_status(error: grpc.aio.AioRpcError) -> SPIError:
+def from_rpc_error(error: grpc.aio.AioRpcError) -> SPIError:
     """The error that a failed call tells of: the same class, with its context, that the server raised."""
-    return from_parts(error.code(), error.details() or "", error.trailing_metadata() or ())
+    return from_status(error.code(), error.details() or "", error.trailing_metadata() or ())
 
 
-def from_parts(
+def from_status(
     code: grpc.StatusCode, message: str, trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
 ) -> SPIError:
     """The error of a status: the class of its reason; without details of ours, the nearest to its code."""

@@ -193,7 +193,7 @@ def _role(text: str, field: str) -> link.Role:
         raise InvalidArgument(
             f"{field}: there is no role {text[:64]!r}; roles are {', '.join(link.ROLES)}.", field=field
         )
-    return text
+    return cast("link.Role", text)
 
 
 _FROM_REQUEST: Final[dict[str, Callable[[Any], link.FromWorker]]] = {
@@ -259,7 +259,7 @@ def _assignment(message: pb.Assignment) -> link.Assignment:
         raise ProtocolViolation(f"An assignment has the unknown role {message.role!r}.", {"field": "assignments.role"})
     return link.Assignment(
         token=common.token(message.token),
-        role=message.role,
+        role=cast("link.Role", message.role),
         handler=message.handler,
         namespace=message.namespace,
         workflow_type=message.workflow_type,
