@@ -10,18 +10,15 @@ ancestors a task.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-
+from onexflow.core.canonical import definition_hash
 from onexflow.core.definition import TaskSpec, WorkflowDefinition
 from onexflow.core.errors import InvalidDefinition
 from onexflow.core.events import INLINE, RUN_INPUT
 from onexflow.core.expressions import Expression, ExpressionError, compile_expression
-from onexflow.core.retry import DEFAULT_RETRY
 from onexflow.core.validate import Problems, check_definition, check_task
 
 #: Fields of an expression's document. `item` and `index` only exist in the input of a mapped task.
@@ -91,14 +88,9 @@ class Graph:
         return len(self.names)
 
 
-def canonical_json(definition: WorkflowDefinition) -> bytes:
-    """The one text of a definition: keys sorted, defaults left out, whole numbers without a point."""
-    return msgspec.json.encode(_plain(definition), order="sorted")
-
-
-def definition_hash(definition: WorkflowDefinition) -> str:
-    """SHA-256 of the canonical JSON, in hex: equal exactly for definitions that mean the same text."""
-    return hashlib.sha256(canonical_json(definition)).hexdigest()
+def task_path(name: str) -> str:
+    """The expression of a task's result; JMESPath wants quotes around names with `-`."""
+    return f'tasks."{name}"' if "-" in name else f"tasks.{name}"
 
 
 def compile_graph(definition: WorkflowDefinition) -> Graph:
@@ -110,36 +102,6 @@ def compile_graph(definition: WorkflowDefinition) -> Graph:
     if not isinstance(given, WorkflowDefinition):
         raise InvalidDefinition(f"{type(given).__name__} is not a WorkflowDefinition")
     return _Compiler(definition).compile()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, msgspec.Struct):
-        return _plain_struct(value)
-    if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-_DEFAULTS: Final[dict[type, dict[str, Any]]] = {}
-
-
-def _plain_struct(value: msgspec.Struct) -> dict[str, Any]:
-    defaults = _DEFAULTS.get(type(value))
-    if defaults is None:
-        defaults = _DEFAULTS[type(value)] = {f.encode_name: f.default for f in msgspec.structs.fields(value)}
-    plain = {}
-    for name, default in defaults.items():
-        given = getattr(value, name)
-        if given is not default and given != default:
-            plain[name] = _plain(given)
-    if isinstance(value, TaskSpec):
-        if value.handler == value.name:
-            plain.pop("handler", None)
-        if value.retry == DEFAULT_RETRY:
-            plain.pop("retry", None)
-    return plain
 
 
 class _Compiler:
@@ -343,7 +305,7 @@ class _Compiler:
             return f"{root!r} exists only in the input of a task with `map`"
         hint = f"; did you mean 'input.{root}'?"
         if root in self.index:
-            hint = f"; did you mean 'tasks.{_quoted(root)}'?"
+            hint = f"; did you mean '{task_path(root)}'?"
         return f"{root!r} is not in the document: expressions begin with {_listed(sorted(allowed), ', ')}{hint}"
 
     def _used(self, name: str, place: str, task: int | None) -> int | None:
@@ -398,7 +360,3 @@ def _turned(parents: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
 def _listed(names: Sequence[str], separator: str) -> str:
     shown = names if len(names) <= 20 else [*names[:18], f"({len(names) - 19} more)", names[-1]]
     return separator.join(shown)
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"' if "-" in name else name

@@ -1,0 +1,51 @@
+"""The canonical text of a definition, and its hash: what tells two definitions of one version apart."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+import msgspec
+
+from onexflow.core.definition import TaskSpec, WorkflowDefinition
+from onexflow.core.retry import DEFAULT_RETRY
+
+
+def canonical_json(definition: WorkflowDefinition) -> bytes:
+    """The one text of a definition: keys sorted, defaults left out, whole numbers without a point."""
+    return msgspec.json.encode(_plain(definition), order="sorted")
+
+
+def definition_hash(definition: WorkflowDefinition) -> str:
+    """SHA-256 of the canonical JSON, in hex: equal exactly for definitions that mean the same text."""
+    return hashlib.sha256(canonical_json(definition)).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return _plain_struct(value)
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+_DEFAULTS: Final[dict[type, dict[str, Any]]] = {}
+
+
+def _plain_struct(value: msgspec.Struct) -> dict[str, Any]:
+    defaults = _DEFAULTS.get(type(value))
+    if defaults is None:
+        defaults = _DEFAULTS[type(value)] = {f.encode_name: f.default for f in msgspec.structs.fields(value)}
+    plain = {}
+    for name, default in defaults.items():
+        given = getattr(value, name)
+        if given is not default and given != default:
+            plain[name] = _plain(given)
+    if isinstance(value, TaskSpec):
+        if value.handler == value.name:
+            plain.pop("handler", None)
+        if value.retry == DEFAULT_RETRY:
+            plain.pop("retry", None)
+    return plain
