@@ -55,7 +55,8 @@ class BaseRegistry:
         self._members: dict[bytes, NodeRecord] = {}
         self._listeners: dict[int, MemberListener] = {}
         self._listener_id = 0
-        self._events: deque[MemberEvent] = deque()
+        #: Each with those who listened when it happened.
+        self._events: deque[tuple[MemberEvent, tuple[int, ...]]] = deque()
         self._delivering = False
 
     # ------------------------------------------------------------------------------------------- the port's methods
@@ -213,7 +214,7 @@ class BaseRegistry:
             self._tell(MemberEvent("up" if before is None else "changed", after))
 
     def _tell(self, event: MemberEvent) -> None:
-        self._events.append(event)
+        self._events.append((event, tuple(self._listeners)))
         if not self._delivering:
             self._delivering = True
             asyncio.get_running_loop().call_soon(self._deliver)
@@ -221,8 +222,8 @@ class BaseRegistry:
     def _deliver(self) -> None:
         self._delivering = False
         while self._events:
-            event = self._events.popleft()
-            for listener in tuple(self._listeners.values()):
+            event, heard_by = self._events.popleft()
+            for listener in [self._listeners[number] for number in heard_by if number in self._listeners]:
                 try:
                     listener(event)
                 except Exception:  # noqa: BLE001 - a listener's bug must not end the view

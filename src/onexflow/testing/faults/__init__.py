@@ -1,0 +1,1 @@
+"""Faults for tests: what networks, disks and processes do on their bad days."""
