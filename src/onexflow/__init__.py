@@ -4,7 +4,7 @@ The names of this module are the public surface (docs/stability.md), resolved wh
 `import onexflow` is quick and loads no gRPC:
 
 - define: `workflow`, or `load_definition` for YAML and JSON; `WorkflowDefinition` and its parts
-- serve: `Worker`, whose handlers may take a `Context`
+- serve: `Worker`, whose handlers may take a `Context` and raise `Fatal` or `Retry`
 - call: `connect` → `Client` → `RunHandle`
 - errors: the specification's five (`SPIError` …) and the classes of `onexflow.core.errors` below them
 """
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         RegistryError,
         SPIError,
     )
-    from onexflow.worker import Context, Worker
+    from onexflow.worker import Cancelled, Context, Fatal, Retry, Worker
 
 __version__ = "0.1.0"
 
@@ -70,14 +70,16 @@ _HOME = {
         ),
         "onexflow.spi.exceptions",
     ),
-    **dict.fromkeys(("Context", "Worker"), "onexflow.worker"),
+    **dict.fromkeys(("Cancelled", "Context", "Fatal", "Retry", "Worker"), "onexflow.worker"),
 }  # fmt: skip
 
 __all__ = [
+    "Cancelled",
     "Client",
     "Context",
     "DeadlineExceeded",
     "DefinitionConflict",
+    "Fatal",
     "HandlerFailed",
     "HandlerInitializationError",
     "InvalidArgument",
@@ -87,6 +89,7 @@ __all__ = [
     "Overloaded",
     "ProtocolHandlerError",
     "RegistryError",
+    "Retry",
     "RetryPolicy",
     "RunExists",
     "RunFailed",

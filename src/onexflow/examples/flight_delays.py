@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -47,7 +48,7 @@ def read(chunk: Any) -> str:
 
 
 @worker.compute("aggregate")
-async def aggregate(lines: str) -> dict[str, Any]:
+def aggregate(lines: str) -> dict[str, Any]:
     """Sums of one chunk: [departures, cancelled, minutes of delay] by carrier and by hour."""
     carriers: dict[str, list[int]] = {}
     hours: dict[str, list[int]] = {}
@@ -95,13 +96,14 @@ def airline_names() -> dict[str, str]:
 def _rows(path: str) -> tuple[str, ...]:
     # xz cannot be entered in the middle, so a process unpacks its file once, whichever chunk comes first.
     with _reading:
-        return _unpacked(path, os.stat(path).st_mtime_ns)
+        return _unpacked(path, Path(path).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
 def _unpacked(path: str, modified: int) -> tuple[str, ...]:  # noqa: ARG001 - a changed file is another entry
-    opened = lzma.open(path, "rt", encoding="utf-8", newline="") if Path(path).suffix == ".xz" else open(path, encoding="utf-8", newline="")
-    with opened as file:
+    raw = Path(path).read_bytes()
+    text = lzma.decompress(raw) if path.endswith(".xz") else raw
+    with StringIO(text.decode(), newline="") as file:
         return tuple(f"{row['carrier']},{row['hour']},{row['dep_delay']}" for row in csv.DictReader(file))
 
 

@@ -1,7 +1,6 @@
 """The smallest workflow: one compute task.
 
-    onexflow dev --example greet
-    onexflow run start greet --input '{"name": "Ada"}' --wait
+`onexflow dev --example greet`, and in another terminal `onexflow run start greet --input '{"name": "Ada"}' --wait`.
 """
 
 from __future__ import annotations

@@ -106,7 +106,11 @@ def definition() -> onexflow.WorkflowDefinition:
     flow = onexflow.workflow(TYPE, description="Check, price, reserve, charge and summarise an order.")
     # The order's own faults fail at once; a busy ledger is tried again.
     retry = onexflow.RetryPolicy(
-        policy="exponential", max_attempts=5, initial_delay=0.2, max_delay=5.0, non_retryable=("InvalidOrder", "OutOfStock")
+        policy="exponential",
+        max_attempts=5,
+        initial_delay=0.2,
+        max_delay=5.0,
+        non_retryable=("InvalidOrder", "OutOfStock"),
     )
     checked = flow.compute("validate", retry=retry)
     priced = flow.compute("price", depends_on=[checked], retry=retry)

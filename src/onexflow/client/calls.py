@@ -1,0 +1,176 @@
+"""The calls of a client that have no answer yet: queued, batched, answered, given up. No I/O.
+
+A call costs one future. Calls made in one turn of the loop leave in one message; while a message is being written the
+next ones collect. When a stream is lost, every call without an answer goes back to the head of the queue, to be sent
+again on the next one: starts under their request_id, waits as they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from onexflow.codec.wire import common as wire_common
+from onexflow.core.errors import DeadlineExceeded, Draining, ShardMoved
+from onexflow.spi.exceptions import SPIError
+from onexflow.v1 import common_pb2
+from onexflow.v1 import workflow_pb2 as pb
+
+MAX_CALLS: Final = 64
+MAX_BYTES: Final = 1 << 20
+#: What a call takes on the wire beside its payload: names, ids, lengths.
+OVERHEAD: Final = 256
+#: Answers that say nothing of the call itself, only that this orchestrator is not the one to ask now.
+ASK_AGAIN: Final = (Draining, ShardMoved)
+#: Seconds before such a call is sent again.
+ASK_AGAIN_AFTER: Final = 0.1
+
+
+class Call:
+    """A start (then `start` is set) or a wait for a run's end."""
+
+    __slots__ = ("future", "id", "key", "size", "start")
+
+    def __init__(
+        self,
+        id: int,
+        future: asyncio.Future[pb.Answer],
+        start: pb.StartWorkflowRequest | None,
+        key: common_pb2.RunKey | None,
+    ) -> None:
+        self.id = id
+        self.future = future
+        self.start = start
+        self.key = key
+        self.size = OVERHEAD if start is None else OVERHEAD + len(start.input.data)
+
+
+class Calls:
+    """The table. The stream asks it for batches and tells it answers; `work` is set when there may be a batch."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._last_id = 0
+        #: Not sent on the present stream, in order. A call that was given up stays until it is met here.
+        self._queue: deque[Call] = deque()
+        #: Sent on the present stream.
+        self._open: dict[int, Call] = {}
+        #: Sent on the present stream, given up since: the orchestrator is told.
+        self._abandoned: list[int] = []
+        self._window = 0
+        self._closed: SPIError | None = None
+        self.work = asyncio.Event()
+
+    @property
+    def unanswered(self) -> bool:
+        return bool(self._queue or self._open)
+
+    async def call(
+        self,
+        start: pb.StartWorkflowRequest | None = None,
+        key: common_pb2.RunKey | None = None,
+        timeout: float | None = None,
+    ) -> pb.Answer:
+        """The answer to a start or a wait. Raises the error that the orchestrator answered, DeadlineExceeded, or
+        Unavailable. Cancelling gives the call up: a start may have happened all the same."""
+        if self._closed is not None:
+            raise self._closed
+        self._last_id += 1
+        call = Call(self._last_id, self._loop.create_future(), start, key)
+        self._queue.append(call)
+        self.work.set()
+        timer = None if timeout is None else self._loop.call_later(timeout, self._expire, call, timeout)
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            self._give_up(call)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self, call: Call, timeout: float) -> None:
+        if not call.future.done():
+            call.future.set_exception(DeadlineExceeded(f"no answer within {timeout:g} s"))
+            self._give_up(call)
+
+    def _give_up(self, call: Call) -> None:
+        if self._open.pop(call.id, None) is not None:
+            self._abandoned.append(call.id)
+            self.work.set()
+
+    # ---- for the stream
+
+    def connected(self, window: int) -> None:
+        """A stream is up, and so many calls may be open on it."""
+        self._window = window
+        self.work.set()
+
+    def lost(self) -> None:
+        """The stream is gone, and with it what the orchestrator knew of these calls."""
+        self._window = 0
+        self._abandoned.clear()
+        self._queue.extendleft(reversed(self._open.values()))
+        self._open.clear()
+
+    def next_batch(self) -> pb.ConnectRequest | None:
+        """The next message to write, or None while there is nothing that may be sent."""
+        request = pb.ConnectRequest()
+        batch = request.batch
+        if self._abandoned:
+            batch.abandoned.extend(self._abandoned)
+            self._abandoned.clear()
+        starts, waits, queue, opened = batch.starts, batch.waits, self._queue, self._open
+        count = size = 0
+        while queue and count < MAX_CALLS and len(opened) < self._window:
+            call = queue[0]
+            if call.future.done():
+                queue.popleft()
+                continue
+            size += call.size
+            if count and size > MAX_BYTES:
+                break
+            queue.popleft()
+            if call.start is not None:
+                starts.add(call_id=call.id, start=call.start)
+            else:
+                waits.add(call_id=call.id, key=call.key)
+            opened[call.id] = call
+            count += 1
+        return request if count or batch.abandoned else None
+
+    def answered(self, answers: pb.AnswerBatch) -> None:
+        """Wake those who wait. An answer to nobody's call (it was given up) is dropped."""
+        for answer in answers.answers:
+            call = self._open.pop(answer.call_id, None)
+            if call is None or call.future.done():
+                continue
+            if not answer.HasField("error"):
+                call.future.set_result(answer)
+            elif isinstance(error := wire_common.error(answer.error), ASK_AGAIN):
+                self._loop.call_later(answer.error.retry_after or ASK_AGAIN_AFTER, self._again, call)
+            else:
+                call.future.set_exception(error)
+        if self._queue:
+            self.work.set()
+
+    def _again(self, call: Call) -> None:
+        if self._closed is not None and not call.future.done():
+            call.future.set_exception(self._closed)
+        self._queue.append(call)
+        self.work.set()
+
+    def fail_all(self, error: SPIError) -> None:
+        """End every call that has no answer with `error`."""
+        self.lost()
+        for call in self._queue:
+            if not call.future.done():
+                call.future.set_exception(error)
+        self._queue.clear()
+        self.work.clear()
+
+    def close(self, error: SPIError) -> None:
+        """End every call, and every later one, with `error`."""
+        self._closed = error
+        self.fail_all(error)

@@ -1,0 +1,116 @@
+"""Addresses, channels and unary calls: which orchestrator is asked, and what its errors become."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeVar
+
+import grpc
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from onexflow.core.errors import Draining, InvalidArgument, ShardMoved, Unavailable
+from onexflow.rpc.channel import open_channel
+from onexflow.rpc.status import DETAILS, from_rpc_error
+from onexflow.spi.exceptions import SPIError
+from onexflow.v1 import admin_pb2_grpc, workflow_pb2_grpc
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
+Answer = TypeVar("Answer")
+
+
+def parse_addresses(addresses: str | Iterable[str] | None) -> tuple[str, ...]:
+    """`host:port`, several parted by commas, or a list; default: ONEXFLOW_ADDRESS, else 127.0.0.1:7411."""
+    given = addresses or os.environ.get("ONEXFLOW_ADDRESS") or DEFAULT_ADDRESS
+    names = [part.strip() for part in (given.split(",") if isinstance(given, str) else given)]
+    for name in names:
+        host, _, port = name.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise InvalidArgument(
+                f"address {name!r}: host:port is needed, for example {DEFAULT_ADDRESS}", field="address"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+class Channels:
+    """One channel an orchestrator, opened when first used. The present one is used until it fails, then the next."""
+
+    def __init__(self, addresses: tuple[str, ...]) -> None:
+        self.addresses = addresses
+        self._present = 0
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    @property
+    def address(self) -> str:
+        return self.addresses[self._present]
+
+    @property
+    def workflows(self) -> workflow_pb2_grpc.WorkflowServiceAsyncStub:
+        return workflow_pb2_grpc.WorkflowServiceStub(self._channel())
+
+    @property
+    def admin(self) -> admin_pb2_grpc.AdminServiceAsyncStub:
+        return admin_pb2_grpc.AdminServiceStub(self._channel())
+
+    def _channel(self) -> grpc.aio.Channel:
+        address = self.address
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = open_channel(address)
+        return channel
+
+    def failed(self, address: str) -> None:
+        """That orchestrator did not answer: go on with the next one."""
+        if address == self.address:
+            self._present = (self._present + 1) % len(self.addresses)
+
+    def error_of(self, error: grpc.aio.AioRpcError) -> SPIError:
+        return from_rpc_error(error)
+
+    def unavailable(self, cause: BaseException | None) -> Unavailable:
+        where = ", ".join(self.addresses)
+        return Unavailable(
+            f"no orchestrator answers at {where}: {cause}", {"addresses": list(self.addresses), "cause": str(cause)}
+        )
+
+    async def unary(self, call: Callable[[float], Awaitable[Answer]], timeout: float) -> Answer:
+        """The answer to a unary call, `call(seconds)`; its errors are ours.
+
+        A call that reached no orchestrator, or one that is not the one to ask, is repeated until `timeout` is over:
+        reading twice is harmless, and what changes something carries a request_id.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        attempts = AsyncRetrying(
+            retry=retry_if_exception(self.ask_again),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            stop=stop_after_delay(timeout),
+            reraise=True,
+        )
+        try:
+            async for attempt in attempts:
+                with attempt:
+                    return await call(max(0.001, deadline - clock()))
+        except grpc.aio.AioRpcError as error:
+            raise self.error_of(error) from error
+        raise AssertionError("unreachable: the last attempt's error is raised")
+
+    def ask_again(self, error: BaseException) -> bool:
+        """Is this no answer to the call, but only to the question whom to ask? Then the next orchestrator is."""
+        if not isinstance(error, grpc.aio.AioRpcError) or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return False
+        if not is_answer(error) or isinstance(self.error_of(error), (Draining, ShardMoved)):
+            self.failed(self.address)
+            return True
+        return False
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+
+def is_answer(error: grpc.aio.AioRpcError) -> bool:
+    """Did an orchestrator say this (then it has details), or the channel?"""
+    return any(key == DETAILS for key, _ in error.trailing_metadata() or ())

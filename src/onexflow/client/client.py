@@ -1,0 +1,348 @@
+"""The client of a cluster: `connect` → `Client` → `RunHandle`.
+
+Starts and waits go over one stream, in batches (`client.calls`, `client.stream`); everything else is a unary call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+from onexflow.client.calls import Calls
+from onexflow.client.channels import Channels, parse_addresses
+from onexflow.client.failures import run_failed
+from onexflow.client.follow import follow
+from onexflow.client.handle import RunHandle
+from onexflow.client.ids import instance_uuid, new_request_id
+from onexflow.client.stream import ConnectStream
+from onexflow.codec.definitions import dump_definition, load_definition
+from onexflow.codec.payload import decode_value, encode_value
+from onexflow.codec.wire import admin as wire_admin
+from onexflow.codec.wire import common as wire_common
+from onexflow.codec.wire import workflow as wire
+from onexflow.core.definition import WorkflowDefinition
+from onexflow.core.errors import InvalidArgument
+from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
+from onexflow.core.payload import Payload
+from onexflow.ports.client_link import (
+    ControlOutcome,
+    DefinitionInfo,
+    EventView,
+    Health,
+    NodeView,
+    RunOutcome,
+    RunSummary,
+    RunView,
+)
+from onexflow.telemetry import tracing
+from onexflow.v1 import admin_pb2, common_pb2
+from onexflow.v1 import workflow_pb2 as pb
+
+PAGE = 1000
+
+
+async def connect(
+    addresses: str | Iterable[str] | None = None,
+    *,
+    namespace: str = DEFAULT_NAMESPACE,
+    timeout: float = 5.0,
+    call_timeout: float = 30.0,
+    patience: float = 60.0,
+    client_id: str = "",
+) -> Client:
+    """A client of the orchestrators at `addresses` ("host:port", several parted by commas, or a list; default:
+    ONEXFLOW_ADDRESS, else 127.0.0.1:7411), connected to one of them.
+
+    Raises Unavailable when none answers within `timeout` seconds. Later losses are mended by the client itself: calls
+    without an answer are repeated, without a second effect. `call_timeout` is what a call may take that does not wait
+    for a run; after `patience` seconds without any orchestrator the waiting calls fail with Unavailable too.
+    """
+    tracing.use()
+    client = Client(Channels(parse_addresses(addresses)), namespace, call_timeout, patience, client_id)
+    try:
+        await client._connected(timeout)  # noqa: SLF001 - the way in
+    except BaseException:
+        await client.close()
+        raise
+    return client
+
+
+class Client:
+    """What programs ask of a cluster. Make it with `connect`; one a process is enough, for any number of tasks.
+
+    Every method raises the errors of `onexflow.core.errors`, the same as on the orchestrator, with their context.
+    """
+
+    def __init__(
+        self, channels: Channels, namespace: str, call_timeout: float, patience: float, client_id: str
+    ) -> None:
+        self.namespace = namespace
+        self._channels = channels
+        self._call_timeout = call_timeout
+        self._patience = patience
+        self._calls = Calls()
+        self._stream = ConnectStream(self._calls, channels, client_id=client_id, patience=patience)
+        self._running = asyncio.get_running_loop().create_task(self._stream.run(), name="onexflow-client")
+
+    async def _connected(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self._stream.up)
+        except TimeoutError:
+            raise self._channels.unavailable(
+                self._stream.last_error or TimeoutError(f"no answer within {timeout:g} s")
+            ) from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection; calls that wait fail with Unavailable. Idempotent. What was started goes on."""
+        self._running.cancel()
+        await asyncio.wait([self._running])
+        await self._channels.close()
+
+    # ---- runs
+
+    async def start(
+        self,
+        workflow_type: str,
+        input: Any = None,
+        *,
+        instance_id: UUID | str | None = None,
+        version: int = 0,
+        correlation_id: UUID | str = "",
+        causation_id: str = "",
+        delay: float = 0.0,
+        timeout: float = 0.0,
+        request_id: str = "",
+    ) -> RunHandle:
+        """Start a run; durable when this returns. Idempotent by `instance_id` (with the same input) and `request_id`.
+
+        `version` 0 is the newest definition; `delay` seconds pass before it begins; it times out `timeout` seconds
+        after its start (0: the definition's). Raises UnknownWorkflowType, RunExists, InvalidArgument, Overloaded,
+        Unavailable, DeadlineExceeded.
+        """
+        request = self._start_request(
+            workflow_type, input, instance_id, version, correlation_id, causation_id, delay, timeout, request_id
+        )
+        answer = await self._calls.call(start=request, timeout=self._call_timeout)
+        started = answer.started
+        return RunHandle(self, wire_common.key(started.key), version=started.version, created=started.created)
+
+    async def run(
+        self,
+        workflow_type: str,
+        input: Any = None,
+        *,
+        instance_id: UUID | str | None = None,
+        version: int = 0,
+        correlation_id: UUID | str = "",
+        causation_id: str = "",
+        delay: float = 0.0,
+        timeout: float = 0.0,
+        request_id: str = "",
+        wait_timeout: float | None = None,
+    ) -> Any:
+        """Start a run and return its decoded result: one call. As `start`, and raises RunFailed when the run ends
+        without a result, DeadlineExceeded after `wait_timeout` seconds (the run goes on)."""
+        request = self._start_request(
+            workflow_type, input, instance_id, version, correlation_id, causation_id, delay, timeout, request_id
+        )
+        request.wait = True
+        answer = await self._calls.call(start=request, timeout=wait_timeout)
+        return self._value(answer.ended, workflow_type, request.instance_id)
+
+    def get(self, workflow_type: str, instance_id: UUID | str) -> RunHandle:
+        """A handle on a run that was started elsewhere. Asks nothing: whether there is such a run, its methods say."""
+        return RunHandle(self, RunKey(self.namespace, workflow_type, instance_uuid(instance_id)))
+
+    async def list(
+        self, workflow_type: str = "", states: Iterable[str] = (), *, limit: int | None = None
+    ) -> AsyncIterator[RunSummary]:
+        """Runs, newest first, of one type and in any of `states` if given; pages are fetched as they are needed."""
+        wanted, token, left = tuple(states), "", limit
+        while left is None or left > 0:
+            request = pb.ListRunsRequest(
+                namespace=self.namespace,
+                workflow_type=workflow_type,
+                states=wanted,
+                page_size=100 if left is None else min(left, PAGE),
+                page_token=token,
+            )
+            page = await self._unary(lambda seconds, r=request: self._channels.workflows.ListRuns(r, timeout=seconds))
+            for run in page.runs:
+                yield wire.run_summary(run)
+            left = None if left is None else left - len(page.runs)
+            token = page.next_page_token
+            if not token:
+                return
+
+    # ---- definitions
+
+    async def register(self, definition: WorkflowDefinition | Mapping[str, Any] | bytes) -> DefinitionInfo:
+        """Validate and store a definition (of the builder, as a mapping, or as JSON text). Registering the same again
+        changes nothing. Raises InvalidDefinition naming every problem's place, DefinitionConflict when this version
+        has other content."""
+        if isinstance(definition, WorkflowDefinition):
+            text = dump_definition(definition)
+        elif isinstance(definition, bytes):
+            text = definition
+        else:
+            text = encode_value(definition).data
+        request = pb.RegisterDefinitionRequest(namespace=self.namespace, definition=text, request_id=new_request_id())
+        answer = await self._unary(
+            lambda seconds: self._channels.workflows.RegisterDefinition(request, timeout=seconds)
+        )
+        return wire.definition_info(answer.info)
+
+    async def definitions(self) -> Sequence[DefinitionInfo]:
+        """All registered definitions, by type and version."""
+        found: list[DefinitionInfo] = []
+        token = ""
+        while True:
+            request = pb.ListDefinitionsRequest(namespace=self.namespace, page_size=PAGE, page_token=token)
+            page = await self._unary(
+                lambda seconds, r=request: self._channels.workflows.ListDefinitions(r, timeout=seconds)
+            )
+            found.extend(wire.definition_info(info) for info in page.definitions)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def definition(self, workflow_type: str, version: int = 0) -> WorkflowDefinition:
+        """A definition as registered; version 0 is the newest. Raises UnknownWorkflowType."""
+        request = pb.GetDefinitionRequest(namespace=self.namespace, workflow_type=workflow_type, version=version)
+        answer = await self._unary(lambda seconds: self._channels.workflows.GetDefinition(request, timeout=seconds))
+        return load_definition(answer.definition, "json")
+
+    # ---- the cluster
+
+    async def nodes(self) -> Sequence[NodeView]:
+        """The orchestrators and workers that the orchestrator knows."""
+        found: list[NodeView] = []
+        token = ""
+        while True:
+            request = admin_pb2.ListNodesRequest(page_size=PAGE, page_token=token)
+            page = await self._unary(lambda seconds, r=request: self._channels.admin.ListNodes(r, timeout=seconds))
+            found.extend(wire_admin.node_view(node) for node in page.nodes)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def drain(self, node_id: str) -> bool:
+        """Tell a worker to finish what it has and take nothing new; False when it does so already. Raises
+        UnknownNode."""
+        request = admin_pb2.DrainNodeRequest(node_id=node_id, request_id=new_request_id())
+        answer = await self._unary(lambda seconds: self._channels.admin.DrainNode(request, timeout=seconds))
+        return bool(answer.changed)
+
+    async def health(self) -> Health:
+        """How the orchestrator is, and what of it is degraded."""
+        request = admin_pb2.GetHealthRequest()
+        answer = await self._unary(lambda seconds: self._channels.admin.GetHealth(request, timeout=seconds))
+        return wire_admin.health(answer)
+
+    # ---- for the handle
+
+    async def _result(self, key: RunKey, timeout: float | None) -> Any:
+        answer = await self._calls.call(key=wire_common.key_to_pb(key), timeout=timeout)
+        return self._value(answer.ended, key.workflow_type, str(key.instance_id))
+
+    async def _outcome(self, key: RunKey, timeout: float | None) -> RunOutcome:
+        answer = await self._calls.call(key=wire_common.key_to_pb(key), timeout=timeout)
+        return wire.run_outcome(answer.ended)
+
+    async def _describe(self, key: RunKey) -> RunView:
+        request = pb.DescribeRunRequest(key=wire_common.key_to_pb(key))
+        answer = await self._unary(lambda seconds: self._channels.workflows.DescribeRun(request, timeout=seconds))
+        return wire.run_view(answer.run)
+
+    async def _history(self, key: RunKey, from_sequence: int) -> AsyncIterator[EventView]:
+        sequence = max(1, from_sequence)
+        while True:
+            request = pb.GetHistoryRequest(key=wire_common.key_to_pb(key), from_sequence=sequence, page_size=PAGE)
+            page = await self._unary(lambda seconds, r=request: self._channels.workflows.GetHistory(r, timeout=seconds))
+            for event in page.events:
+                yield wire.event_view(event)
+            if not page.events:
+                return
+            sequence = page.events[-1].sequence + 1
+
+    def _follow(self, key: RunKey, from_sequence: int) -> AsyncIterator[EventView]:
+        return follow(self._channels, wire_common.key_to_pb(key), max(1, from_sequence), self._patience)
+
+    async def _control(self, action: str, key: RunKey, reason: str) -> ControlOutcome:
+        message, method = {
+            "pause": (pb.PauseRunRequest, "PauseRun"),
+            "resume": (pb.ResumeRunRequest, "ResumeRun"),
+            "cancel": (pb.CancelRunRequest, "CancelRun"),
+        }[action]
+        request = message(key=wire_common.key_to_pb(key), reason=reason, request_id=new_request_id())
+        answer = await self._unary(lambda seconds: getattr(self._channels.workflows, method)(request, timeout=seconds))
+        return wire.control_outcome(answer.outcome)
+
+    async def _resolve(
+        self, key: RunKey, task: str, item: int, *, retry: bool, result: Payload | None, fail: str, reason: str
+    ) -> ControlOutcome:
+        request = pb.ResolveTaskRequest(
+            key=wire_common.key_to_pb(key), task=task, item=item, reason=reason, request_id=new_request_id()
+        )
+        if retry:
+            request.retry = True
+        elif result is not None:
+            request.result.CopyFrom(common_pb2.Payload(data=result.data, encoding=result.encoding))
+        else:
+            request.fail = fail
+        answer = await self._unary(lambda seconds: self._channels.workflows.ResolveTask(request, timeout=seconds))
+        return wire.control_outcome(answer.outcome)
+
+    # ---- helpers
+
+    def _start_request(
+        self,
+        workflow_type: str,
+        input: Any,
+        instance_id: UUID | str | None,
+        version: int,
+        correlation_id: UUID | str,
+        causation_id: str,
+        delay: float,
+        timeout: float,
+        request_id: str,
+    ) -> pb.StartWorkflowRequest:
+        if delay < 0 or timeout < 0:
+            field = "delay" if delay < 0 else "timeout"
+            raise InvalidArgument(f"{field}: no negative number of seconds", field=field)
+        payload = input if isinstance(input, Payload) else encode_value(input)
+        return pb.StartWorkflowRequest(
+            namespace=self.namespace,
+            workflow_type=workflow_type,
+            instance_id="" if instance_id is None else str(instance_uuid(instance_id)),
+            version=version,
+            input=common_pb2.Payload(data=payload.data, encoding=payload.encoding),
+            correlation_id=str(correlation_id),
+            causation_id=causation_id,
+            request_id=request_id or new_request_id(),
+            delay=delay,
+            timeout=timeout,
+            trace=tracing.traceparent(),
+        )
+
+    def _value(self, outcome: pb.RunOutcome, workflow_type: str, instance_id: str) -> Any:
+        if outcome.state != "completed":
+            raise run_failed(outcome, workflow_type, instance_id)
+        if not outcome.HasField("result"):
+            return None
+        return decode_value(wire_common.trusted_payload(outcome.result))
+
+    async def _unary(self, call: Any) -> Any:
+        return await self._channels.unary(call, self._call_timeout)

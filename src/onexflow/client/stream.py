@@ -1,0 +1,151 @@
+"""The client's end of `WorkflowService.Connect` (the protocol is at the head of workflow.proto).
+
+`run` keeps one stream up for all calls of the client. A stream that is lost or drained is replaced by another one, at
+the next of the orchestrators, and `Calls` sends again what has no answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from onexflow.client.calls import Calls
+from onexflow.client.channels import Channels
+from onexflow.core.errors import ProtocolViolation, Unavailable
+from onexflow.spi.exceptions import SPIError
+from onexflow.v1 import workflow_pb2 as pb
+
+PROTOCOL_VERSION: Final = 1
+#: Seconds in which an orchestrator that took the stream must have said Welcome.
+WELCOME_WITHIN: Final = 5.0
+#: A stream that lived no longer than this counts as not opened: the pauses between attempts go on growing.
+SHORT_LIVED: Final = 1.0
+
+
+class _StreamEndedError(Exception):
+    """The orchestrator ended the stream in an orderly way."""
+
+
+class ConnectStream:
+    """Owner of the stream. `patience`: seconds without any orchestrator after which the waiting calls fail."""
+
+    def __init__(self, calls: Calls, channels: Channels, *, client_id: str, patience: float) -> None:
+        self._calls = calls
+        self._channels = channels
+        self._client_id = client_id
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        #: Done when the first stream is up. Fails when an orchestrator refuses this client.
+        self.up: asyncio.Future[None] = self._loop.create_future()
+        #: Why the newest stream ended or could not be opened.
+        self.last_error: SPIError | None = None
+
+    async def run(self) -> None:
+        """Keep a stream up until cancelled. When the waiting calls had to fail, the next call tries again."""
+        try:
+            while True:
+                try:
+                    await self._keep_up()
+                except SPIError as error:
+                    if not self.up.done():
+                        self.up.set_exception(error)
+                    self._calls.fail_all(error)
+                    await self._calls.work.wait()
+        finally:
+            self._calls.close(Unavailable("the client is closed"))
+
+    async def _keep_up(self) -> None:
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type(Unavailable),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            stop=stop_after_delay(self._patience),
+        )
+        try:
+            async for attempt in attempts:
+                with attempt:
+                    await self._one_stream()
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            raise self._channels.unavailable(cause) from cause
+
+    async def _one_stream(self) -> None:
+        """One stream from Hello to its end. Returns when it was good for a while, raises Unavailable when not."""
+        address = self._channels.address
+        opened = self._loop.time()
+        lost: SPIError = Unavailable(f"{address}: the stream ended")
+        try:
+            async with self._open() as stream:
+                self._calls.connected(await self._welcome(stream))
+                opened = self._loop.time()
+                if not self.up.done():
+                    self.up.set_result(None)
+                await self._serve(stream)
+        except grpc.aio.AioRpcError as error:
+            lost = self._channels.error_of(error)
+            if not isinstance(lost, Unavailable):
+                raise lost from error
+        except (_StreamEndedError, TimeoutError) as error:
+            lost = Unavailable(f"{address}: {error}")
+        finally:
+            self._calls.lost()
+        self.last_error = lost
+        self._channels.failed(address)
+        if self._loop.time() - opened < SHORT_LIVED:
+            raise lost
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Any]:
+        stream = self._channels.workflows.Connect()
+        try:
+            yield stream
+        finally:
+            stream.cancel()
+
+    async def _welcome(self, stream: Any) -> int:
+        hello = pb.ConnectHello(protocol_version=PROTOCOL_VERSION, client_id=self._client_id)
+        try:
+            async with asyncio.timeout(WELCOME_WITHIN):
+                await stream.write(pb.ConnectRequest(hello=hello))
+                message = await stream.read()
+        except TimeoutError:
+            raise TimeoutError(f"no Welcome within {WELCOME_WITHIN:g} s") from None
+        except asyncio.InvalidStateError as error:
+            # How grpc.aio says that the stream ended before the write: its status has the reason.
+            raise _StreamEndedError(await stream.details()) from error
+        if message is grpc.aio.EOF:
+            raise _StreamEndedError("ended before its Welcome")
+        if not message.HasField("welcome") or message.welcome.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolViolation("the orchestrator's first message is no Welcome of protocol version 1")
+        return max(1, int(message.welcome.window))
+
+    async def _serve(self, stream: Any) -> None:
+        """Carry calls and answers until the stream ends. Raises why it did."""
+        writer = self._loop.create_task(self._write(stream), name="onexflow-client-writer")
+        try:
+            while (message := await stream.read()) is not grpc.aio.EOF:
+                kind = message.WhichOneof("message")
+                if kind == "batch":
+                    self._calls.answered(message.batch)
+                elif kind == "drain":
+                    raise _StreamEndedError(message.drain.reason or "the orchestrator is going away")
+        finally:
+            writer.cancel()
+            await asyncio.wait([writer])
+        raise _StreamEndedError("the orchestrator ended the stream")
+
+    async def _write(self, stream: Any) -> None:
+        """Ends with the stream: the reader learns why and tells."""
+        work = self._calls.work
+        try:
+            while True:
+                await work.wait()
+                work.clear()
+                while (batch := self._calls.next_batch()) is not None:
+                    await stream.write(batch)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            stream.cancel()
