@@ -1,0 +1,165 @@
+"""What each error code means to the person who meets it: usual causes, and what to do.
+
+`onexflow explain CODE` prints this; docs/errors.md is made from it (`scripts/gen-docs`). The meaning and the hint are
+with the class (`onexflow.core.errors`); a test keeps the two in step.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Explanation(NamedTuple):
+    """Two short paragraphs."""
+
+    causes: str
+    action: str
+
+
+EXPLANATIONS: Final[dict[str, Explanation]] = {
+    "OXF-1001": Explanation(
+        "A call carried a value of the wrong type, size or form. Nothing was changed.",
+        "Read `field` in the context: it is the path of the value. Correct it and call again.",
+    ),
+    "OXF-1002": Explanation(
+        "The definition has a cycle, an unknown name or role, an unreachable task, a bad expression or an unknown key. "
+        "It was not registered.",
+        "The context's `problems` lists every problem with its place. `onexflow definition check FILE` shows the same "
+        "without a server.",
+    ),
+    "OXF-1101": Explanation(
+        "The orchestrator could not be reached, or could not answer yet: it starts, recovers, or its connection broke. "
+        "What was asked may have happened.",
+        "Call again with the same request_id; the client does so by itself. If it lasts, look whether the orchestrator "
+        "runs and serves (`onexflow node list`).",
+    ),
+    "OXF-1102": Explanation(
+        "The store did not say that the write is durable: the disk failed or is slow, or another process took the "
+        "shard. The orchestrator finds out which before it goes on; nothing is acknowledged twice.",
+        "Repeat the call with the same request_id. If it lasts, the orchestrator's health answer names the store's "
+        "error.",
+    ),
+    "OXF-1103": Explanation(
+        "The run's shard has moved to another orchestrator since the caller last asked.",
+        "Repeat the call; the client follows the move by itself.",
+    ),
+    "OXF-1104": Explanation(
+        "The process was told to stop (SIGTERM) and finishes what it has.",
+        "Repeat the call: another orchestrator, or this one after its restart, will answer.",
+    ),
+    "OXF-1201": Explanation(
+        "More was asked at once than a limit allows: calls in flight, open waits, or the size of a queue.",
+        "Wait as long as the error's retry delay says, then repeat; send less at once.",
+    ),
+    "OXF-1202": Explanation(
+        "The disk of the event log is full, or the database has reached its size limit. New work is refused; what was "
+        "acknowledged is safe.",
+        "Free space. The orchestrator goes on by itself, without a restart.",
+    ),
+    "OXF-1301": Explanation(
+        "The answer took longer than the caller allowed. Runs are not bound to the caller's deadline and go on.",
+        "Ask for the run's state, wait again with `result()`, or repeat the call with the same request_id.",
+    ),
+    "OXF-1401": Explanation(
+        "A message on a stream was malformed, too large, out of order or of an unknown protocol version. The stream "
+        "was closed with the reason; other streams are not affected.",
+        "If you speak the protocol from generated stubs, compare with the comments in proto/onexflow/v1. If both ends "
+        "are onexflow, compare their versions.",
+    ),
+    "OXF-1501": Explanation(
+        "The caller's credentials do not allow this call.",
+        "Use credentials with the role that the call needs.",
+    ),
+    "OXF-2001": Explanation(
+        "No definition of this type (or of this version) is registered in this namespace.",
+        "`onexflow definition list` shows what is registered; `onexflow definition register FILE` registers one.",
+    ),
+    "OXF-2002": Explanation(
+        "No run has this namespace, type and id. Ids are unique within a namespace and type.",
+        "`onexflow run list` shows the runs. Check the namespace and the type.",
+    ),
+    "OXF-2003": Explanation(
+        "The run exists, but its definition has no task of this name, or the task has no item of this number.",
+        "`onexflow run show ID` lists the run's tasks.",
+    ),
+    "OXF-2004": Explanation(
+        "No worker or orchestrator of this id is connected or registered.",
+        "`onexflow node list` shows the nodes.",
+    ),
+    "OXF-3001": Explanation(
+        "A run of this id was started before with another input, correlation id or definition. Repeating the very same "
+        "start is not an error and returns the run.",
+        "Choose another instance_id, or none: then a new one is made.",
+    ),
+    "OXF-3002": Explanation(
+        "The run or task is in a state that this action does not lead out of, for example resuming a cancelled run. "
+        "The context has `current_state` and `required_state`.",
+        "`onexflow run show ID` shows the state. The table of transitions is in docs/states.md.",
+    ),
+    "OXF-3003": Explanation(
+        "The same type and version were registered before with other content. Registered versions never change, "
+        "because runs depend on them.",
+        "Raise the definition's version and register it again. New runs take the newest version.",
+    ),
+    "OXF-4001": Explanation(
+        "The run ended as failed, cancelled or timed out. The context says which, and carries the failure of the task.",
+        "`onexflow run show ID` names the task, `onexflow run history ID` tells the story. Start a new run when the "
+        "cause is mended.",
+    ),
+    "OXF-4002": Explanation(
+        "The handler raised an exception, and no attempt is left by its retry policy.",
+        "The context carries type, message and traceback of the last attempt.",
+    ),
+    "OXF-4003": Explanation(
+        "The worker process died or vanished while it ran the task, and so did the ones that tried it after. An "
+        "attempt that is lost with its worker counts; after three the task fails.",
+        "The context's `workers` names them. Look in their logs for the signal or the exit: a crash in native code, "
+        "out of memory, or `os._exit` in the handler.",
+    ),
+    "OXF-4004": Explanation(
+        "The task was not started, finished or heard of within one of its four timeouts (schedule_to_start, "
+        "start_to_close, schedule_to_close, heartbeat).",
+        "The context names the timeout. For schedule_to_start, look whether a worker with the handler is connected and "
+        "has free slots.",
+    ),
+    "OXF-5001": Explanation(
+        "Another orchestrator process holds the lock of this SQLite store.",
+        "Stop the other process (the message has its process id where it is known), or give this one a store of its "
+        "own. The lock goes with its process: there is nothing to delete.",
+    ),
+    "OXF-5002": Explanation(
+        "The store is no database of ours, was written by a newer release, lies on a file system that cannot lock, or "
+        "cannot be written.",
+        "The message names what is wrong. A store is never changed when it is refused.",
+    ),
+    "OXF-5003": Explanation(
+        "None of the etcd endpoints answered within the start deadline.",
+        "Check that etcd runs and that the endpoints are right. `--registry-url memory:` runs one orchestrator without "
+        "etcd.",
+    ),
+    "OXF-5004": Explanation(
+        "Another process listens on this address.",
+        "Stop it, or give another address (`--listen 127.0.0.1:0` takes any free port).",
+    ),
+    "OXF-5005": Explanation(
+        "Python cannot find or run the module that holds the handlers. The message has the module's own error.",
+        "Run from the folder that holds the module, install it, or set PYTHONPATH.",
+    ),
+    "OXF-5006": Explanation(
+        "A setting has an unknown name, a value of the wrong type, or a value that makes no sense.",
+        "The message names the setting and where it came from: a file, an environment variable or a flag. "
+        "`--show-config` prints all settings with their origin.",
+    ),
+    "OXF-5007": Explanation(
+        "The process runs on a Python older than 3.11.",
+        "Use CPython 3.11, 3.12 or 3.13; `./scripts/setup` finds one on PATH.",
+    ),
+    "OXF-5008": Explanation(
+        "An orchestrator node was registered with a worker. Workflow code cannot be durable on a worker yet.",
+        "Define the workflow as a graph (docs/architecture.md). Effect, compute and reducer nodes can be registered.",
+    ),
+    "OXF-9001": Explanation(
+        "onexflow has met a state that it takes for impossible. It stopped the run or shard concerned, not the rest.",
+        "Please report it, with the context's story and the log lines around it.",
+    ),
+}
