@@ -77,8 +77,7 @@ def compile_expression(text: str) -> Expression:
     except RecursionError:
         raise ExpressionError("the expression is nested too deeply") from None
     except JMESPathError as error:
-        hint = ' (a name with "-" needs quotes: tasks."reserve-stock")' if "Unknown token '-'" in str(error) else ""
-        raise ExpressionError(_first_line(error) + hint) from error
+        raise ExpressionError(_first_line(error) + _hint(str(error))) from error
     except (LookupError, TypeError, ValueError) as error:
         raise ExpressionError(f"not a JMESPath expression: {_first_line(error)}") from error
     return Expression(
@@ -90,6 +89,12 @@ def compile_expression(text: str) -> Expression:
         everything=uses.everything,
         search=compiled.search,
     )
+
+
+def _hint(message: str) -> str:
+    if "Unknown token '-'" in message:
+        return ' (a name with "-" needs quotes: tasks."reserve-stock")'
+    return " (a number is written in backticks: `5`)" if "(NUMBER)" in message else ""
 
 
 def _plain(text: str) -> Expression:
@@ -143,6 +148,8 @@ class _Uses:
             return self._field(node["value"], scope)
         if kind in {"current", "identity"}:
             return scope
+        if (kind in _CHAINS or kind in _PROJECTIONS) and kind != "pipe" and children[0]["type"] == "not_expression":
+            raise ExpressionError("`!a.b` is read as `(!a).b`, which is always null: write `!(a.b)`")
         if kind in _CHAINS:
             for child in children:
                 scope = self.visit(child, scope)

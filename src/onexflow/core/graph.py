@@ -180,7 +180,7 @@ class _Compiler:
             first = self.index.setdefault(str(task.name), number)
             if first != number:
                 self.problems.add(f"tasks[{number}].name", f"{task.name!r} is already the name of tasks[{first}]")
-        if all(task.setup is True for task in self.specs):
+        if self.specs and all(task.setup is True for task in self.specs):
             self.problems.add("tasks", "every task is a set-up task: the workflow has nothing to do")
 
     def _link(self) -> None:
@@ -293,18 +293,22 @@ class _Compiler:
         if expression.everything:
             self.problems.add(place, f"the document itself cannot be used; name {_listed(sorted(allowed), ', ')}")
         for root in sorted(expression.roots - allowed):
-            self.problems.add(place, self._root_problem(root, allowed))
+            self.problems.add(place, self._root_problem(root, allowed, text))
         used = [self._used(name, place, task) for name in sorted(expression.tasks)]
         if expression.every_task:
             used.extend(parents)
         tasks = tuple(dict.fromkeys(one for one in used if one is not None))
         return Rule(place, expression, tasks, _source(expression, tasks))
 
-    def _root_problem(self, root: str, allowed: frozenset[str]) -> str:
+    def _root_problem(self, root: str, allowed: frozenset[str], text: str) -> str:
         if root in ITEM_ROOTS:
             return f"{root!r} exists only in the input of a task with `map`"
         hint = f"; did you mean 'input.{root}'?"
-        if root in self.index:
+        if root in {"true", "false", "null"}:
+            hint = f"; a constant is written in backticks: `{root}`"
+        elif f'"{root}"' in text:
+            hint = f"; a text is written in single quotes: '{root}'"
+        elif root in self.index:
             hint = f"; did you mean '{task_path(root)}'?"
         return f"{root!r} is not in the document: expressions begin with {_listed(sorted(allowed), ', ')}{hint}"
 
