@@ -1,0 +1,69 @@
+"""Documents and code say the same."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import onexflow
+from onexflow.core.errors import BY_CODE
+from onexflow.core.explanations import EXPLANATIONS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+def test_the_generated_pages_are_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/lib/gen_docs.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_error_code_is_explained_and_no_other() -> None:
+    assert set(EXPLANATIONS) == set(BY_CODE)
+    headings = re.findall(r"^## (OXF-\d{4})$", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    assert headings == sorted(BY_CODE)
+
+
+def test_every_error_class_has_a_code_of_its_own_and_a_first_line() -> None:
+    assert len({cls.__name__ for cls in BY_CODE.values()}) == len(BY_CODE)
+    for code, cls in BY_CODE.items():
+        assert re.fullmatch(r"OXF-[1-59]\d{3}", code)
+        assert cls.code == code
+        assert str(cls()) == (cls.__doc__ or "").splitlines()[0]
+
+
+def test_the_tree_in_the_errors_docstring_names_every_class_and_code() -> None:
+    tree = sys.modules["onexflow.core.errors"].__doc__ or ""
+    for code, cls in BY_CODE.items():
+        assert re.search(rf"\b{cls.__name__}\b\s+{code}", tree), f"{cls.__name__} {code}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_documents_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_version_is_said_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert onexflow.__version__ == project["version"]
+
+
+def test_the_specification_is_mirrored_under_a_frozen_list_of_names() -> None:
+    import onexflow.spi as spi
+
+    assert sorted(name for name in dir(spi) if name.startswith(("Literal", "Protocol"))) == [
+        name for name in spi.__all__ if name.startswith(("Literal", "Protocol"))
+    ]
+    assert len(spi.__all__) == 62
