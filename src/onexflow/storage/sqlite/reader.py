@@ -234,10 +234,9 @@ def owners(db: sqlite3.Connection) -> list[tuple[int, int, str]]:
 
 
 def statistics(db: sqlite3.Connection) -> dict[str, int]:
-    events, rows = db.execute("SELECT total(head - 1), total(row_count) FROM shards").fetchone()
     return {
-        "events": int(events),
-        "rows": int(rows),
+        "events": db.execute("SELECT coalesce(sum(head - 1), 0) FROM shards").fetchone()[0],
+        "rows": db.execute("SELECT coalesce(max(number), 0) FROM event_rows").fetchone()[0],
         "runs": db.execute("SELECT count(*) FROM runs").fetchone()[0],
         "parked": db.execute("SELECT count(*) FROM parked").fetchone()[0],
         "requests": db.execute("SELECT count(*) FROM requests").fetchone()[0],

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
-#: Row counts that have a statement: powers of two and the halves between them.
-SIZES: Final = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
+#: Row counts that have a statement: any number of rows up to 256 takes two at most.
+SIZES: Final = (*range(256, 16, -16), *range(16, 0, -1))
 
 #: (shard, iid) and (shard, offset) as one integer.
 SHARD_BITS: Final = 48
 MASK: Final = (1 << SHARD_BITS) - 1
 
-ROWS: Final = ("INSERT INTO event_rows (place, count, epoch, run, seq, data) VALUES ", 6, "")
+ROWS: Final = ("INSERT INTO event_rows (number, place, count, epoch, run, seq, data) VALUES ", 7, "")
+PARTS: Final = ("INSERT INTO parts (place, number, count) VALUES ", 3, "")
+NEW_KIND: Final = "INSERT INTO kinds (namespace, workflow_type) VALUES (?,?)"
 RUNS: Final = (
     "INSERT INTO runs (run, instance, kind, state, created_at, updated_at, start_hash, head, version) VALUES ",
     9,
@@ -47,13 +49,14 @@ CHECKPOINTS: Final = (
     3,
     " ON CONFLICT (shard) DO UPDATE SET place = excluded.place, data = excluded.data",
 )
-#: Columns: shard, head, next_iid, number of rows, now. Epoch and owner stay as they are.
+#: Moves the heads of the shards whose epoch and head match, and counts them; `owner` is there to satisfy the table.
 HEADS: Final = (
-    "INSERT INTO shards (shard, head, next_iid, row_count, now, epoch, owner) VALUES ",
+    "INSERT INTO shards (shard, epoch, head_before, head, next_iid, now, owner) VALUES ",
     7,
     (
-        " ON CONFLICT (shard) DO UPDATE SET head = excluded.head, next_iid = max(next_iid, excluded.next_iid),"
-        " row_count = row_count + excluded.row_count, now = max(now, excluded.now)"
+        " ON CONFLICT (shard) DO UPDATE SET head = excluded.head, head_before = excluded.head_before,"
+        " next_iid = max(next_iid, excluded.next_iid), now = max(now, excluded.now)"
+        " WHERE epoch = excluded.epoch AND head = excluded.head_before"
     ),
 )
 #: One row whatever the number of shards: each further row would cost a switch of threads.
@@ -64,31 +67,34 @@ _RUN: Final = (
     " r.start_hash, r.head, r.version FROM runs r JOIN kinds k ON k.kind = r.kind "
 )
 FIND_RUN: Final = _RUN + "WHERE r.instance = ? AND k.namespace = ? AND k.workflow_type = ?"
+#: Parameters: first place of the shard, wanted place, end of the shard, limit.
 SHARD_ROWS: Final = (
-    "SELECT place, count, epoch, run, seq, data FROM event_rows WHERE place >= coalesce("
-    "(SELECT max(place) FROM event_rows WHERE place BETWEEN ?1 AND ?2 AND place + count > ?2), ?2)"
-    " AND place < ?3 ORDER BY place LIMIT ?4"
+    "SELECT r.place, r.count, r.epoch, r.run, r.seq, r.data FROM parts p"
+    " CROSS JOIN event_rows r ON r.number BETWEEN p.number AND p.number + p.count - 1"
+    " WHERE p.place >= coalesce((SELECT max(place) FROM parts WHERE place BETWEEN ?1 AND ?2), ?1) AND p.place <= ?3"
+    " AND r.place + r.count > ?2 ORDER BY p.place, r.number LIMIT ?4"
 )
 RUN_ROWS: Final = (
     "SELECT place, count, epoch, run, seq, data FROM event_rows WHERE run = ?1 AND seq >= coalesce("
-    "(SELECT max(seq) FROM event_rows WHERE run = ?1 AND seq <= ?2), ?2)"
+    "(SELECT max(seq) FROM event_rows WHERE run = ?1 AND seq <= ?2), 1)"
     " AND seq + count > ?2 ORDER BY seq LIMIT ?3"
 )
 
 
-def put(connection: sqlite3.Connection, form: tuple[str, int, str], values: Sequence[Any]) -> None:
-    """Run the statement `form` for all rows in the flat list `values`."""
+def put(connection: sqlite3.Connection, form: tuple[str, int, str], values: Sequence[Any]) -> int:
+    """Run the statement `form` for all rows in the flat list `values`; how many rows it changed."""
     before, width, after = form
     left = len(values) // width
     if left * width != len(values):
         raise ValueError("values do not fill the rows")
-    at = 0
+    at = changed = 0
     for size in SIZES:
         while left >= size:
             end = at + size * width
-            connection.execute(_text(before, width, after, size), values[at:end])
+            changed += connection.execute(_text(before, width, after, size), values[at:end]).rowcount
             at = end
             left -= size
+    return changed
 
 
 def runs_by_number(count: int) -> str:

@@ -162,7 +162,7 @@ class SqliteStore:
             schema.migrate(connection, self._path, schema.migrations(), self._read_clock())
             self._load_shards(connection)
             self._readers = reader.Readers(self._path)
-            self._writer = Writer(connection, self._path, self.now)
+            self._writer = Writer(connection, self._path, self._shards, self.now)
         except BaseException as error:
             if connection is not None:
                 connection.close()
@@ -178,7 +178,7 @@ class SqliteStore:
         else:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
-                "INSERT INTO shards VALUES (?, 0, x'', 1, 1, 0, 0)", ((shard,) for shard in range(self._shards))
+                "INSERT INTO shards VALUES (?, 0, x'', 1, 1, 1, 0)", ((shard,) for shard in range(self._shards))
             )
             connection.execute("COMMIT")
         self._latest = max(self._latest, latest or 0)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from onexflow.core.errors import Coded, InternalError, StoreUnavailable
-from onexflow.ports.event_store import AppendOutcome, ShardAppend
+from onexflow.ports.event_store import AppendOutcome, RunRecord, ShardAppend
 from onexflow.storage.sqlite import statements as sql
 from onexflow.storage.sqlite.errors import translate
 
@@ -43,9 +43,12 @@ class Writer:
     #: Used by the thread alone.
     connection: sqlite3.Connection
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, store_now: Callable[[], int]) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, shards: int, store_now: Callable[[], int]) -> None:
         self.connection = connection
         self._path = path
+        self._shards = shards
+        #: Of the last row. Grows with the commit.
+        self._number: int = connection.execute("SELECT coalesce(max(number), 0) FROM event_rows").fetchone()[0]
         self._store_now = store_now
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._kinds: dict[tuple[bytes, bytes], int] = {
@@ -88,13 +91,15 @@ class Writer:
 
     def append(self, batch: Sequence[ShardAppend]) -> AppendOutcome:
         """The port's append, in the thread."""
-        new_kinds: list[tuple[bytes, bytes]] = []
-        try:
-            outcome: AppendOutcome = self.transaction(lambda: self._append(batch, new_kinds))
-        except BaseException:
-            for names in new_kinds:
-                self._kinds.pop(names, None)
-            raise
+        load = Load(batch, self._number, self._store_now())
+        outcome = None
+        if all(0 <= part.shard < self._shards for part in batch):
+            outcome = self._try(load, batch, {})
+        if outcome is None:  # some shard does not match: find out which, and store the others
+            matching, refused = self.transaction(lambda: self._compare(batch))
+            outcome = self._try(Load(matching, self._number, load.now), matching, refused)
+        if outcome is None:
+            raise InternalError("The heads of shards moved between two transactions of the one writer.")
         return outcome
 
     # ------------------------------------------------------------------------------------------------ the thread
@@ -153,97 +158,121 @@ class Writer:
 
     # ------------------------------------------------------------------------------------------------ one append
 
-    def _append(self, batch: Sequence[ShardAppend], new_kinds: list[tuple[bytes, bytes]]) -> AppendOutcome:
-        held = self._heads()
-        now = self._store_now()
-        stored: list[ShardAppend] = []
+    def _try(
+        self, load: Load, batch: Sequence[ShardAppend], refused: dict[int, tuple[int, int]]
+    ) -> AppendOutcome | None:
+        """Store all of the batch, or nothing and return None when a shard's epoch or head does not match."""
+        new_kinds: dict[tuple[bytes, bytes], int] = {}
+        if batch:
+            try:
+                self.transaction(lambda: self._put(load, new_kinds))
+            except _Moved:
+                return None
+            self._kinds.update(new_kinds)
+            self._number += load.row_count
+            self._backlog += _PAGES_A_COMMIT + load.data_bytes // 2048
+        return AppendOutcome(frozenset(part.shard for part in batch), refused, load.now)
+
+    def _compare(self, batch: Sequence[ShardAppend]) -> tuple[list[ShardAppend], dict[int, tuple[int, int]]]:
+        """The parts that match, and what the store has of the others."""
+        held: dict[int, tuple[int, int]] = {}
+        text: str = self.connection.execute(sql.READ_HEADS).fetchone()[0]
+        for entry in text.split(","):
+            shard, epoch, head = entry.split(" ")
+            held[int(shard)] = (int(epoch), int(head))
+        matching: list[ShardAppend] = []
         refused: dict[int, tuple[int, int]] = {}
         for part in batch:
             has = held.get(part.shard, (0, 0))
             if has == (part.epoch, part.head):
-                stored.append(part)
+                matching.append(part)
                 held[part.shard] = (part.epoch, part.next)
             else:
                 refused[part.shard] = has
-        if stored:
-            self._put(stored, new_kinds, now)
-        return AppendOutcome(frozenset(part.shard for part in stored), refused, now)
+        return matching, refused
 
-    def _heads(self) -> dict[int, tuple[int, int]]:
-        text: str = self.connection.execute(sql.READ_HEADS).fetchone()[0]
-        heads = {}
-        for entry in text.split(","):
-            shard, epoch, head = entry.split(" ")
-            heads[int(shard)] = (int(epoch), int(head))
-        return heads
-
-    def _put(self, parts: list[ShardAppend], new_kinds: list[tuple[bytes, bytes]], now: int) -> None:
-        rows: list[Any] = []
-        runs: list[Any] = []
-        requests: list[Any] = []
-        snapshots: list[Any] = []
-        checkpoints: list[Any] = []
-        heads: list[Any] = []
-        parked: dict[int, tuple[int, int, str]] = {}
-        data_bytes = 0
-        for part in parts:
-            shard = part.shard
-            base = shard << sql.SHARD_BITS
-            top = 0
-            for offset, count, epoch, iid, seq, data in part.rows:
-                rows += (base | offset, count, epoch, base | iid, seq, data)
-                data_bytes += len(data)
-                top = max(top, iid)
-            for iid, key, state, created_at, updated_at, start_hash, head, version in part.runs:
-                kind = self._kind(key, new_kinds)
-                runs += (base | iid, key[:16], kind, state, created_at, updated_at, start_hash, head, version)
-                top = max(top, iid)
-            for namespace, request_id, body_hash, response, at in part.requests:
-                requests += (shard, as_bytes(namespace), as_bytes(request_id), body_hash, response, at)
-            for iid, wake_at, reason in part.parked:
-                parked[base | iid] = (shard, wake_at, reason)
-            for iid, seq, data in part.snapshots:
-                snapshots += (base | iid, seq, data)
-                data_bytes += len(data)
-            if part.checkpoint is not None:
-                checkpoints += (shard, base | part.checkpoint.offset, part.checkpoint.data)
-                data_bytes += len(part.checkpoint.data)
-            heads += (shard, part.next, top + 1, len(part.rows), now, 0, b"")
+    def _put(self, load: Load, new_kinds: dict[tuple[bytes, bytes], int]) -> None:
+        db = self.connection
+        if sql.put(db, sql.HEADS, load.heads) != len(load.heads) // sql.HEADS[1]:
+            raise _Moved
         for form, values in (
-            (sql.ROWS, rows), (sql.RUNS, runs), (sql.REQUESTS, requests), (sql.SNAPSHOTS, snapshots),
-            (sql.CHECKPOINTS, checkpoints), (sql.HEADS, heads),
+            (sql.PARTS, load.parts), (sql.ROWS, load.rows), (sql.RUNS, self._with_kinds(load, new_kinds)),
+            (sql.REQUESTS, load.requests), (sql.SNAPSHOTS, load.snapshots), (sql.CHECKPOINTS, load.checkpoints),
+            (sql.UNPARK, load.unparked), (sql.PARK, load.parked),
         ):  # fmt: skip
             if values:
-                sql.put(self.connection, form, values)
-        if parked:
-            self._park(parked)
-        self._backlog += _PAGES_A_COMMIT + data_bytes // 2048
+                sql.put(db, form, values)
 
-    def _park(self, parked: dict[int, tuple[int, int, str]]) -> None:
-        kept: list[Any] = []
-        gone: list[int] = []
-        for run, (shard, wake_at, reason) in parked.items():
-            if reason:
-                kept += (run, shard, wake_at, as_bytes(reason))
-            else:
-                gone.append(run)
-        if gone:
-            sql.put(self.connection, sql.UNPARK, gone)
-        if kept:
-            sql.put(self.connection, sql.PARK, kept)
-
-    def _kind(self, key: bytes, new_kinds: list[tuple[bytes, bytes]]) -> int:
-        """Number of the namespace and type in a run's key, stored when it is new."""
-        namespace, _, workflow_type = key[16:].partition(b"\0")
-        names = (namespace, workflow_type)
-        kind = self._kinds.get(names)
-        if kind is None:
-            kind = self.connection.execute("INSERT INTO kinds (namespace, workflow_type) VALUES (?,?)", names).lastrowid
+    def _with_kinds(self, load: Load, new_kinds: dict[tuple[bytes, bytes], int]) -> list[Any]:
+        """Values of the runs with the numbers of their namespace and type, which are stored when they are new."""
+        values = load.runs
+        for place, tail in zip(range(2, len(values), sql.RUNS[1]), load.run_names, strict=True):
+            kind = self._kinds.get(tail) or new_kinds.get(tail)
             if kind is None:
-                raise InternalError("SQLite gave no row id.")
-            self._kinds[names] = kind
-            new_kinds.append(names)
-        return kind
+                kind = self.connection.execute(sql.NEW_KIND, tail).lastrowid or 0
+                new_kinds[tail] = kind
+            values[place] = kind
+        return values
+
+
+class _Moved(Exception):
+    """A shard's epoch or head is not as the append expects."""
+
+
+class Load:
+    """A batch as flat lists of values, one for each statement."""
+
+    def __init__(self, batch: Sequence[ShardAppend], number: int, now: int) -> None:
+        self.now = now
+        self.heads: list[Any] = []
+        self.parts: list[Any] = []
+        self.rows: list[Any] = []
+        self.runs: list[Any] = []  #: with 0 for the kind
+        self.run_names: list[tuple[bytes, bytes]] = []
+        self.requests: list[Any] = []
+        self.snapshots: list[Any] = []
+        self.checkpoints: list[Any] = []
+        self.parked: list[Any] = []
+        self.unparked: list[Any] = []
+        self.data_bytes = 0
+        first = number
+        parked: dict[int, tuple[int, int, bytes]] = {}
+        for part in batch:
+            shard, base = part.shard, part.shard << sql.SHARD_BITS
+            if part.rows:
+                self.parts += (base | part.rows[0].offset, number + 1, len(part.rows))
+            top = 0
+            for offset, count, epoch, iid, seq, data in part.rows:
+                number += 1
+                self.rows += (number, base | offset, count, epoch, base | iid, seq, data)
+                self.data_bytes += len(data)
+                top = max(top, iid)
+            for record in part.runs:
+                self._add_run(base, record)
+                top = max(top, record.iid)
+            for namespace, request_id, body_hash, response, at in part.requests:
+                self.requests += (shard, as_bytes(namespace), as_bytes(request_id), body_hash, response, at)
+            for iid, wake_at, reason in part.parked:
+                parked[base | iid] = (shard, wake_at, as_bytes(reason))
+            for iid, seq, data in part.snapshots:
+                self.snapshots += (base | iid, seq, data)
+                self.data_bytes += len(data)
+            if part.checkpoint is not None:
+                self.checkpoints += (shard, base | part.checkpoint.offset, part.checkpoint.data)
+                self.data_bytes += len(part.checkpoint.data)
+            self.heads += (shard, part.epoch, part.head, part.next, top + 1, now, b"")
+        self.row_count = number - first
+        for run, (shard, wake_at, reason_bytes) in parked.items():
+            if reason_bytes:
+                self.parked += (run, shard, wake_at, reason_bytes)
+            else:
+                self.unparked.append(run)
+
+    def _add_run(self, base: int, record: RunRecord) -> None:
+        iid, key, state, created_at, updated_at, start_hash, head, version = record
+        namespace, _, workflow_type = key[16:].partition(b"\0")
+        self.run_names.append((namespace, workflow_type))
+        self.runs += (base | iid, key[:16], 0, state, created_at, updated_at, start_hash, head, version)
 
 
 def as_bytes(text: str) -> bytes:

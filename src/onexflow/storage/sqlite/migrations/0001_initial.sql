@@ -1,20 +1,23 @@
 -- The tables of release 0.1.
 --
--- `place` is shard << 48 | offset of the row's first event, `run` is shard << 48 | iid: one integer key, so that a
--- shard's rows lie together and in order. Hot tables hold integers and bytes only: no value can fail a statement.
+-- `place` is shard << 48 | offset of the row's first event, `run` is shard << 48 | iid: one integer key, so that what
+-- belongs to a shard lies together and in order. Hot tables hold integers and bytes only: no value can fail a statement.
 
 CREATE TABLE shards (
   shard INTEGER PRIMARY KEY,
   epoch INTEGER NOT NULL,
   owner BLOB NOT NULL,
   head INTEGER NOT NULL,        -- next free offset
+  head_before INTEGER NOT NULL, -- head before the last append
   next_iid INTEGER NOT NULL,    -- above every run number that was ever stored
-  row_count INTEGER NOT NULL,
   now INTEGER NOT NULL          -- store clock at the last append
 ) STRICT;
 
+-- In the order of writing, whatever the shard: inserting at the end of the one table, instead of at one place a shard,
+-- writes a third fewer pages a commit.
 CREATE TABLE event_rows (
-  place INTEGER PRIMARY KEY,
+  number INTEGER PRIMARY KEY,
+  place INTEGER NOT NULL,
   count INTEGER NOT NULL,
   epoch INTEGER NOT NULL,
   run INTEGER NOT NULL,
@@ -22,6 +25,13 @@ CREATE TABLE event_rows (
   data BLOB NOT NULL
 ) STRICT;
 CREATE INDEX event_rows_by_run ON event_rows (run, seq);
+
+-- What one append wrote to one shard: the rows `number` … `number + count - 1`, the first of them at `place`.
+CREATE TABLE parts (
+  place INTEGER PRIMARY KEY,
+  number INTEGER NOT NULL,
+  count INTEGER NOT NULL
+) STRICT;
 
 -- Namespace and type of a run, once each. Never deleted.
 CREATE TABLE kinds (
