@@ -207,7 +207,9 @@ class OrchestratorService(Protocol):
     async def read_history(self, key: RunKey, from_sequence: int = 1, limit: int = 1000) -> Sequence[EventView]:
         """Durable events in order; empty beyond the head."""
 
-    def follow_run(self, key: RunKey, from_sequence: int, listener: Callable[[Sequence[EventView] | SPIError | None], None]) -> Callable[[], None]:
+    def follow_run(
+        self, key: RunKey, from_sequence: int, listener: Callable[[Sequence[EventView] | SPIError | None], None]
+    ) -> Callable[[], None]:
         """Every durable event from `from_sequence` on, each once and in order; None after the run's last. A slow
         listener is its own affair. Returns the way to stop it."""
 
@@ -219,7 +221,9 @@ class OrchestratorService(Protocol):
         """Validate and store a definition (JSON). Idempotent; other content under the same version:
         DefinitionConflict. Raises InvalidDefinition naming every problem's place."""
 
-    async def get_definition(self, namespace: str, workflow_type: str, version: int = 0) -> tuple[DefinitionInfo, bytes]: ...
+    async def get_definition(
+        self, namespace: str, workflow_type: str, version: int = 0
+    ) -> tuple[DefinitionInfo, bytes]: ...
 
     async def list_definitions(self, namespace: str) -> Sequence[DefinitionInfo]: ...
 

@@ -126,5 +126,3 @@ class Prober(Protocol):
 
         Raises Unavailable when neither is known within the time-out: not a proof of anything.
         """
-
-

@@ -5,7 +5,8 @@ them directly. Order on a link is kept in each direction; a link ends once and f
 
 The session: worker sends Hello; orchestrator answers Welcome (with the current epoch of every shard it owns), or closes
 with a reason. For each ShardEpoch, and for the epochs in Welcome, the worker keeps the highest epoch it has seen of
-each shard, refuses what comes with a lower one, and answers Held with its running attempts of that shard; its unacknowledged results follow as Results.
+each shard, refuses what comes with a lower one, and answers with its unacknowledged Results of that shard and then Held
+with its queued and running attempts of it: what is in neither never began there.
 Results wait in the worker until an Ack. Credits say how many more attempts of a role the orchestrator may send; each
 Assignment uses one; it comes back with a later Credits message (never by itself).
 """

@@ -1,0 +1,136 @@
+"""Every request or observation that a run accepts. Imperative names; `decide` answers with events and instructions."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from onexflow.core.payload import Failure, Payload
+
+
+class Command(msgspec.Struct, frozen=True, gc=False):
+    """Base of all commands to an existing run."""
+
+
+class StartRun(Command, kw_only=True):
+    """Create the run and, unless it is delayed, start it."""
+
+    namespace: str
+    instance: bytes
+    input: Payload
+    correlation_id: str
+    causation_id: str = ""
+    start_at: int = 0
+    timeout_at: int = 0
+    trace: str = ""
+    principal: str = ""
+    request_id: str = ""
+
+
+class PauseRun(Command):
+    reason: str = ""
+
+
+class ResumeRun(Command):
+    reason: str = ""
+
+
+class CancelRun(Command):
+    reason: str = ""
+
+
+class AuthoriseAttempt(Command):
+    """A worker has a free slot for a scheduled effect: write that it may run there, before it is sent."""
+
+    task: int
+    item: int
+    worker: str
+    incarnation: str
+    idempotent: bool
+
+
+class ItemResult(NamedTuple):
+    """A result with the token of the attempt that made it."""
+
+    item: int
+    epoch: int
+    offset: int
+    result: Payload
+
+
+class CompleteItems(Command):
+    """Attempts of one task, run by one worker, have ended with results."""
+
+    task: int
+    results: list[ItemResult]
+    worker: str
+    incarnation: str
+    started_at: int = 0
+
+
+class FailAttempt(Command):
+    """An attempt has ended with an error."""
+
+    task: int
+    item: int
+    epoch: int
+    offset: int
+    error: Failure
+    worker: str = ""
+    incarnation: str = ""
+    started_at: int = 0
+
+
+class StopAttempt(Command):
+    """An attempt that was told to stop has stopped, or its grace is over."""
+
+    task: int
+    item: int
+    epoch: int
+    offset: int
+
+
+class LoseAttempt(Command):
+    """The worker of an attempt is gone: nothing is known of how it ended."""
+
+    task: int
+    item: int
+    epoch: int
+    offset: int
+    worker: str
+
+
+class ReturnAttempt(Command):
+    """A worker gives back an attempt that it never began."""
+
+    task: int
+    item: int
+    epoch: int
+    offset: int
+
+
+TimerKind = Literal[
+    "start", "run_timeout", "run_retry", "retry", "schedule_to_start", "start_to_close", "schedule_to_close",
+    "heartbeat", "cancel_grace",
+]  # fmt: skip
+
+
+class FireTimer(Command):
+    """A timer that was armed is due. A stale one (the attempt has moved on) changes nothing."""
+
+    kind: TimerKind
+    task: int = -1
+    item: int = 0
+    epoch: int = 0
+    offset: int = 0
+
+
+class ResolveItem(Command):
+    """A person decides a task that waits for input. Exactly one of retry, result and fail is given."""
+
+    task: int
+    item: int
+    retry: bool = False
+    result: Payload | None = None
+    fail: str = ""

@@ -1,0 +1,215 @@
+"""decide(state, command, now) → events + instructions: the one place where things are decided.
+
+`decide` folds its events into the state as it goes (through `evolve`, and only so) and returns the finished `Turn`.
+The shell must write `turn.events` before it carries out `turn.instructions`, but for the dispatch of pure tasks
+(see `core.instructions`). A command that does not fit the state raises and changes nothing; one that has nothing left
+to do decides nothing. Where the attempts of tasks are decided: `core.attempts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from onexflow.core import attempts
+from onexflow.core.commands import (
+    AuthoriseAttempt,
+    CancelRun,
+    Command,
+    CompleteItems,
+    FailAttempt,
+    FireTimer,
+    LoseAttempt,
+    PauseRun,
+    ResolveItem,
+    ResumeRun,
+    ReturnAttempt,
+    StartRun,
+    StopAttempt,
+)
+from onexflow.core.errors import InvalidTransition
+from onexflow.core.events import (
+    StateTransitioned,
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowCreated,
+    WorkflowFailed,
+    WorkflowPaused,
+    WorkflowResumed,
+    WorkflowStarted,
+    WorkflowTimedOut,
+)
+from onexflow.core.graph import Graph
+from onexflow.core.instructions import ArmTimer, CancelAll, FinishRun
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, check_workflow_edge
+from onexflow.core.mapping import MappingError, run_output
+from onexflow.core.payload import Failure
+from onexflow.core.state import RunState
+from onexflow.core.turn import SECOND, Context, RunValues, Turn
+
+#: Version of the meaning of events that new runs are created with.
+SEMANTICS = 1
+
+
+def start(graph: Graph, command: StartRun, context: Context) -> Turn:
+    """Create a run of `graph` and take it as far as it goes without waiting."""
+    definition = graph.definition
+    timeout_at = command.timeout_at
+    if not timeout_at and definition.timeout:
+        timeout_at = max(context.now, command.start_at) + int(definition.timeout * SECOND)
+    turn = Turn.first(
+        graph,
+        WorkflowCreated(
+            command.namespace,
+            definition.workflow_type,
+            definition.version,
+            graph.hash,
+            command.instance,
+            command.input,
+            command.correlation_id,
+            command.causation_id,
+            command.start_at,
+            timeout_at,
+            command.trace,
+            command.principal,
+            command.request_id,
+            SEMANTICS,
+        ),
+        context,
+    )
+    if timeout_at:
+        turn.instructions.append(ArmTimer(timeout_at, "run_timeout"))
+    if command.start_at > context.now:
+        turn.instructions.append(ArmTimer(command.start_at, "start"))
+    else:
+        _begin(turn)
+    return turn
+
+
+def decide(graph: Graph, state: RunState, command: Command, context: Context) -> Turn:
+    """Decide one command. Raises InvalidTransition (with `current_state`, `required_state`) when it does not fit."""
+    turn = Turn(graph, state, context)
+    _DECISIONS[type(command)](turn, command)
+    return turn
+
+
+def settle(turn: Turn) -> None:
+    """Take the run as far as it goes: schedule what is ready, end what is done. Ends every decision."""
+    state = turn.state
+    while True:
+        status = state.status
+        if state.failing is not None and status in {"running", "initializing", "retrying"}:
+            _end(turn, WorkflowFailed(state.failing), "the run failed")
+            return
+        if status == "initializing" and not state.open_setup:
+            turn.emit(WorkflowStarted())
+        elif state.ready and status in {"running", "initializing"}:
+            attempts.schedule(turn, next(iter(state.ready)))
+        else:
+            break
+    if not state.open_tasks and status == "running":
+        _complete(turn)
+
+
+# ---- the run
+
+
+def _begin(turn: Turn) -> None:
+    if turn.graph.setup:
+        turn.emit(StateTransitioned("run.initializing", "pending", "initializing"))
+    else:
+        turn.emit(WorkflowStarted())
+    settle(turn)
+
+
+def _complete(turn: Turn) -> None:
+    try:
+        result = run_output(turn.graph, RunValues(turn.state), turn.context.codec)
+    except MappingError as error:
+        _end(turn, WorkflowFailed(Failure("MappingError", str(error), retryable=False)), "the output mapping failed")
+        return
+    turn.emit(WorkflowCompleted(result))
+    turn.instructions.append(FinishRun())
+
+
+def _end(turn: Turn, event: WorkflowFailed | WorkflowCancelled | WorkflowTimedOut, reason: str) -> None:
+    turn.emit(event)
+    turn.instructions.append(CancelAll(reason))
+    turn.instructions.append(FinishRun())
+
+
+def _pause(turn: Turn, command: PauseRun) -> None:
+    if turn.state.status != "paused":
+        check_workflow_edge(turn.state.status, "paused", str(turn.state.key))
+        turn.emit(WorkflowPaused(command.reason))
+
+
+def _resume(turn: Turn, command: ResumeRun) -> None:
+    state = turn.state
+    if state.status == "running":
+        return
+    if state.status != "paused":
+        raise InvalidTransition(
+            f"a run that is {state.status} cannot be resumed",
+            {"run": str(state.key), "current_state": state.status, "required_state": "paused"},
+        )
+    was_retrying = state.retry_at > 0
+    turn.emit(WorkflowResumed(command.reason))
+    if not was_retrying and state.failing is None and attempts.has_held(turn):
+        attempts.retry_run(turn)
+    else:
+        attempts.take_up(turn)
+    settle(turn)
+
+
+def _cancel(turn: Turn, command: CancelRun) -> None:
+    if turn.state.status != "cancelled":
+        check_workflow_edge(turn.state.status, "cancelled", str(turn.state.key))
+        _end(turn, WorkflowCancelled(command.reason), command.reason or "the run was cancelled")
+
+
+def _fire(turn: Turn, command: FireTimer) -> None:
+    state = turn.state
+    if state.status in TERMINAL_WORKFLOW_STATES:
+        return
+    if command.kind == "start":
+        if state.status == "pending" and turn.now >= state.start_at:
+            _begin(turn)
+    elif command.kind == "run_timeout":
+        if turn.now >= state.timeout_at > 0:
+            _end(turn, WorkflowTimedOut("the run passed its timeout"), "the run timed out")
+    elif command.kind == "run_retry":
+        if state.status == "retrying" and turn.now >= state.retry_at:
+            turn.emit(StateTransitioned("run.running", "retrying", "running"))
+            attempts.take_up(turn)
+            settle(turn)
+    else:
+        attempts.fire(turn, command)
+        settle(turn)
+
+
+def _attempt(decision: Callable[[Turn, Any], None]) -> Callable[[Turn, Any], None]:
+    def decided(turn: Turn, command: Any) -> None:
+        decision(turn, command)
+        if turn.events:
+            settle(turn)
+
+    return decided
+
+
+_DECISIONS: dict[type[Command], Callable[[Turn, Any], None]] = {
+    PauseRun: _pause,
+    ResumeRun: _resume,
+    CancelRun: _cancel,
+    FireTimer: _fire,
+    AuthoriseAttempt: attempts.authorise,
+    CompleteItems: _attempt(attempts.complete),
+    FailAttempt: _attempt(attempts.fail),
+    StopAttempt: _attempt(attempts.stop),
+    LoseAttempt: _attempt(attempts.lose),
+    ReturnAttempt: _attempt(attempts.give_back),
+    ResolveItem: _attempt(attempts.resolve),
+}
+
+#: Every command that an existing run accepts (a test pairs each with every state).
+COMMANDS = tuple(_DECISIONS)

@@ -1,0 +1,352 @@
+"""evolve(state, event) → state: what happened, folded. It evaluates no expression, reads no clock and decides nothing.
+
+Rebuilding a run from its events gives the live state again, always: the live state was made by these very functions.
+What follows from the definition and earlier events is derived here: a task whose last parent ends becomes `pending`,
+or `skipped` when a hard parent has no result, and so do those behind it.
+`state` is changed in place and returned: its owner holds no other copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from onexflow.core.errors import InternalError
+from onexflow.core.events import (
+    Event,
+    StateTransitioned,
+    TaskCompleted,
+    TaskFailed,
+    TaskRetry,
+    TaskScheduled,
+    TaskStarted,
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowCreated,
+    WorkflowFailed,
+    WorkflowPaused,
+    WorkflowResumed,
+    WorkflowStarted,
+    WorkflowTimedOut,
+)
+from onexflow.core.graph import Graph
+from onexflow.core.machine import TASK_EDGES, TERMINAL_TASK_STATES, WORKFLOW_EDGES, check_task_edge, check_workflow_edge
+from onexflow.core.payload import Payload
+from onexflow.core.state import ItemState, RunState, TaskState
+
+
+def create(graph: Graph, event: WorkflowCreated, at: int) -> RunState:
+    """The state after a run's first event."""
+    return RunState(
+        namespace=event.namespace,
+        workflow_type=event.workflow_type,
+        version=event.version,
+        definition=event.definition,
+        instance=event.instance,
+        input=event.input,
+        seq=1,
+        correlation_id=event.correlation_id,
+        causation_id=event.causation_id,
+        trace=event.trace,
+        principal=event.principal,
+        semantics=event.semantics,
+        created_at=at,
+        updated_at=at,
+        start_at=event.start_at,
+        timeout_at=event.timeout_at,
+        tasks=[TaskState("blocked", count) for count in graph.indegree],
+        open_tasks=len(graph.specs),
+        open_setup=len(graph.setup),
+    )
+
+
+def evolve(graph: Graph, state: RunState, event: Event, epoch: int, offset: int, at: int) -> RunState:
+    """Fold one event, stored at (epoch, offset) at store time `at`. Raises InvalidTransition on an illegal edge.
+
+    An event of a type or kind from a newer release is counted and otherwise left alone.
+    """
+    state.seq += 1
+    state.updated_at = at
+    fold = _FOLDS.get(type(event))
+    if fold is not None:
+        fold(graph, state, event, epoch, offset, at)
+    return state
+
+
+# ---- the run
+
+
+def _move_run(state: RunState, target: str) -> None:
+    if (state.status, target) not in WORKFLOW_EDGES:
+        check_workflow_edge(state.status, target, str(state.key))
+    state.status = target
+
+
+def _on_started(graph: Graph, state: RunState, event: WorkflowStarted, epoch: int, offset: int, at: int) -> None:
+    _move_run(state, "running")
+    state.started_at = state.started_at or at
+    for task in graph.roots if not graph.gated else ():
+        _become_pending(state, task)
+    for task in graph.gated:
+        _resolve_parent(graph, state, task, doomed=False, at=at)
+
+
+def _on_paused(graph: Graph, state: RunState, event: WorkflowPaused, epoch: int, offset: int, at: int) -> None:
+    _move_run(state, "paused")
+    state.reason = event.reason
+
+
+def _on_resumed(graph: Graph, state: RunState, event: WorkflowResumed, epoch: int, offset: int, at: int) -> None:
+    _move_run(state, "running")
+    state.reason = ""
+    state.retry_at = 0
+
+
+def _end_run(state: RunState, target: str, at: int) -> None:
+    _move_run(state, target)
+    state.completed_at = at
+    for task in state.tasks if state.open_tasks else ():
+        if task.status not in TERMINAL_TASK_STATES:
+            task.status = "cancelled"
+            task.finished_at = at
+            for item in task.items:
+                if item.status not in TERMINAL_TASK_STATES:
+                    item.status = "cancelled"
+                    item.finished_at = at
+    state.open_tasks = state.open_setup = 0
+    state.ready.clear()
+
+
+def _on_completed(graph: Graph, state: RunState, event: WorkflowCompleted, epoch: int, offset: int, at: int) -> None:
+    state.result = event.result
+    _end_run(state, "completed", at)
+
+
+def _on_failed(graph: Graph, state: RunState, event: WorkflowFailed, epoch: int, offset: int, at: int) -> None:
+    state.error = event.error
+    _end_run(state, "failed", at)
+
+
+def _on_cancelled(graph: Graph, state: RunState, event: WorkflowCancelled, epoch: int, offset: int, at: int) -> None:
+    state.reason = event.reason
+    _end_run(state, "cancelled", at)
+
+
+def _on_timed_out(graph: Graph, state: RunState, event: WorkflowTimedOut, epoch: int, offset: int, at: int) -> None:
+    state.reason = event.reason
+    _end_run(state, "timeout", at)
+
+
+# ---- tasks and items
+
+
+def _move_item(graph: Graph, state: RunState, task: int, item: ItemState, target: str) -> None:
+    if (item.status, target) not in TASK_EDGES:
+        check_task_edge(item.status, target, str(state.key), graph.names[task])
+    item.status = target
+    owner = state.tasks[task]
+    if owner.of == 1:
+        owner.status = target
+    elif owner.status == "scheduled" and target == "running":
+        owner.status = "running"
+
+
+def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: int, offset: int, at: int) -> None:
+    task = state.tasks[event.task]
+    if task.status == "pending" or task.status == "blocked":
+        state.ready.pop(event.task, None)
+        task.of = event.of
+        task.status = "scheduled"
+        limit = graph.specs[event.task].max_parallel
+        task.window = min(event.of, limit) if limit else event.of
+        task.items = []
+    first = event.first
+    inline = event.inputs
+    if first == len(task.items):
+        for index in range(event.count):
+            task.items.append(
+                ItemState(
+                    epoch=epoch,
+                    offset=offset,
+                    source=event.source,
+                    input=inline[index] if inline else None,
+                    first_scheduled_at=at,
+                    scheduled_at=at,
+                )
+            )
+        return
+    for index in range(first, first + event.count):
+        item = task.items[index]
+        _move_item(graph, state, event.task, item, "scheduled")
+        item.attempt = event.attempt
+        item.epoch, item.offset = epoch, offset
+        item.scheduled_at = at
+        item.started_at = item.finished_at = item.due_at = 0
+        item.worker = item.incarnation = item.stopping = ""
+
+
+def _on_task_started(graph: Graph, state: RunState, event: TaskStarted, epoch: int, offset: int, at: int) -> None:
+    task = state.tasks[event.task]
+    authorises = graph.specs[event.task].role == "effect"
+    if not event.items and task.of == 0:
+        task.status = "running"
+    for index in event.items:
+        item = task.items[index]
+        _move_item(graph, state, event.task, item, "running")
+        item.worker, item.incarnation = event.worker, event.incarnation
+        item.started_at = event.started_at or at
+        item.idempotent = event.idempotent
+        if authorises:
+            item.epoch, item.offset = epoch, offset
+
+
+def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoch: int, offset: int, at: int) -> None:
+    task = state.tasks[event.task]
+    for index, result in zip(event.items, event.results, strict=True):
+        item = task.items[index]
+        _move_item(graph, state, event.task, item, "completed")
+        item.result = result
+        item.error = None
+        item.stopping = ""
+        item.finished_at = at
+        task.done += 1
+    task.window = min(task.of, task.window + len(event.items))
+    if task.done < task.of:
+        return
+    if graph.specs[event.task].map:
+        task.result = Payload(b"[" + b",".join(item.result.data for item in task.items if item.result) + b"]")
+        task.items = []
+    else:
+        task.result = task.items[0].result
+        task.items[0].result = None
+    task.status = "completed"
+    _end_task(graph, state, event.task, at)
+
+
+def _on_task_failed(graph: Graph, state: RunState, event: TaskFailed, epoch: int, offset: int, at: int) -> None:
+    task = state.tasks[event.task]
+    target = "timeout" if event.kind == "timeout" else "failed"
+    if task.items:
+        item = task.items[event.item]
+        _move_item(graph, state, event.task, item, target)
+        item.error = event.error
+        item.finished_at = at
+        item.stopping = ""
+    for other in task.items:
+        if other.status not in TERMINAL_TASK_STATES:
+            other.status = "cancelled"
+            other.finished_at = at
+    task.status = target
+    task.error = event.error
+    if state.failing is None and not graph.specs[event.task].allow_failure:
+        state.failing = event.error
+    _end_task(graph, state, event.task, at)
+
+
+def _on_task_retry(graph: Graph, state: RunState, event: TaskRetry, epoch: int, offset: int, at: int) -> None:
+    item = state.tasks[event.task].items[event.item]
+    _move_item(graph, state, event.task, item, "retrying")
+    item.due_at = event.due_at
+    item.error = event.error
+    item.stopping = ""
+    item.finished_at = at
+    if event.kind == "lost":
+        item.lost = [*item.lost, event.worker]
+    elif event.kind == "run":
+        item.counted = 1
+    elif event.kind != "returned":
+        item.counted += 1
+
+
+def _on_transition(graph: Graph, state: RunState, event: StateTransitioned, epoch: int, offset: int, at: int) -> None:
+    kind = event.kind
+    if kind == "task.skipped":
+        for task in event.tasks:
+            state.ready.pop(task, None)
+            state.tasks[task].status = "skipped"
+            _end_task(graph, state, task, at)
+    elif kind == "task.waiting_for_input":
+        item = state.tasks[event.tasks[0]].items[event.item]
+        _move_item(graph, state, event.tasks[0], item, "waiting_for_input")
+        item.lost = [*item.lost, item.worker]
+        item.stopping = ""
+    elif kind == "attempt.stopping":
+        state.tasks[event.tasks[0]].items[event.item].stopping = event.reason
+    elif kind == "run.initializing":
+        _move_run(state, "initializing")
+        for task in graph.setup_roots:
+            _become_pending(state, task)
+    elif kind == "run.retrying":
+        _move_run(state, "retrying")
+        state.retries += 1
+        state.retry_at = event.due_at
+        state.error = event.error
+    elif kind == "run.running":
+        _move_run(state, "running")
+        state.retry_at = 0
+        state.error = None
+
+
+# ---- what follows
+
+
+def _become_pending(state: RunState, task: int) -> None:
+    state.tasks[task].status = "pending"
+    state.ready[task] = True
+
+
+def _end_task(graph: Graph, state: RunState, task: int, at: int) -> None:
+    """Count the end of a task and tell the tasks behind it. Skips run on by themselves, so without recursion."""
+    ended = [task]
+    while ended:
+        index = ended.pop()
+        task_state = state.tasks[index]
+        task_state.finished_at = at
+        state.open_tasks -= 1
+        if graph.specs[index].setup:
+            state.open_setup -= 1
+        without_result = task_state.status != "completed"
+        for child in graph.hard_children[index]:
+            _resolve_parent(graph, state, child, doomed=without_result, at=at, ended=ended)
+        for child in graph.soft_children[index]:
+            _resolve_parent(graph, state, child, doomed=False, at=at, ended=ended)
+
+
+def _resolve_parent(
+    graph: Graph, state: RunState, task: int, *, doomed: bool, at: int, ended: list[int] | None = None
+) -> None:
+    child = state.tasks[task]
+    child.unresolved -= 1
+    child.doomed = child.doomed or doomed
+    if child.unresolved:
+        return
+    if not child.doomed:
+        _become_pending(state, task)
+        return
+    child.status = "skipped"
+    if ended is None:
+        _end_task(graph, state, task, at)
+    else:
+        ended.append(task)
+
+
+def _on_created(graph: Graph, state: RunState, event: WorkflowCreated, epoch: int, offset: int, at: int) -> None:
+    raise InternalError("workflow.created can only be a run's first event", {"run": str(state.key), "seq": state.seq})
+
+
+_FOLDS: dict[type[Event], Callable[[Graph, RunState, Any, int, int, int], None]] = {
+    WorkflowCreated: _on_created,
+    WorkflowStarted: _on_started,
+    WorkflowPaused: _on_paused,
+    WorkflowResumed: _on_resumed,
+    WorkflowCompleted: _on_completed,
+    WorkflowFailed: _on_failed,
+    WorkflowCancelled: _on_cancelled,
+    WorkflowTimedOut: _on_timed_out,
+    TaskScheduled: _on_scheduled,
+    TaskStarted: _on_task_started,
+    TaskCompleted: _on_task_completed,
+    TaskFailed: _on_task_failed,
+    TaskRetry: _on_task_retry,
+    StateTransitioned: _on_transition,
+}

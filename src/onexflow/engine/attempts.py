@@ -1,0 +1,463 @@
+"""The attempts that are under way: from a decision's instruction to a worker's credit, and from a result to a decision.
+
+Implements what `Sessions` asks (`Attempts`) and carries out the instructions about attempts and timers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from onexflow.core.commands import (
+    AuthoriseAttempt,
+    CompleteItems,
+    FailAttempt,
+    FireTimer,
+    ItemResult,
+    LoseAttempt,
+    ReturnAttempt,
+    StopAttempt,
+)
+from onexflow.core.errors import Coded, InternalError
+from onexflow.core.events import INLINE, RUN_INPUT
+from onexflow.core.ids import Token, idempotency_key
+from onexflow.core.instructions import ArmTimer, CancelAll, CancelAttempt, Dispatch, SendAuthorised
+from onexflow.core.payload import NULL, Failure, Payload
+from onexflow.core.turn import SECOND, Turn
+from onexflow.engine.dispatcher import Dispatcher
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.readback import open_items, timers_of
+from onexflow.engine.run import Attempt, Run
+from onexflow.engine.sessions import WorkerSession
+from onexflow.engine.timers import Timers
+from onexflow.ports.worker_link import Assignment, AttemptResult, Demand, Progress
+
+log = structlog.get_logger("onexflow.attempts")
+
+#: Keeps attempts of a worker that is out of sight: (incarnation, worker, liveness address, attempts).
+Watch = Callable[[str, str, str, Iterable[Attempt]], None]
+
+#: Events of a run that may be undurable while its next pure task leaves: bounds the depth of speculation.
+SPECULATION = 64
+
+
+class AttemptBook:
+    """All attempts of this orchestrator, by token."""
+
+    def __init__(self, kernel: Kernel, watch: Watch) -> None:
+        self._kernel = kernel
+        self._watch = watch
+        self._adopting: list[Attempt] | None = None
+        #: Where workers find the orchestrators (told in Welcome).
+        self.known_addresses: tuple[str, ...] = ()
+        self.attempts: dict[Token, Attempt] = {}
+        self.dispatcher = Dispatcher(self._place)
+        self.timers = Timers(kernel.store.now, self._fire)
+        #: What attempts reported last, by (shard, run, task, item): handed to the next attempt.
+        self.progress: dict[tuple[int, int, int, int], Payload] = {}
+        self._dirty: dict[WorkerSession, None] = {}
+        self._flushing = False
+        self._told: dict[str, int] = {}
+        self._sessions: dict[WorkerSession, None] = {}
+        self._lookups: set[asyncio.Task[None]] = set()
+        #: Results of attempts that the log does not wait for.
+        self.superseded = 0
+
+    # ---- instructions
+
+    def carry_out(self, run: Run, turn: Turn) -> None:
+        """Do what a decision asks for (but FinishRun, which is the orchestrator's)."""
+        for instruction in turn.instructions:
+            match instruction:
+                case Dispatch():
+                    self._dispatch(run, instruction)
+                case SendAuthorised():
+                    pass  # `_place` asked for it and goes on by itself
+                case ArmTimer():
+                    self.timers.add(
+                        instruction.due_at,
+                        run,
+                        FireTimer(
+                            instruction.kind, instruction.task, instruction.item, instruction.epoch, instruction.offset
+                        ),
+                    )
+                case CancelAttempt():
+                    token = Token(run.shard.id, instruction.epoch, instruction.offset, instruction.item)
+                    attempt = self.attempts.get(token)
+                    if attempt is not None:
+                        self._cancel(attempt)
+                case CancelAll():
+                    for attempt in list(run.attempts.values()):
+                        self._cancel(attempt)
+
+    def _dispatch(self, run: Run, instruction: Dispatch) -> None:
+        shard = run.shard.id
+        for item in range(instruction.first, instruction.first + instruction.count):
+            token = Token(shard, instruction.epoch, instruction.offset, item)
+            if token in self.attempts:
+                continue
+            attempt = Attempt(run, instruction.task, item, token)
+            self._keep(attempt)
+            self.dispatcher.enqueue(attempt)
+
+    def take_back(self, run: Run, member_liveness: Callable[[str], str]) -> None:
+        """A run was read back: wait for what its workers hold, arm its timers, dispatch what never left."""
+        for task, index, item in open_items(run):
+            token = Token(run.shard.id, item.epoch, item.offset, index)
+            if token in self.attempts or item.status not in {"scheduled", "running"}:
+                continue
+            attempt = Attempt(run, task, index, token)
+            if item.status == "running":
+                self._keep(attempt)
+                attempt.sent = True
+                self._watch(item.incarnation, item.worker, member_liveness(item.incarnation), [attempt])
+            elif index < run.state.tasks[task].window:
+                self._keep(attempt)
+                if self._adopting is not None and attempt.role != "effect":
+                    self._adopting.append(attempt)
+                else:
+                    self.dispatcher.enqueue(attempt)
+        for timer in timers_of(run):
+            self.timers.add(timer.due_at, run, FireTimer(timer.kind, timer.task, timer.item, timer.epoch, timer.offset))
+
+    def begin_adoption(self) -> None:
+        """From now on pure attempts of runs read back wait for their workers to say what they hold."""
+        self._adopting = []
+
+    def end_adoption(self) -> int:
+        """Dispatch the pure attempts that no worker holds. Returns how many were adopted."""
+        waiting, self._adopting = self._adopting or [], None
+        adopted = 0
+        for attempt in waiting:
+            if attempt.session is not None or attempt.withdrawn:
+                adopted += 1
+            else:
+                self.dispatcher.enqueue(attempt)
+        return adopted
+
+    def _keep(self, attempt: Attempt) -> None:
+        self.attempts[attempt.token] = attempt
+        attempt.run.attempts[attempt.token] = attempt
+
+    def _forget(self, attempt: Attempt) -> None:
+        token = attempt.token
+        self.attempts.pop(token, None)
+        attempt.run.attempts.pop(token, None)
+        if attempt.session is not None:
+            attempt.session.inflight.pop(token, None)
+        attempt.withdrawn = True
+
+    def _cancel(self, attempt: Attempt) -> None:
+        """Stop it if it was sent, once the decision is durable. Its session answers, or not: nobody waits."""
+        session, token = attempt.session, attempt.token
+        state = attempt.run.state.tasks[attempt.task]
+        stopping = attempt.item < len(state.items) and state.items[attempt.item].stopping
+        if not stopping:
+            self._forget(attempt)
+        if session is not None and attempt.sent:
+
+            def release(error: Coded | None) -> None:
+                if error is None:
+                    session.cancels.append(token)
+                    self._mark(session)
+
+            self._kernel.lane.when_durable(release)
+
+    # ---- placing and sending
+
+    def _place(self, attempt: Attempt, session: WorkerSession) -> bool:
+        run = attempt.run
+        if attempt.withdrawn or attempt.session is not None:
+            return False
+        if not run.may_dispatch(attempt.task):
+            self._forget(attempt)  # dispatched anew when the run is taken up
+            return False
+        if attempt.role == "effect":
+            return self._place_effect(attempt, session)
+        attempt.session = session
+        session.inflight[attempt.token] = attempt
+        if run.state.seq - run.durable_seq > SPECULATION:
+            self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error))
+        else:
+            self._send(attempt, session, None)
+        return True
+
+    def _place_effect(self, attempt: Attempt, session: WorkerSession) -> bool:
+        """Write that the effect may run there; send it when that is durable."""
+        run = attempt.run
+        turn = self._kernel.decide(
+            run,
+            AuthoriseAttempt(
+                attempt.task,
+                attempt.item,
+                session.worker_id,
+                session.incarnation,
+                session.is_idempotent("effect", attempt.handler),
+            ),
+        )
+        authorised = next((entry for entry in turn.instructions if isinstance(entry, SendAuthorised)), None)
+        self._forget(attempt)
+        if authorised is None:
+            return False
+        token = Token(run.shard.id, authorised.epoch, authorised.offset, attempt.item)
+        started = Attempt(run, attempt.task, attempt.item, token)
+        started.session = session
+        self._keep(started)
+        session.inflight[token] = started
+        self._kernel.lane.when_durable(lambda error: self._send(started, session, error))
+        return True
+
+    def _send(self, attempt: Attempt, session: WorkerSession, error: Coded | None) -> None:
+        if error is not None or attempt.withdrawn or attempt.session is not session:
+            return
+        if not session.is_open:
+            return  # the session's end has made it an orphan; it was never sent
+        attempt.sent = True
+        attempt.progress_at = asyncio.get_running_loop().time()
+        session.outbox.append(self._assignment(attempt))
+        self._mark(session)
+
+    def _assignment(self, attempt: Attempt) -> Assignment:
+        run, task = attempt.run, attempt.task
+        state, graph = run.state, run.graph
+        item = state.tasks[task].items[attempt.item]
+        source = item.source
+        if source == RUN_INPUT:
+            payload = state.input
+        elif source == INLINE:
+            payload = item.input or NULL
+        else:
+            payload = state.tasks[source].result or NULL
+        timeouts = graph.specs[task].timeouts
+        if attempt.role != "effect" and (timeouts.start_to_close or timeouts.heartbeat):
+            self._arm_pure(attempt, timeouts.start_to_close, timeouts.heartbeat)
+        name = graph.names[task]
+        return Assignment(
+            token=attempt.token,
+            role=attempt.role,
+            handler=attempt.handler,
+            namespace=run.key.namespace,
+            workflow_type=run.key.workflow_type,
+            instance_id=run.instance_id,
+            task=name,
+            attempt=item.attempt,
+            input=payload,
+            idempotency_key=idempotency_key(run.key, name, attempt.item) if attempt.role == "effect" else "",
+            timeout=timeouts.start_to_close,
+            heartbeat=timeouts.heartbeat,
+            trace=state.trace,
+            progress=self.progress.get((attempt.token.shard, run.iid, task, attempt.item)) if self.progress else None,
+        )
+
+    def _arm_pure(self, attempt: Attempt, start_to_close: float, heartbeat: float) -> None:
+        now, token = self._kernel.store.now(), attempt.token
+        for kind, seconds in (("start_to_close", start_to_close), ("heartbeat", heartbeat)):
+            if seconds:
+                command = FireTimer(kind, attempt.task, attempt.item, token.epoch, token.offset)  # type: ignore[arg-type]
+                self.timers.add(now + int(seconds * SECOND), attempt.run, command)
+
+    def _mark(self, session: WorkerSession) -> None:
+        self._dirty[session] = None
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        dirty, self._dirty = self._dirty, {}
+        for session in dirty:
+            session.flush()
+
+    def tell_demand(self) -> None:
+        """Tell the workers what waits here, when that has changed."""
+        waiting = self.dispatcher.waiting()
+        if waiting != self._told:
+            self._told = waiting
+            for session in self._sessions:
+                session.send(Demand(waiting))
+
+    # ---- Attempts, for Sessions
+
+    def join(self, session: WorkerSession) -> None:
+        self._sessions[session] = None
+        self.dispatcher.add(session)
+        session.send(Demand(self.dispatcher.waiting()))
+
+    def leave(self, session: WorkerSession) -> None:
+        self._sessions.pop(session, None)
+        self.dispatcher.remove(session)
+
+    def on_credits(self, session: WorkerSession) -> None:
+        self.dispatcher.pump(session)
+
+    def epochs(self) -> dict[int, int]:
+        return {shard.id: shard.epoch for shard in self._kernel.shards.values()}
+
+    def addresses(self) -> tuple[str, ...]:
+        return self.known_addresses
+
+    def on_progress(self, token: Token, message: Progress) -> None:
+        attempt = self.attempts.get(token)
+        if attempt is not None:
+            attempt.progress_at = asyncio.get_running_loop().time()
+            self.progress[token.shard, attempt.run.iid, attempt.task, attempt.item] = message.details
+
+    def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None:
+        """Decide what came in; acknowledge it when that is durable."""
+        tokens: list[Token] = []
+        discarded: list[Token] = []
+        group: list[ItemResult] = []
+        first: Attempt | None = None
+        started_at = 0
+        for result in results:
+            attempt = self.attempts.get(result.token)
+            if attempt is None:
+                self._look_up(session, result)
+                continue
+            if first is not None and not (
+                result.status == "completed" and attempt.run is first.run and attempt.task == first.task
+            ):
+                self._complete(session, first, group, started_at, discarded)
+                first, group = None, []
+            tokens.append(result.token)
+            self._forget(attempt)
+            if result.status == "completed":
+                first, started_at = first or attempt, started_at if first else result.started_at
+                group.append(ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result))
+            else:
+                self._end(session, attempt, result, discarded)
+        if first is not None:
+            self._complete(session, first, group, started_at, discarded)
+        if tokens:
+            if discarded:
+                dropped = set(discarded)
+                tokens = [token for token in tokens if token not in dropped]
+            self._acknowledge(session, tokens, discarded)
+
+    def _acknowledge(self, session: WorkerSession, tokens: list[Token], discarded: list[Token]) -> None:
+        def release(error: Coded | None) -> None:
+            if error is None:
+                shards = {token.shard for token in tokens}
+                session.acknowledge(tokens, discarded, {s: self._kernel.shards[s].durable for s in shards})
+
+        self._kernel.lane.when_durable(release)
+
+    def _complete(
+        self, session: WorkerSession, attempt: Attempt, group: list[ItemResult], started_at: int, discarded: list[Token]
+    ) -> None:
+        command = CompleteItems(attempt.task, group, session.worker_id, session.incarnation, started_at)
+        self._decide(attempt.run, command, discarded)
+
+    def _end(self, session: WorkerSession, attempt: Attempt, result: AttemptResult, discarded: list[Token]) -> None:
+        task, item = attempt.task, attempt.item
+        epoch, offset = result.token.epoch, result.token.offset
+        command: FailAttempt | StopAttempt | ReturnAttempt
+        if result.status == "failed":
+            error = result.error or Failure("Unknown", "the worker gave no reason")
+            command = FailAttempt(
+                task, item, epoch, offset, error, session.worker_id, session.incarnation, result.started_at
+            )
+        elif result.status == "stopped":
+            command = StopAttempt(task, item, epoch, offset)
+        else:
+            command = ReturnAttempt(task, item, epoch, offset)
+        self._decide(attempt.run, command, discarded)
+
+    def _decide(
+        self,
+        run: Run,
+        command: CompleteItems | FailAttempt | StopAttempt | ReturnAttempt | LoseAttempt,
+        discarded: list[Token],
+    ) -> None:
+        if run.is_over:
+            self.superseded += 1
+            return
+        try:
+            turn = self._kernel.decide(run, command)
+        except InternalError:
+            return  # the run was taken out of memory and is read back; the worker keeps the result until then
+        for item, epoch, offset in turn.superseded:
+            self.superseded += 1
+            discarded.append(Token(run.shard.id, epoch, offset, item))
+
+    def _look_up(self, session: WorkerSession, result: AttemptResult) -> None:
+        """A result of an attempt that is not in memory: superseded, recorded before, or of a parked run."""
+        task = asyncio.get_running_loop().create_task(self._resolve_unknown(session, result))
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)
+
+    async def _resolve_unknown(self, session: WorkerSession, result: AttemptResult) -> None:
+        token = result.token
+        shard = self._kernel.shards.get(token.shard)
+        discarded: list[Token] = []
+        if shard is not None and token.offset < shard.durable:
+            rows = await self._kernel.store.read_shard(shard.id, token.offset, 1)
+            run = await self._kernel.find_numbered(shard, rows[0].iid) if rows else None
+            if run is not None and not run.is_over:
+                found = _item_of(run, token)
+                if found is not None:
+                    attempt = Attempt(run, *found, token)
+                    if result.status == "completed":
+                        group = [ItemResult(attempt.item, token.epoch, token.offset, result.result)]
+                        self._complete(session, attempt, group, result.started_at, discarded)
+                    else:
+                        self._end(session, attempt, result, discarded)
+                    self._acknowledge(session, [] if discarded else [token], discarded)
+                    return
+        self.superseded += 1
+        self._acknowledge(session, [], [token])
+
+    def lose(self, attempt: Attempt, worker: str) -> None:
+        """The attempt's worker is dead. What was never sent did not start."""
+        if attempt.withdrawn:
+            return
+        if not attempt.sent:
+            self.give_back(attempt)
+            return
+        self._forget(attempt)
+        token = attempt.token
+        command = LoseAttempt(attempt.task, attempt.item, token.epoch, token.offset, worker)
+        self._decide(attempt.run, command, [])
+
+    def give_back(self, attempt: Attempt) -> None:
+        """The attempt never began on its worker (or is pure): dispatch it anew."""
+        if attempt.withdrawn:
+            return
+        self._forget(attempt)
+        token = attempt.token
+        self._decide(attempt.run, ReturnAttempt(attempt.task, attempt.item, token.epoch, token.offset), [])
+
+    # ---- timers
+
+    def _fire(self, run: Run, command: FireTimer) -> None:
+        if run.shard.runs.get(run.iid) is not run:
+            return
+        token = Token(run.shard.id, command.epoch, command.offset, command.item)
+        attempt = self.attempts.get(token)
+        if command.kind == "schedule_to_start" and attempt is not None and attempt.sent:
+            return
+        if command.kind == "heartbeat" and attempt is not None:
+            seconds = run.graph.specs[command.task].timeouts.heartbeat
+            left = attempt.progress_at + seconds - asyncio.get_running_loop().time()
+            if left > 0:
+                self.timers.add(self._kernel.store.now() + int(left * SECOND), run, command)
+                return
+        try:
+            self._kernel.decide(run, command)
+        except InternalError:
+            return
+
+    def stop(self) -> None:
+        self.timers.stop()
+        for task in self._lookups:
+            task.cancel()
+
+
+def _item_of(run: Run, token: Token) -> tuple[int, int] | None:
+    """(task, item) whose current attempt has that token."""
+    for task, index, item in open_items(run):
+        if index == token.item and item.epoch == token.epoch and item.offset == token.offset:
+            return task, index
+    return None

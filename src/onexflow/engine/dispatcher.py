@@ -1,0 +1,117 @@
+"""Which attempt goes to which worker: one queue for each (role, handler), five priority bands, credits.
+
+The worker is the authority over its slots: an attempt is placed only against a credit that it gave. Pure attempts leave
+with the turn that scheduled them; an effect is placed first, its `task.started` written, and sent when that is durable.
+Placement fills few workers in rotation instead of spreading one by one: messages with many attempts are cheap.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from onexflow.engine.run import Attempt
+
+if TYPE_CHECKING:
+    from onexflow.engine.sessions import WorkerSession
+
+BANDS = {"urgent": 0, "critical": 1, "high": 2, "normal": 3, "low": 4}
+
+
+class HandlerQueue:
+    """Attempts of one handler that wait for a credit, and the workers that serve it."""
+
+    __slots__ = ("_cursor", "bands", "sessions")
+
+    def __init__(self) -> None:
+        self.bands: tuple[deque[Attempt], ...] = tuple(deque() for _ in BANDS)
+        self.sessions: list[WorkerSession] = []
+        self._cursor = 0
+
+    def __len__(self) -> int:
+        return sum(len(band) for band in self.bands)
+
+    def pop(self) -> Attempt | None:
+        """The next attempt that is still wanted."""
+        for band in self.bands:
+            while band:
+                attempt = band.popleft()
+                if not attempt.withdrawn:
+                    return attempt
+        return None
+
+    def free_session(self, role: str) -> WorkerSession | None:
+        """A worker with a credit: the one last filled, else the next in rotation."""
+        sessions = self.sessions
+        for _ in range(len(sessions)):
+            session = sessions[self._cursor % len(sessions)]
+            if session.credits.get(role, 0) > 0 and session.takes_work:
+                return session
+            self._cursor += 1
+        return None
+
+
+class Dispatcher:
+    """The waiting attempts of this orchestrator. `place` is called for each pair of attempt and worker; False means
+    that the attempt was not wanted any more and the credit is unused."""
+
+    def __init__(self, place: Callable[[Attempt, WorkerSession], bool]) -> None:
+        self._place = place
+        self._queues: dict[tuple[str, str], HandlerQueue] = {}
+
+    def queue(self, role: str, handler: str) -> HandlerQueue:
+        key = (role, handler)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = HandlerQueue()
+        return queue
+
+    def enqueue(self, attempt: Attempt) -> None:
+        """Place the attempt on a worker now, or keep it until a credit comes."""
+        queue = self._queues.get((attempt.role, attempt.handler)) or self.queue(attempt.role, attempt.handler)
+        session = queue.free_session(attempt.role)
+        if session is None:
+            queue.bands[BANDS[attempt.run.graph.specs[attempt.task].priority]].append(attempt)
+        else:
+            self._give(attempt, session)
+
+    def _give(self, attempt: Attempt, session: WorkerSession) -> None:
+        session.credits[attempt.role] -= 1
+        if not self._place(attempt, session):
+            session.credits[attempt.role] += 1
+
+    def pump(self, session: WorkerSession) -> None:
+        """The worker has credits: give it what waits for its handlers, urgent first within each handler."""
+        if not session.takes_work:
+            return
+        for role, handler in session.handler_keys:
+            queue = self._queues.get((role, handler))
+            while queue and session.credits.get(role, 0) > 0:
+                attempt = queue.pop()
+                if attempt is None:
+                    break
+                self._give(attempt, session)
+
+    def add(self, session: WorkerSession) -> None:
+        for role, handler in session.handler_keys:
+            self.queue(role, handler).sessions.append(session)
+
+    def remove(self, session: WorkerSession) -> None:
+        for role, handler in session.handler_keys:
+            sessions = self.queue(role, handler).sessions
+            if session in sessions:
+                sessions.remove(session)
+
+    def serves(self, role: str, handler: str) -> bool:
+        """Is any worker with this handler connected?"""
+        queue = self._queues.get((role, handler))
+        return queue is not None and any(session.takes_work for session in queue.sessions)
+
+    def waiting(self) -> dict[str, int]:
+        """Number of attempts that wait for a credit, by role."""
+        counts: dict[str, int] = {}
+        for (role, _), queue in self._queues.items():
+            if queue:
+                counts[role] = counts.get(role, 0) + len(queue)
+        return counts

@@ -1,0 +1,94 @@
+"""What is done by the clock and by nobody's request: beats for the lease, demand for the workers, parking idle runs and
+waking parked ones."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from onexflow.core.errors import StoreUnavailable
+from onexflow.core.turn import SECOND
+from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.readback import next_wake
+from onexflow.engine.run import Run
+from onexflow.ports.registry import Registry
+
+log = structlog.get_logger("onexflow.housekeeping")
+
+TICK_SECONDS = 0.1
+SWEEP_SECONDS = 2.0
+#: A run with nothing under way for so long is paged out, unless a timer of it is due sooner than this.
+IDLE_SECONDS = 10.0
+
+
+class Housekeeping:
+    """One task that turns with the loop; a sweep every two seconds."""
+
+    def __init__(self, kernel: Kernel, book: AttemptBook, registry: Registry) -> None:
+        self._kernel = kernel
+        self._book = book
+        self._registry = registry
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="housekeeping")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        swept = loop.time()
+        while True:
+            self._registry.beat()
+            self._book.tell_demand()
+            if loop.time() - swept >= SWEEP_SECONDS:
+                swept = loop.time()
+                self.park_idle(swept)
+                try:
+                    await self.wake_parked()
+                except StoreUnavailable as error:
+                    log.warning("parked.unread", error=str(error))
+            await asyncio.sleep(TICK_SECONDS)
+
+    def park_idle(self, now: float) -> int:
+        """Page out the runs that have been idle long enough. Returns how many."""
+        horizon = self._kernel.store.now() + int(IDLE_SECONDS * SECOND)
+        idle = []
+        for run in self._kernel.runs():
+            if run.attempts or run.durable_seq < run.state.seq:
+                run.idle_since = 0.0
+            elif not run.idle_since:
+                run.idle_since = now
+            elif now - run.idle_since >= IDLE_SECONDS:
+                wake = next_wake(run)
+                if not wake or wake > horizon:
+                    idle.append((run, wake))
+        for run, wake in idle:
+            run.shard.park(run, wake, _reason(run))
+        if idle:
+            self._kernel.lane.mark()
+        return len(idle)
+
+    async def wake_parked(self) -> int:
+        """Read back the parked runs whose timers are due soon. Returns how many."""
+        until = self._kernel.store.now() + int(IDLE_SECONDS * SECOND)
+        woken = 0
+        for shard in list(self._kernel.shards.values()):
+            for record in await self._kernel.store.due_parked(shard.id, until):
+                if await self._kernel.find_numbered(shard, record.iid) is not None:
+                    woken += 1
+        return woken
+
+
+def _reason(run: Run) -> str:
+    if run.state.status != "running":
+        return run.state.status
+    waiting = [name for name, task in zip(run.graph.names, run.state.tasks, strict=True)
+               if any(item.status == "waiting_for_input" for item in task.items)]  # fmt: skip
+    return f"input for {', '.join(waiting[:3])}" if waiting else "a timer"

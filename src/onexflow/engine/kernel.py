@@ -1,0 +1,223 @@
+"""The kernel: the shards of this process, the one place where commands are decided and recorded, and the way to a run.
+
+Everything else of the engine asks the kernel: `resident`, `find`, `start` and `decide`. It knows nothing of workers and
+clients; what a decision asks for goes to `carry_out`, which the orchestrator sets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+
+import structlog
+
+from onexflow.core.commands import Command, StartRun
+from onexflow.core.decide import decide, start
+from onexflow.core.errors import Coded, InternalError, ShardMoved, StoreUnusable, Unavailable, UnknownRun
+from onexflow.core.graph import Graph
+from onexflow.core.ids import RunKey, shard_of_slot
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATES
+from onexflow.core.payload import PayloadCodec
+from onexflow.core.turn import Context, Turn
+from onexflow.engine.catalog import Catalog
+from onexflow.engine.lane import CommitLane
+from onexflow.engine.recovery import RecentRuns, hot_runs, read_run
+from onexflow.engine.run import Run
+from onexflow.engine.shard import Shard
+from onexflow.ports.event_store import EventStore, RunRecord
+from onexflow.spi.exceptions import SPIError
+
+log = structlog.get_logger("onexflow.kernel")
+
+
+class Kernel:
+    """Owned shards, open runs, decisions."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        codec: PayloadCodec,
+        jitter: Callable[[], float],
+        *,
+        on_full: Callable[[bool], None],
+        on_lost: Callable[[Coded], None],
+    ) -> None:
+        self.store = store
+        self.catalog = Catalog(store, store.now)
+        self.shards: dict[int, Shard] = {}
+        self.lane = CommitLane(
+            store, lambda: self.shards.values(), on_stored=self._on_stored, on_full=on_full, on_lost=on_lost
+        )
+        self._codec = codec
+        self._jitter = jitter
+        self._shard_count = 0
+        self._recent: dict[int, RecentRuns] = {}
+        self._reloads: set[asyncio.Task[Run | None]] = set()
+        self._loading: dict[RunKey, asyncio.Future[Run | None]] = {}
+        #: Called with each decision, after its events are recorded.
+        self.carry_out: Callable[[Run, Turn], None] = lambda run, turn: None
+        #: Called when a run enters memory by being read back.
+        self.on_loaded: Callable[[Run], None] = lambda run: None
+        #: Called with the runs whose events have become durable, and up to which sequence number.
+        self.on_durable: Callable[[Sequence[tuple[Run, int]]], None] = lambda runs: None
+
+    async def open(self, owner: str) -> None:
+        """Claim every shard (the store's lock, or its epochs, proves that the owner before is gone)."""
+        await self.store.open()
+        await self.catalog.load()
+        self._shard_count = self.store.shards
+        for shard, epoch, _ in await self.store.owners():
+            claim = await self.store.claim(shard, epoch, owner)
+            if claim is None:
+                raise ShardMoved(f"shard {shard} was claimed by another orchestrator", {"shard": shard})
+            self.shards[shard] = Shard(claim)
+            self._recent[shard] = RecentRuns(self.store.now() if claim.head > 1 else 0)
+        self.lane.start()
+
+    async def recover(self) -> int:
+        """Read back the runs that were at work. Returns how many."""
+        count = 0
+        for shard in self.shards.values():
+            for record in await hot_runs(self.store, shard):
+                if await self._load(shard, record) is not None:
+                    count += 1
+        return count
+
+    async def close(self) -> None:
+        await self.lane.stop()
+        await self.store.close()
+
+    # ---- the way to a run
+
+    def shard_of(self, key: RunKey) -> Shard:
+        return self.shards[shard_of_slot(key.slot, self._shard_count)]
+
+    def resident(self, key: RunKey) -> Run | None:
+        """The open run, if it is in memory."""
+        return self.shard_of(key).by_key.get(key)
+
+    def runs(self) -> Iterator[Run]:
+        """All runs in memory."""
+        for shard in self.shards.values():
+            yield from shard.runs.values()
+
+    async def find(self, key: RunKey) -> Run:
+        """The run: in memory, or read back. An ended run is read for this caller alone. Raises UnknownRun."""
+        run = self.resident(key)
+        if run is not None:
+            return run
+        shard = self.shard_of(key)
+        record = await self.store.find_run(shard.id, key.to_bytes())
+        found = self.resident(key) or (await self._load(shard, record) if record is not None else None)
+        if found is None:
+            raise UnknownRun(f"there is no run {key}", {"run": str(key)})
+        return found
+
+    async def find_numbered(self, shard: Shard, iid: int) -> Run | None:
+        """The run with that number within the shard."""
+        if iid in shard.runs:
+            return shard.runs[iid]
+        records = await self.store.get_runs(shard.id, [iid])
+        return await self._load(shard, records[0]) if records else None
+
+    async def _load(self, shard: Shard, record: RunRecord) -> Run | None:
+        """Read a run once, however many ask for it. An unreadable one is reported and hurts nothing else."""
+        key = RunKey.from_bytes(record.key)
+        loading = self._loading.get(key)
+        if loading is not None:
+            return await asyncio.shield(loading)
+        loading = asyncio.get_running_loop().create_future()
+        self._loading[key] = loading
+        run: Run | None = None
+        try:
+            run = await read_run(self.store, self.catalog, shard, record)
+            resident = shard.by_key.get(key)
+            if resident is not None:
+                run = resident
+            elif not run.is_over:
+                shard.add(run)
+                if WORKFLOW_STATES[record.state] not in TERMINAL_WORKFLOW_STATES:
+                    parked = await self.store.get_parked(shard.id, record.iid)
+                    if parked is not None:
+                        shard.unpark(run)
+                        self.lane.mark()
+                self.on_loaded(run)
+        except (StoreUnusable, SPIError) as error:
+            log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
+        finally:
+            del self._loading[key]
+            loading.set_result(run)
+        return run
+
+    # ---- decisions
+
+    def known_start(self, key: RunKey) -> tuple[int, bytes] | None:
+        """(iid, start hash) of a run that this owner has seen."""
+        return self._recent[self.shard_of(key).id].get(key)
+
+    def must_be_new(self, key: RunKey) -> bool:
+        """Is it certain, without a look-up, that no run has this key?"""
+        return self._recent[self.shard_of(key).id].must_be_new(key, self.store.now())
+
+    def start(self, graph: Graph, key: RunKey, command: StartRun, start_hash: bytes) -> tuple[Run, Turn]:
+        """Create a run. The caller has made sure that its key is new."""
+        shard = self.shard_of(key)
+        now = self.store.now()
+        turn = start(graph, command, self._context(shard, now))
+        run = Run(shard, shard.next_iid, graph, turn.state, start_hash)
+        shard.next_iid += 1
+        shard.add(run)
+        self._recent[shard.id].add(key, run.iid, start_hash, now)
+        self._record(run, turn, None)
+        return run, turn
+
+    def decide(self, run: Run, command: Command, meta: dict[str, str] | None = None) -> Turn:
+        """Decide a command, record its events and carry out what it asks for.
+
+        Raises what `decide` raises. A bug in a decision takes the run out of memory: it is read back from the log."""
+        shard = run.shard
+        if run.is_broken:
+            raise Unavailable(f"run {run.key} is being read back", {"run": str(run.key)})
+        try:
+            turn = decide(run.graph, run.state, command, self._context(shard, run.state.updated_at))
+        except InternalError:
+            self._quarantine(run)
+            raise
+        except SPIError:
+            raise
+        except Exception as error:
+            self._quarantine(run)
+            log.exception("decision.failed", run=str(run.key), command=type(command).__name__)
+            raise InternalError(
+                f"deciding {type(command).__name__} failed: {error!r}", {"run": str(run.key), "state": run.state.status}
+            ) from error
+        if turn.events:
+            self._record(run, turn, meta)
+        self.carry_out(run, turn)
+        return turn
+
+    def _context(self, shard: Shard, not_before: int) -> Context:
+        return Context(max(self.store.now(), not_before), shard.epoch, shard.next, self._codec, self._jitter)
+
+    def _record(self, run: Run, turn: Turn, meta: dict[str, str] | None) -> None:
+        run.shard.record(run, turn, meta)
+        self.lane.mark()
+
+    def _quarantine(self, run: Run) -> None:
+        """Its state in memory cannot be trusted: once what was recorded is durable, read it back."""
+        run.is_broken = True
+        self.lane.when_durable(lambda error: self._reload(run) if error is None else None)
+
+    def _reload(self, run: Run) -> None:
+        run.shard.remove(run)
+        task = asyncio.get_running_loop().create_task(self.find_numbered(run.shard, run.iid))
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    def _on_stored(self, runs: Sequence[tuple[Run, int]]) -> None:
+        for run, seq in runs:
+            run.durable_seq = seq
+            # An ended run leaves memory only now: read back earlier, it would still be open.
+            if run.is_over and seq == run.state.seq:
+                run.shard.remove(run)
+        self.on_durable(runs)

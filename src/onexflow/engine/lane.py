@@ -1,0 +1,161 @@
+"""Group commit: everything that was decided while one append was under way goes into the next.
+
+One lane is one append in flight. An idle lane commits at once, a busy one in large batches; there is no artificial
+delay. What must not be seen before it is durable (replies, acknowledgements, effects, cancels, query answers) is
+handed to `when_durable` and released, in order, by the commit that covers it.
+
+Failures: space missing → the same batch again until it fits, and `on_full` refuses new work meanwhile. Unknown outcome
+→ the same batch again: the store compares heads, so it is stored once. Fenced, or a store that says it can no longer be
+trusted → every waiting release gets the error, and `on_lost` ends this owner; nothing is undone in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+from onexflow.core.errors import Coded, ShardMoved, StoreFull, StoreUnavailable
+from onexflow.engine.run import Run
+from onexflow.engine.shard import Shard
+from onexflow.ports.event_store import EventStore, ShardAppend
+
+#: Called once: with None when durable, with the error when it never will be.
+Release = Callable[[Coded | None], None]
+
+RETRY_SECONDS = 0.25
+
+
+class CommitLane:
+    """The one writer of its shards."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        shards: Callable[[], Iterable[Shard]],
+        *,
+        on_stored: Callable[[Sequence[tuple[Run, int]]], None],
+        on_full: Callable[[bool], None],
+        on_lost: Callable[[Coded], None],
+    ) -> None:
+        self._store = store
+        self._shards = shards
+        self._on_stored = on_stored
+        self._on_full = on_full
+        self._on_lost = on_lost
+        self._wake = asyncio.Event()
+        self._collecting: list[Release] = []
+        self._in_flight: list[Release] | None = None
+        self._dirty = False
+        self._lost: Coded | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        #: Loop time at which the append under way was begun; 0 when there is none.
+        self.pending_since = 0.0
+        self.commits = 0
+        self.events = 0
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="commit-lane")
+
+    async def stop(self) -> None:
+        """Commit what is decided, then end."""
+        if self._task is None:
+            return
+        if self._lost is None:
+            await self._idle.wait()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+
+    def mark(self) -> None:
+        """Something was decided: commit it soon."""
+        if not self._dirty:
+            self._dirty = True
+            self._idle.clear()
+            self._wake.set()
+
+    def when_durable(self, release: Release) -> None:
+        """Call `release` once everything decided so far is durable: now, if it is."""
+        if self._lost is not None:
+            release(self._lost)
+        elif self._dirty:
+            self._collecting.append(release)
+        elif self._in_flight is not None:
+            self._in_flight.append(release)
+        else:
+            release(None)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._dirty = False
+            releases, self._collecting = self._collecting, []
+            self._in_flight = releases
+            batch, touched = self._take(loop.time())
+            self.pending_since = loop.time()
+            try:
+                if batch:
+                    await self._append(batch)
+            except Coded as error:
+                self._give_up(error, releases)
+                return
+            self.pending_since = 0.0
+            self._in_flight = None
+            for shard, append in touched:
+                shard.durable = append.next
+                self.events += append.next - append.head
+            self.commits += 1
+            self._on_stored([(run, seq) for run, seq in self._taken_runs])
+            for release in releases:
+                release(None)
+            if not self._dirty:
+                self._idle.set()
+
+    def _take(self, now: float) -> tuple[list[ShardAppend], list[tuple[Shard, ShardAppend]]]:
+        self._taken_runs: list[tuple[Run, int]] = []
+        touched = []
+        for shard in self._shards():
+            if shard.is_dirty:
+                self._taken_runs.extend((run, run.state.seq) for run in shard.pending.runs.values())
+                touched.append((shard, shard.take(now)))
+        return [append for _, append in touched], touched
+
+    async def _append(self, batch: list[ShardAppend]) -> None:
+        """Send the same batch until all of it is known to be stored."""
+        full = False
+        while True:
+            try:
+                outcome = await self._store.append(batch)
+            except StoreFull:
+                if not full:
+                    full = True
+                    self._on_full(True)
+            except StoreUnavailable as error:
+                if error.context.get("fatal"):
+                    raise
+            else:
+                for part in batch:
+                    if part.shard not in outcome.stored:
+                        epoch, head = outcome.refused.get(part.shard, (0, 0))
+                        if (epoch, head) != (part.epoch, part.next):
+                            raise ShardMoved(
+                                f"shard {part.shard} has epoch {epoch} and head {head} in the store",
+                                {"shard": part.shard, "epoch": part.epoch, "head": part.head},
+                            )
+                if full:
+                    self._on_full(False)
+                return
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _give_up(self, error: Coded, releases: list[Release]) -> None:
+        self._lost = error
+        self._in_flight = None
+        self._idle.set()
+        waiting = [*releases, *self._collecting]
+        self._collecting = []
+        self._on_lost(error)
+        for release in waiting:
+            release(error)

@@ -1,0 +1,59 @@
+"""Who is there: the registry's word and the open streams, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from onexflow.engine.sessions import WorkerSession
+from onexflow.ports.client_link import NodeView
+from onexflow.ports.registry import NodeRecord
+
+
+def node_views(
+    members: Sequence[NodeRecord], sessions: Iterable[WorkerSession], own: NodeRecord | None
+) -> list[NodeView]:
+    """One entry a process and role, registered or connected or both."""
+    views: dict[tuple[str, str], NodeView] = {}
+    connected = {session.worker_id: session for session in sessions}
+    for record in members if own is None else (own, *members):
+        session = connected.get(record.node_id)
+        same = session is not None and session.incarnation == record.incarnation
+        views[record.kind, record.node_id] = NodeView(
+            node_id=record.node_id,
+            kind=record.kind,
+            incarnation=record.incarnation,
+            address=record.address,
+            status="draining" if session is not None and session.is_draining else record.status,
+            handlers=record.handlers,
+            slots=record.slots,
+            running=_running(session, record.kind) if session is not None and same else 0,
+            connected=same or (own is not None and record.incarnation == own.incarnation),
+            registered=record in members,
+            version=record.version,
+            started_at=record.started_at,
+        )
+    for session in connected.values():
+        for role, slots in (session.hello.slots if session.hello else {}).items():
+            if (role, session.worker_id) not in views:
+                views[role, session.worker_id] = _unregistered(session, role, slots)
+    return [views[key] for key in sorted(views)]
+
+
+def _running(session: WorkerSession, role: str) -> int:
+    return sum(attempt.role == role for attempt in session.inflight.values())
+
+
+def _unregistered(session: WorkerSession, role: str, slots: int) -> NodeView:
+    return NodeView(
+        node_id=session.worker_id,
+        kind=role,
+        incarnation=session.incarnation,
+        address="",
+        status="draining" if session.is_draining else "ready",
+        handlers=tuple(name for kind, name in session.handler_keys if kind == role),
+        slots=slots,
+        running=_running(session, role),
+        connected=True,
+        registered=False,
+        version=session.hello.build_id if session.hello else "",
+    )

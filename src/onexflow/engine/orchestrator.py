@@ -1,0 +1,462 @@
+"""The orchestrator: one process's engine, as its clients and workers see it (`ports.client_link.OrchestratorService`).
+
+How a result becomes the next task (the hot path): `AttemptBook.on_results` (a message of results) → `Kernel.decide` for
+each run (core.decide) → `Shard.record` (offsets) → instructions: pure tasks leave with the flush at the end of this loop
+turn, everything else when `CommitLane` says that it is durable. No task of the event loop, no log line, no JSON for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+import structlog
+
+from onexflow.core.commands import CancelRun, Command, PauseRun, ResolveItem, ResumeRun, StartRun
+from onexflow.core.errors import (
+    Coded,
+    Draining,
+    InvalidArgument,
+    RunExists,
+    RunFailed,
+    StoreFull,
+    UnknownNode,
+    UnknownTask,
+)
+from onexflow.core.graph import Graph
+from onexflow.core.ids import RunKey, derived_uuid
+from onexflow.core.instructions import FinishRun
+from onexflow.core.payload import PayloadCodec
+from onexflow.core.turn import SECOND, Turn
+from onexflow.engine import views
+from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.control import answered_before, request_record
+from onexflow.engine.housekeeping import Housekeeping
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.nodes import node_views
+from onexflow.engine.queries import FollowListener, Queries
+from onexflow.engine.run import Run
+from onexflow.engine.sessions import Sessions, WorkerSession
+from onexflow.ports.client_link import (
+    ControlOutcome,
+    ControlRequest,
+    DefinitionInfo,
+    EventView,
+    Health,
+    NodeView,
+    RunOutcome,
+    RunSummary,
+    RunView,
+    StartOutcome,
+    StartRequest,
+)
+from onexflow.ports.clock import Clock, IdSource
+from onexflow.ports.event_store import EventStore
+from onexflow.ports.registry import NodeRecord, Prober, Registry, ShardAnnouncement
+from onexflow.ports.worker_link import WorkerLink, WorkerPeer
+from onexflow.spi.exceptions import SPIError
+
+log = structlog.get_logger("onexflow.orchestrator")
+
+PAYLOAD_LIMIT = 2 * 1024 * 1024
+#: Seconds after a restart in which pure tasks wait for the workers that may still run them.
+ADOPTION_SECONDS = 1.0
+
+StartReply = Callable[[StartOutcome | SPIError], None]
+WaitReply = Callable[[RunOutcome | SPIError], None]
+
+
+class Orchestrator:
+    """Implements `OrchestratorService`. `start` claims and recovers; `stop` commits what is decided and lets go."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        registry: Registry,
+        *,
+        clock: Clock,
+        ids: IdSource,
+        codec: PayloadCodec,
+        orchestrator_id: str,
+        incarnation: str,
+        prober: Prober | None = None,
+        lease_ttl: float = 5.0,
+        payload_limit: int = PAYLOAD_LIMIT,
+        on_fatal: Callable[[Coded], None] = lambda error: None,
+    ) -> None:
+        self.orchestrator_id = orchestrator_id
+        self.incarnation = incarnation
+        self._clock = clock
+        self._ids = ids
+        self._registry = registry
+        self._payload_limit = payload_limit
+        self._on_fatal = on_fatal
+        self._kernel = Kernel(store, codec, ids.random, on_full=self._on_full, on_lost=self._on_lost)
+        self._book = AttemptBook(self._kernel, self._watch)
+        self._sessions = Sessions(
+            self._book,
+            orchestrator_id=orchestrator_id,
+            registry=registry,
+            prober=prober,
+            lease_ttl=lease_ttl,
+            on_join=self._book.join,
+            on_leave=self._book.leave,
+        )
+        self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
+        self._housekeeping = Housekeeping(self._kernel, self._book, registry)
+        self._kernel.carry_out = self._carry_out
+        self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
+        self._kernel.on_durable = self._queries.on_durable
+        self._waiters: dict[RunKey, list[WaitReply]] = {}
+        self._ended: dict[RunKey, RunOutcome] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._adoption: asyncio.TimerHandle | None = None
+        self._is_full = False
+        self._lost: Coded | None = None
+        self._draining = False
+        self._record: NodeRecord | None = None
+
+    # ---- life
+
+    async def start(self, *, address: str = "", liveness: str = "", version: str = "") -> None:
+        """Open the store, claim its shards, read back what was at work, register. Workers are accepted afterwards."""
+        await self._kernel.open(self.orchestrator_id)
+        self._book.begin_adoption()
+        recovered = await self._kernel.recover()
+        if recovered:
+            self._adoption = asyncio.get_running_loop().call_later(ADOPTION_SECONDS, self._end_adoption)
+        else:
+            self._book.end_adoption()
+        log.info("orchestrator.started", shards=len(self._kernel.shards), recovered=recovered)
+        self._housekeeping.start()
+        self._record = NodeRecord(
+            kind="orchestrator",
+            node_id=self.orchestrator_id,
+            incarnation=self.incarnation,
+            address=address,
+            liveness=liveness,
+            version=version,
+            started_at=self._clock.now(),
+        )
+
+    async def announce(self, address: str, liveness: str = "") -> None:
+        """Tell the registry where this orchestrator serves and which shards it owns."""
+        assert self._record is not None, "announce comes after start"
+        record = NodeRecord(**{**_fields(self._record), "address": address, "liveness": liveness})
+        self._record = record
+        self._book.known_addresses = (address,) if address else ()
+        await self._registry.register(record)
+        await self._registry.announce(
+            [
+                ShardAnnouncement(shard=shard.id, owner=self.orchestrator_id, epoch=shard.epoch, address=address)
+                for shard in self._kernel.shards.values()
+            ]
+        )
+
+    def drain(self) -> None:
+        """Take no new starts from now on; what is under way goes on."""
+        self._draining = True
+
+    async def stop(self, reason: str = "the orchestrator is stopping") -> None:
+        """Close the streams, commit what is decided, let go of the store. Idempotent."""
+        self._draining = True
+        if self._adoption is not None:
+            self._adoption.cancel()
+        await self._housekeeping.stop()
+        await self._sessions.stop(reason)
+        self._book.stop()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._queries.stop()
+        await self._kernel.close()
+
+    def _end_adoption(self) -> None:
+        self._adoption = None
+        adopted = self._book.end_adoption()
+        log.info("adoption.ended", adopted=adopted)
+
+    def _on_full(self, full: bool) -> None:
+        self._is_full = full
+        log.error("store.full") if full else log.info("store.has_space")
+
+    def _on_lost(self, error: Coded) -> None:
+        self._lost = error
+        log.critical("store.lost", code=error.code, error=str(error))
+        for replies in self._waiters.values():
+            for reply in replies:
+                reply(error)
+        self._waiters.clear()
+        self._on_fatal(error)
+
+    def _watch(self, incarnation: str, worker: str, liveness: str, attempts: Sequence[object]) -> None:
+        self._sessions.watch(incarnation, worker, liveness, attempts)  # type: ignore[arg-type]
+
+    def _liveness_of(self, incarnation: str) -> str:
+        return next((m.liveness for m in self._registry.members() if m.incarnation == incarnation and m.liveness), "")
+
+    # ---- workers
+
+    def accept_worker(self, link: WorkerLink) -> WorkerPeer:
+        return self._sessions.accept(link)
+
+    def _carry_out(self, run: Run, turn: Turn) -> None:
+        self._book.carry_out(run, turn)
+        if run.is_over and turn.instructions and isinstance(turn.instructions[-1], FinishRun):
+            outcome = views.outcome_of(run.key, run.state)
+            self._kernel.lane.when_durable(lambda error: self._finish(outcome, error))
+
+    def _finish(self, outcome: RunOutcome, error: Coded | None) -> None:
+        if error is not None:
+            return
+        self._ended[outcome.key] = outcome
+        if len(self._ended) > 1000:
+            del self._ended[next(iter(self._ended))]
+        for reply in self._waiters.pop(outcome.key, ()):
+            reply(outcome)
+
+    # ---- starts and waits
+
+    def start_run(self, request: StartRequest, reply: StartReply) -> None:
+        try:
+            self._refuse_if_unable()
+            graph = self._graph_for(request)
+            key, digest = self._key_of(request, graph)
+        except SPIError as error:
+            reply(error)
+            return
+        known = self._kernel.known_start(key)
+        if known is None and self._kernel.must_be_new(key):
+            self._create(request, graph, key, digest, reply)
+        else:
+            self._in_background(self._start_known(request, graph, key, digest, reply), reply)
+
+    def _refuse_if_unable(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        if self._draining:
+            raise Draining
+        if self._is_full:
+            raise StoreFull
+
+    def _graph_for(self, request: StartRequest) -> Graph:
+        if len(request.input.data) > self._payload_limit:
+            raise InvalidArgument(
+                f"the input has {len(request.input.data):,} bytes, the limit is {self._payload_limit:,}", field="input"
+            )
+        if request.delay < 0 or request.timeout < 0:
+            raise InvalidArgument("durations must not be negative", field="delay" if request.delay < 0 else "timeout")
+        record = self._kernel.catalog.record(request.namespace, request.workflow_type, request.version)
+        return self._kernel.catalog.graph(record)
+
+    def _key_of(self, request: StartRequest, graph: Graph) -> tuple[RunKey, bytes]:
+        instance = request.instance_id
+        if instance is None:
+            scope = f"{request.namespace}:{request.workflow_type}:{request.request_id}"
+            instance = derived_uuid(scope) if request.request_id else self._ids.uuid()
+        digest = blake2b(request.input.data, digest_size=16)
+        digest.update(f"\0{request.input.encoding}\0{request.correlation_id}\0{request.version}".encode())
+        return RunKey(request.namespace, request.workflow_type, instance), digest.digest()
+
+    def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
+        now = self._kernel.store.now()
+        start_at = now + int(request.delay * SECOND) if request.delay else 0
+        command = StartRun(
+            namespace=key.namespace,
+            instance=key.instance_id.bytes,
+            input=request.input,
+            correlation_id=request.correlation_id or str(key.instance_id),
+            causation_id=request.causation_id,
+            start_at=start_at,
+            timeout_at=max(now, start_at) + int(request.timeout * SECOND) if request.timeout else 0,
+            trace=request.trace,
+            principal=request.principal,
+            request_id=request.request_id,
+        )
+        try:
+            run, turn = self._kernel.start(graph, key, command, digest)
+        except SPIError as error:
+            reply(error)
+            return
+        self._carry_out(run, turn)
+        state = run.state
+        answer: StartOutcome | SPIError = StartOutcome(
+            key=key, version=state.version, created=True, state=state.status, sequence=state.seq
+        )
+        if state.status == "failed" and state.error is not None:
+            answer = RunFailed(
+                f"the run failed at once: {state.error.message}",
+                {"run": str(key), "state": "failed", "error": state.error.type, **(state.error.context or {})},
+            )
+        self._kernel.lane.when_durable(lambda error: reply(answer if error is None else error))
+
+    async def _start_known(
+        self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
+    ) -> None:
+        """The key may exist: the same start again gives the run, another one is refused."""
+        shard = self._kernel.shard_of(key)
+        record = None
+        while record is None:
+            await self._queries.durable()
+            record = await self._kernel.store.find_run(shard.id, key.to_bytes())
+            if record is None and self._kernel.known_start(key) is None:
+                self._create(request, graph, key, digest, reply)
+                return
+        state = views.WORKFLOW_STATES[record.state]
+        if record.start_hash == digest:
+            reply(StartOutcome(key=key, version=record.version, created=False, state=state, sequence=record.head))
+            return
+        if request.instance_id is None:
+            raise InvalidArgument("this request_id was used with another body", field="request_id")
+        raise RunExists(
+            f"run {key} exists with other input or correlation_id",
+            {"run": str(key), "current_state": state, "required_state": "no such run"},
+        )
+
+    def wait_run(self, key: RunKey, reply: WaitReply) -> Callable[[], None]:
+        if self._lost is not None:
+            reply(self._lost)
+            return lambda: None
+        ended = self._ended.get(key)
+        if ended is not None:
+            reply(ended)
+            return lambda: None
+        replies = self._waiters.setdefault(key, [])
+        replies.append(reply)
+        if self._kernel.resident(key) is None:
+            self._in_background(self._wait_absent(key, reply), reply)
+
+        def give_up() -> None:
+            waiting = self._waiters.get(key)
+            if waiting and reply in waiting:
+                waiting.remove(reply)
+                if not waiting:
+                    del self._waiters[key]
+
+        return give_up
+
+    async def _wait_absent(self, key: RunKey, reply: WaitReply) -> None:
+        """The run is not in memory: ended (perhaps not durably yet), parked, or unknown."""
+        await self._queries.durable()
+        waiting = self._waiters.get(key)
+        if not waiting or reply not in waiting:
+            return
+        try:
+            run = await self._kernel.find(key)
+        except SPIError as error:
+            if reply in self._waiters.get(key, ()):
+                self._waiters[key].remove(reply)
+                reply(error)
+            return
+        if run.is_over and reply in self._waiters.get(key, ()):
+            self._waiters[key].remove(reply)
+            reply(views.outcome_of(key, run.state))
+
+    def _in_background(self, work: object, reply: Callable[[SPIError], None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work  # type: ignore[misc]
+            except SPIError as error:
+                reply(error)
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # ---- control
+
+    async def control(self, request: ControlRequest) -> ControlOutcome:
+        if self._lost is not None:
+            raise self._lost
+        before = await answered_before(self._kernel.store, self._kernel.shard_of(request.key), request)
+        if before is not None:
+            return before
+        run = await self._kernel.find(request.key)  # nothing is awaited from here to the decision
+        command = self._command(run, request)
+        meta = {"principal": request.principal} if request.principal else None
+        turn = self._kernel.decide(run, command, meta)
+        state = run.state
+        outcome = ControlOutcome(changed=bool(turn.events), state=state.status, sequence=state.seq)
+        record = request_record(request, outcome, self._kernel.store.now())
+        if record is not None:
+            run.shard.pending.requests.append(record)
+            self._kernel.lane.mark()
+        await self._queries.durable()
+        return outcome
+
+    def _command(self, run: Run, request: ControlRequest) -> Command:
+        match request.action:
+            case "pause":
+                return PauseRun(request.reason)
+            case "resume":
+                return ResumeRun(request.reason)
+            case "cancel":
+                return CancelRun(request.reason)
+            case "resolve":
+                task = run.graph.index.get(request.task)
+                if task is None:
+                    raise UnknownTask(
+                        f"workflow {run.key.workflow_type} has no task {request.task!r}",
+                        {"task": request.task, "known": list(run.graph.names[:20])},
+                    )
+                if sum((request.retry, request.result is not None, bool(request.fail))) != 1:
+                    raise InvalidArgument("say one of retry, result and fail", field="resolution")
+                return ResolveItem(task, request.item, request.retry, request.result, request.fail)
+
+    # ---- queries
+
+    async def describe_run(self, key: RunKey) -> RunView:
+        return await self._queries.describe(key)
+
+    async def read_history(self, key: RunKey, from_sequence: int = 1, limit: int = 1000) -> Sequence[EventView]:
+        return await self._queries.history(key, from_sequence, limit)
+
+    def follow_run(self, key: RunKey, from_sequence: int, listener: FollowListener) -> Callable[[], None]:
+        return self._queries.follow(key, from_sequence, listener)
+
+    async def list_runs(
+        self, namespace: str, workflow_type: str = "", states: Sequence[str] = (), cursor: str = "", limit: int = 100
+    ) -> tuple[Sequence[RunSummary], str]:
+        return await self._queries.list_runs(namespace, workflow_type, states, cursor, limit)
+
+    async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
+        return await self._kernel.catalog.register(namespace, definition)
+
+    async def get_definition(
+        self, namespace: str, workflow_type: str, version: int = 0
+    ) -> tuple[DefinitionInfo, bytes]:
+        record = self._kernel.catalog.record(namespace, workflow_type, version)
+        return self._kernel.catalog.info(record), record.data
+
+    async def list_definitions(self, namespace: str) -> Sequence[DefinitionInfo]:
+        return self._kernel.catalog.list(namespace)
+
+    async def list_nodes(self) -> Sequence[NodeView]:
+        return node_views(self._registry.members(), self._sessions.by_worker.values(), self._record)
+
+    async def drain_node(self, node_id: str) -> bool:
+        session: WorkerSession | None = self._sessions.by_worker.get(node_id)
+        if session is None:
+            raise UnknownNode(f"no worker {node_id} is connected", {"node": node_id})
+        if session.is_draining:
+            return False
+        session.is_draining = True
+        return True
+
+    def health(self) -> Health:
+        details: dict[str, str] = {}
+        registry = self._registry.health()
+        if not registry.connected:
+            details["registry"] = registry.detail or "not connected"
+        if self._is_full:
+            details["store"] = "full: new runs are refused"
+        if self._lost is not None:
+            details["store"] = f"lost: {self._lost}"
+        if self._draining:
+            details["orchestrator"] = "draining"
+        return Health(serving=self._lost is None and not self._draining, details=details)
+
+
+def _fields(record: NodeRecord) -> dict[str, object]:
+    return {name: getattr(record, name) for name in record.__struct_fields__}

@@ -1,0 +1,143 @@
+"""The read side: describe, history, list, follow. Every answer shows durable state only.
+
+Events are read from the store, never from memory: what is there is durable, whoever owns the shard. A view of a run in
+memory is taken at once and given out when everything that it shows is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from onexflow.core.errors import Coded, InvalidArgument, UnknownRun
+from onexflow.core.ids import RunKey
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATE_INDEX
+from onexflow.engine import views
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.run import Run
+from onexflow.ports.client_link import EventView, RunSummary, RunView
+from onexflow.ports.event_store import RunFilter, RunRecord
+from onexflow.spi.exceptions import SPIError
+
+FollowListener = Callable[[Sequence[EventView] | SPIError | None], None]
+
+#: Events of one message of a follower, and of one page of a history.
+PAGE = 1000
+
+
+class Queries:
+    """Reads of one orchestrator."""
+
+    def __init__(self, kernel: Kernel, serves: views.Serves, owner: str) -> None:
+        self._kernel = kernel
+        self._serves = serves
+        self._owner = owner
+        self._wakes: dict[RunKey, set[asyncio.Event]] = {}
+        self._followers: set[asyncio.Task[None]] = set()
+
+    def on_durable(self, runs: Sequence[tuple[Run, int]]) -> None:
+        """Wake the followers of runs that have new durable events."""
+        if self._wakes:
+            for run, _ in runs:
+                for wake in self._wakes.get(run.key, ()):
+                    wake.set()
+
+    async def durable(self) -> None:
+        """Return when everything decided so far is durable. Raises StoreUnavailable when it never will be."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def release(error: Coded | None) -> None:
+            if not done.done():
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
+
+        self._kernel.lane.when_durable(release)
+        await done
+
+    async def describe(self, key: RunKey) -> RunView:
+        run = await self._kernel.find(key)
+        view = views.view_of(run, self._serves, self._owner)
+        await self.durable()
+        return view
+
+    async def _record(self, key: RunKey) -> RunRecord:
+        await self.durable()
+        record = await self._kernel.store.find_run(self._kernel.shard_of(key).id, key.to_bytes())
+        if record is None:
+            raise UnknownRun(f"there is no run {key}", {"run": str(key)})
+        return record
+
+    async def history(self, key: RunKey, from_sequence: int, limit: int) -> list[EventView]:
+        if from_sequence < 0:
+            raise InvalidArgument("from_sequence must not be negative", field="from_sequence")
+        record = await self._record(key)
+        shard = self._kernel.shard_of(key).id
+        events: list[EventView] = []
+        graph = await self._graph(key)
+        start = max(1, from_sequence)
+        while len(events) < limit:
+            rows = await self._kernel.store.read_run(shard, record.iid, start, min(limit, PAGE))
+            events.extend(views.event_views(rows, shard, graph, start))
+            if not rows:
+                break
+            start = rows[-1].seq + rows[-1].count
+        return events[:limit]
+
+    async def _graph(self, key: RunKey) -> views.Graph:
+        return (await self._kernel.find(key)).graph
+
+    async def list_runs(
+        self, namespace: str, workflow_type: str, states: Sequence[str], cursor: str, limit: int
+    ) -> tuple[list[RunSummary], str]:
+        for state in states:
+            if state not in WORKFLOW_STATE_INDEX:
+                raise InvalidArgument(
+                    f"{state!r} is not a workflow state: {', '.join(WORKFLOW_STATE_INDEX)}", field="states"
+                )
+        if not 1 <= limit <= 1000:
+            raise InvalidArgument("limit must be between 1 and 1,000", field="page_size")
+        where = RunFilter(namespace, workflow_type, frozenset(WORKFLOW_STATE_INDEX[state] for state in states))
+        page = await self._kernel.store.list_runs(where, cursor, limit)
+        return [views.summary_of(record) for _, record in page.runs], page.cursor
+
+    # ---- follow
+
+    def follow(self, key: RunKey, from_sequence: int, listener: FollowListener) -> Callable[[], None]:
+        """Start telling `listener`; returns the way to stop."""
+        task = asyncio.get_running_loop().create_task(self._follow(key, max(1, from_sequence), listener))
+        self._followers.add(task)
+        task.add_done_callback(self._followers.discard)
+        return task.cancel  # type: ignore[return-value]  # its answer is of no interest
+
+    async def _follow(self, key: RunKey, start: int, listener: FollowListener) -> None:
+        wake = asyncio.Event()
+        self._wakes.setdefault(key, set()).add(wake)
+        try:
+            shard = self._kernel.shard_of(key).id
+            iid = (await self._record(key)).iid
+            graph = await self._graph(key)
+            while True:
+                wake.clear()
+                record = (await self._kernel.store.get_runs(shard, [iid]))[0]
+                while start <= record.head:
+                    rows = await self._kernel.store.read_run(shard, iid, start, PAGE)
+                    listener(views.event_views(rows, shard, graph, start))
+                    start = rows[-1].seq + rows[-1].count
+                if views.WORKFLOW_STATES[record.state] in TERMINAL_WORKFLOW_STATES:
+                    listener(None)
+                    return
+                await wake.wait()
+        except SPIError as error:
+            listener(error)
+        finally:
+            self._wakes[key].discard(wake)
+            if not self._wakes[key]:
+                del self._wakes[key]
+
+    async def stop(self) -> None:
+        followers = list(self._followers)
+        for follower in followers:
+            follower.cancel()
+        await asyncio.gather(*followers, return_exceptions=True)

@@ -1,0 +1,125 @@
+"""Reading runs back: one run on demand, and after a claim all that were lately at work.
+
+Recovery follows recent activity, not the number of open runs: a shard's checkpoint names the runs that were hot, the
+rows behind it those that became so. Everything else is parked and read when its timer, a result or a call asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import msgspec
+
+from onexflow.codec.rows import decode_row, decode_snapshot
+from onexflow.core.errors import StoreUnusable
+from onexflow.core.events import WorkflowCreated
+from onexflow.core.evolve import create, evolve
+from onexflow.core.graph import Graph
+from onexflow.core.ids import RunKey
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATES
+from onexflow.core.state import RunState
+from onexflow.engine.catalog import Catalog
+from onexflow.engine.run import Run
+from onexflow.engine.shard import Shard
+from onexflow.ports.event_store import EventStore, Row, RunRecord
+
+PAGE = 1024
+
+
+async def read_rows(store: EventStore, shard: int, iid: int, from_seq: int = 1) -> list[Row]:
+    """All rows of a run from a sequence number on."""
+    rows: list[Row] = []
+    while True:
+        page = await store.read_run(shard, iid, from_seq, PAGE)
+        rows.extend(page)
+        if len(page) < PAGE:
+            return rows
+        from_seq = page[-1].seq + page[-1].count
+
+
+def fold(catalog: Catalog, state: RunState | None, rows: Sequence[Row]) -> tuple[Graph, RunState]:
+    """Fold rows into a state (None: from the run's first event on). Events at or below the state's are skipped."""
+    graph: Graph | None = None
+    if state is not None:
+        graph = catalog.graph_of_run(state.namespace, state.workflow_type, state.version, state.definition)
+    for row in rows:
+        at, events, _ = decode_row(row.data)
+        for index, event in enumerate(events):
+            seq = row.seq + index
+            if state is None or graph is None:
+                if not isinstance(event, WorkflowCreated) or seq != 1:
+                    raise StoreUnusable(f"run {row.iid} does not begin with workflow.created", {"seq": seq})
+                graph = catalog.graph_of_run(event.namespace, event.workflow_type, event.version, event.definition)
+                state = create(graph, event, at)
+            elif seq > state.seq:
+                if seq != state.seq + 1:
+                    raise StoreUnusable(f"run {row.iid} lacks event {state.seq + 1}", {"seq": seq})
+                evolve(graph, state, event, row.epoch, row.offset + index, at)
+    if state is None or graph is None:
+        raise StoreUnusable("a run without events")
+    return graph, state
+
+
+async def read_run(store: EventStore, catalog: Catalog, shard: Shard, record: RunRecord) -> Run:
+    """The run as the log has it: its newest snapshot and the events after it."""
+    snapshot = await store.load_snapshot(shard.id, record.iid)
+    state = decode_snapshot(snapshot.data) if snapshot else None
+    rows = await read_rows(store, shard.id, record.iid, state.seq + 1 if state else 1)
+    graph, state = fold(catalog, state, rows)
+    run = Run(shard, record.iid, graph, state, record.start_hash)
+    run.durable_seq = state.seq
+    run.snapshot_seq = snapshot.seq if snapshot else 0
+    return run
+
+
+async def hot_runs(store: EventStore, shard: Shard) -> list[RunRecord]:
+    """The open runs that were at work when the shard's last owner ended."""
+    checkpoint = await store.load_checkpoint(shard.id)
+    iids: set[int] = set(msgspec.msgpack.decode(checkpoint.data, type=list[int])) if checkpoint else set()
+    offset = checkpoint.offset if checkpoint else 1
+    while True:
+        rows = await store.read_shard(shard.id, offset, PAGE)
+        iids.update(row.iid for row in rows)
+        if len(rows) < PAGE:
+            break
+        offset = rows[-1].offset + rows[-1].count
+    records = await store.get_runs(shard.id, sorted(iids)) if iids else []
+    return [record for record in records if WORKFLOW_STATES[record.state] not in TERMINAL_WORKFLOW_STATES]
+
+
+def id_time_ns(instance: UUID) -> int | None:
+    """When a UUIDv7 was minted, in ns; None for any other UUID."""
+    return (instance.int >> 80) * 1_000_000 if instance.version == 7 else None
+
+
+class RecentRuns:
+    """Keys that this owner has seen, so that most starts need no look-up.
+
+    The memory is complete for ids minted after `complete_since`: what was first sent after the takeover and has not
+    been forgotten since. A client's clock may be ahead: ids from around the takeover or from the future are looked up.
+    """
+
+    MARGIN_NS = 5_000_000_000
+
+    def __init__(self, now: int, limit: int = 50_000) -> None:
+        self.complete_since = now
+        self._limit = limit
+        self._seen: dict[RunKey, tuple[int, bytes]] = {}
+
+    def add(self, key: RunKey, iid: int, start_hash: bytes, now: int) -> None:
+        self._seen[key] = (iid, start_hash)
+        if len(self._seen) > self._limit:
+            forgotten = next(iter(self._seen))
+            del self._seen[forgotten]
+            self.complete_since = max(self.complete_since, id_time_ns(forgotten.instance_id) or now) + 1_000_000
+
+    def get(self, key: RunKey) -> tuple[int, bytes] | None:
+        return self._seen.get(key)
+
+    def must_be_new(self, key: RunKey, now: int) -> bool:
+        """Is it certain that no run with this key exists?"""
+        if not self.complete_since:
+            return key not in self._seen
+        minted = id_time_ns(key.instance_id)
+        return minted is not None and self.complete_since + self.MARGIN_NS < minted <= now and key not in self._seen

@@ -1,0 +1,71 @@
+"""A run in memory: its state, its place in the store, and the attempts that are under way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onexflow.core.graph import Graph
+from onexflow.core.ids import RunKey, Token
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
+from onexflow.core.state import RunState
+
+if TYPE_CHECKING:
+    from onexflow.engine.sessions import WorkerSession
+    from onexflow.engine.shard import Shard
+
+
+class Attempt:
+    """One attempt of one item: queued here, authorised, or on a worker. Known by its token."""
+
+    __slots__ = ("handler", "item", "progress_at", "role", "run", "sent", "session", "task", "token", "withdrawn")
+
+    def __init__(self, run: Run, task: int, item: int, token: Token) -> None:
+        self.run = run
+        self.task = task
+        self.item = item
+        self.token = token
+        spec = run.graph.specs[task]
+        self.role = spec.role
+        self.handler = spec.handler or spec.name
+        #: The worker's stream that it was placed on.
+        self.session: WorkerSession | None = None
+        #: It has left, or was found running on its worker.
+        self.sent = False
+        #: It is not wanted any more: skipped when its turn in a queue comes.
+        self.withdrawn = False
+        #: Loop time of the last sign of progress, for the heartbeat timeout.
+        self.progress_at = 0.0
+
+
+class Run:
+    """One open run, owned by its shard. Changed by the shard loop only."""
+
+    __slots__ = (
+        "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "shard",
+        "snapshot_seq", "start_hash", "state",
+    )  # fmt: skip
+
+    def __init__(self, shard: Shard, iid: int, graph: Graph, state: RunState, start_hash: bytes) -> None:
+        self.shard = shard
+        self.iid = iid
+        self.graph = graph
+        self.state = state
+        self.start_hash = start_hash
+        self.key: RunKey = state.key
+        self.instance_id = str(self.key.instance_id)
+        self.durable_seq = 0
+        #: A decision failed by a bug: nothing more is decided until the run is read back.
+        self.is_broken = False
+        self.snapshot_seq = 0
+        self.attempts: dict[Token, Attempt] = {}
+        #: Loop time since when nothing of it was under way.
+        self.idle_since = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.state.status in TERMINAL_WORKFLOW_STATES
+
+    def may_dispatch(self, task: int) -> bool:
+        """May attempts of this task leave now?"""
+        status = self.state.status
+        return status == "running" or (status == "initializing" and self.graph.specs[task].setup)

@@ -1,0 +1,319 @@
+"""The orchestrator's end of worker streams: who is connected, what each runs, and what becomes of it when one is gone.
+
+A stream that breaks is a suspicion, not a death. Its worker is probed at its own liveness address: refused, or another
+incarnation answering, is proof, and everything it ran is lost. Otherwise pure attempts are dispatched anew at once and
+effects wait: for the worker's return (it tells what it holds), for proof, or for the end of its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import structlog
+
+from onexflow.core.errors import ProtocolViolation, Unavailable
+from onexflow.core.ids import Token
+from onexflow.engine.run import Attempt
+from onexflow.ports.registry import Prober, Registry
+from onexflow.ports.worker_link import (
+    PROTOCOL_VERSION,
+    Ack,
+    Assignment,
+    Assignments,
+    AttemptResult,
+    Cancel,
+    Credits,
+    FromWorker,
+    Goodbye,
+    Held,
+    Hello,
+    Pong,
+    Progress,
+    Results,
+    ToWorker,
+    Welcome,
+    WorkerDraining,
+    WorkerLink,
+)
+
+log = structlog.get_logger("onexflow.sessions")
+
+BATCH_TASKS = 64
+BATCH_BYTES = 1 << 20
+PROBE_SECONDS = 0.25
+
+
+class Attempts(Protocol):
+    """What the sessions need of the orchestrator: the fate of attempts."""
+
+    attempts: dict[Token, Attempt]
+
+    def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None: ...
+    def on_progress(self, token: Token, message: Progress) -> None: ...
+    def lose(self, attempt: Attempt, worker: str) -> None: ...
+    def give_back(self, attempt: Attempt) -> None: ...
+    def on_credits(self, session: WorkerSession) -> None: ...
+    def epochs(self) -> dict[int, int]: ...
+    def addresses(self) -> tuple[str, ...]: ...
+
+
+class WorkerSession:
+    """One worker's stream. Made by `Sessions.accept`; `hello` is set once it has introduced itself."""
+
+    def __init__(self, sessions: Sessions, link: WorkerLink) -> None:
+        self._sessions = sessions
+        self._link = link
+        self.hello: Hello | None = None
+        self.credits: dict[str, int] = {}
+        self.inflight: dict[Token, Attempt] = {}
+        self.outbox: list[Assignment] = []
+        self.cancels: list[Token] = []
+        self.is_draining = False
+        self.is_open = True
+        self.said_goodbye = False
+
+    @property
+    def worker_id(self) -> str:
+        return self.hello.worker_id if self.hello else ""
+
+    @property
+    def incarnation(self) -> str:
+        return self.hello.incarnation if self.hello else ""
+
+    @property
+    def takes_work(self) -> bool:
+        return self.is_open and not self.is_draining
+
+    @property
+    def handler_keys(self) -> list[tuple[str, str]]:
+        return [(info.role, info.name) for info in self.hello.handlers] if self.hello else []
+
+    def is_idempotent(self, role: str, handler: str) -> bool:
+        """What the worker declared for that handler."""
+        handlers = self.hello.handlers if self.hello else ()
+        return any(info.role == role and info.name == handler and info.idempotent for info in handlers)
+
+    def send(self, message: ToWorker) -> None:
+        if self.is_open:
+            self._link.send(message)
+
+    def close(self, reason: str) -> None:
+        self._link.close(reason)
+
+    def flush(self) -> None:
+        """Send the assignments and cancels that were collected, in messages of bounded size."""
+        outbox, self.outbox = self.outbox, []
+        first = size = 0
+        for index, assignment in enumerate(outbox):
+            size += len(assignment.input.data)
+            if index + 1 - first == BATCH_TASKS or size >= BATCH_BYTES:
+                self.send(Assignments(outbox[first : index + 1]))
+                first, size = index + 1, 0
+        if first < len(outbox):
+            self.send(Assignments(outbox[first:]))
+        if self.cancels:
+            cancels, self.cancels = self.cancels, []
+            self.send(Cancel(cancels))
+
+    def acknowledge(self, tokens: list[Token], discarded: list[Token], offsets: dict[int, int]) -> None:
+        self.send(Ack(tokens, discarded, offsets))
+
+    # ---- WorkerPeer
+
+    def on_message(self, message: FromWorker) -> None:
+        if self.hello is None:
+            if not isinstance(message, Hello):
+                raise ProtocolViolation(f"the first message must be Hello, not {type(message).__name__}")
+            self._sessions.welcome(self, message)
+            return
+        match message:
+            case Results():
+                self._sessions.hub.on_results(self, message.results)
+            case Credits():
+                self._on_credits(message)
+            case Progress():
+                self._sessions.hub.on_progress(message.token, message)
+            case Held():
+                self._sessions.on_held(self, message)
+            case WorkerDraining():
+                self.is_draining = True
+            case Goodbye():
+                self.said_goodbye = True
+            case Pong():
+                pass
+            case Hello():
+                raise ProtocolViolation("Hello may be said once a stream")
+
+    def _on_credits(self, message: Credits) -> None:
+        for role, count in message.granted.items():
+            self.credits[role] = self.credits.get(role, 0) + count
+            if self.credits[role] < 0 or self.credits[role] > 1_000_000:
+                raise ProtocolViolation(f"credits of role {role} would be {self.credits[role]}")
+        self._sessions.hub.on_credits(self)
+
+    def on_close(self, planned: bool) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._sessions.on_close(self, planned=planned or self.said_goodbye)
+
+
+class Sessions:
+    """All worker streams of this orchestrator."""
+
+    def __init__(
+        self,
+        hub: Attempts,
+        *,
+        orchestrator_id: str,
+        registry: Registry,
+        prober: Prober | None,
+        lease_ttl: float,
+        on_join: Callable[[WorkerSession], None],
+        on_leave: Callable[[WorkerSession], None],
+    ) -> None:
+        self.hub = hub
+        self._orchestrator_id = orchestrator_id
+        self._registry = registry
+        self._prober = prober
+        self._lease_ttl = lease_ttl
+        self._on_join = on_join
+        self._on_leave = on_leave
+        self.by_worker: dict[str, WorkerSession] = {}
+        #: Attempts whose worker is out of sight, by its incarnation.
+        self.orphans: dict[str, dict[Token, Attempt]] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._unnamed: set[WorkerSession] = set()
+
+    def accept(self, link: WorkerLink) -> WorkerSession:
+        session = WorkerSession(self, link)
+        self._unnamed.add(session)
+        return session
+
+    async def stop(self, reason: str) -> None:
+        """Close all streams; the workers find another orchestrator, or this one again."""
+        for session in (*self.by_worker.values(), *self._unnamed):
+            session.is_open = False
+            session.close(reason)
+        self.by_worker.clear()
+        watches = list(self._watches.values())
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+
+    def welcome(self, session: WorkerSession, hello: Hello) -> None:
+        if hello.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolViolation(
+                f"this orchestrator speaks protocol version {PROTOCOL_VERSION}, the worker {hello.protocol_version}"
+            )
+        if not hello.worker_id or not hello.incarnation:
+            raise ProtocolViolation("Hello needs worker_id and incarnation")
+        session.hello = hello
+        self._unnamed.discard(session)
+        previous = self.by_worker.get(hello.worker_id)
+        self.by_worker[hello.worker_id] = session
+        if previous is not None:
+            previous.close("the worker has connected anew")
+            previous.on_close(planned=False)
+            if previous.incarnation != hello.incarnation:
+                self.declare_dead(previous.incarnation, previous.worker_id)
+        session.send(
+            Welcome(
+                orchestrator_id=self._orchestrator_id,
+                epochs=self.hub.epochs(),
+                orchestrators=self.hub.addresses(),
+            )
+        )
+        log.info("worker.connected", worker=hello.worker_id, incarnation=hello.incarnation, build=hello.build_id)
+        self._on_join(session)
+
+    def on_held(self, session: WorkerSession, held: Held) -> None:
+        """The worker's answer to an epoch: adopt what it runs, take back what never reached it."""
+        running = set(held.running)
+        unknown = []
+        orphans = self.orphans.get(session.incarnation, {})
+        for token in held.running:
+            attempt = self.hub.attempts.get(token)
+            if attempt is None or attempt.withdrawn or (attempt.session not in (None, session) and attempt.sent):
+                unknown.append(token)
+                continue
+            orphans.pop(token, None)
+            attempt.session = session
+            attempt.sent = True
+            session.inflight[token] = attempt
+        if unknown:
+            session.send(Cancel(unknown, "not known to the log"))
+        for token, attempt in list(orphans.items()):
+            if token.shard == held.shard and token not in running:
+                del orphans[token]
+                self.hub.give_back(attempt)
+        if not orphans:
+            self.orphans.pop(session.incarnation, None)
+
+    def on_close(self, session: WorkerSession, *, planned: bool) -> None:
+        self._unnamed.discard(session)
+        if session.hello is None:
+            return
+        if self.by_worker.get(session.worker_id) is session:
+            del self.by_worker[session.worker_id]
+        self._on_leave(session)
+        log.info("worker.disconnected", worker=session.worker_id, planned=planned, running=len(session.inflight))
+        inflight, session.inflight = session.inflight, {}
+        for attempt in inflight.values():
+            attempt.session = None
+        if planned:
+            for attempt in inflight.values():
+                self.hub.give_back(attempt)
+        elif inflight:
+            self.watch(session.incarnation, session.worker_id, session.hello.liveness, inflight.values())
+
+    # ---- proof of death
+
+    def watch(self, incarnation: str, worker: str, liveness: str, attempts: Iterable[Attempt]) -> None:
+        """Keep attempts of a worker that is out of sight until their fate is known."""
+        orphans = self.orphans.setdefault(incarnation, {})
+        orphans.update({attempt.token: attempt for attempt in attempts})
+        if incarnation not in self._watches:
+            task = asyncio.get_running_loop().create_task(self._watch(incarnation, worker, liveness))
+            self._watches[incarnation] = task
+            task.add_done_callback(lambda _: self._watches.pop(incarnation, None))
+
+    async def _watch(self, incarnation: str, worker: str, liveness: str) -> None:
+        loop = asyncio.get_running_loop()
+        silent_since = loop.time()
+        while incarnation in self.orphans:
+            if await self._is_dead(liveness, incarnation):
+                self.declare_dead(incarnation, worker)
+                return
+            self._release_pure(incarnation)
+            registered = any(record.incarnation == incarnation for record in self._registry.members())
+            if not registered and loop.time() - silent_since > self._lease_ttl:
+                self.declare_dead(incarnation, worker)
+                return
+            await asyncio.sleep(PROBE_SECONDS)
+
+    async def _is_dead(self, liveness: str, incarnation: str) -> bool:
+        if self._prober is None or not liveness:
+            return False
+        try:
+            return await self._prober.probe(liveness) != incarnation
+        except Unavailable:
+            return False
+
+    def _release_pure(self, incarnation: str) -> None:
+        orphans = self.orphans.get(incarnation, {})
+        for token, attempt in list(orphans.items()):
+            if attempt.role != "effect":
+                del orphans[token]
+                self.hub.give_back(attempt)
+        if not orphans:
+            self.orphans.pop(incarnation, None)
+
+    def declare_dead(self, incarnation: str, worker: str) -> None:
+        """The process is proven dead, or its lease is over: what it ran is lost."""
+        orphans = self.orphans.pop(incarnation, {})
+        if orphans:
+            log.warning("worker.lost", worker=worker, incarnation=incarnation, attempts=len(orphans))
+        for attempt in orphans.values():
+            self.hub.lose(attempt, worker)

@@ -1,0 +1,146 @@
+"""A shard: the unit of ownership. One owner, one epoch, one append stream with dense offsets.
+
+`next` is the decided offset, `durable` the one the store has confirmed; only the dispatch of pure tasks may run ahead
+of the latter (engine.lane).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from onexflow.codec.rows import encode_row, encode_snapshot
+from onexflow.core.events import Event
+from onexflow.core.ids import RunKey
+from onexflow.core.machine import WORKFLOW_STATE_INDEX
+from onexflow.core.turn import Turn
+from onexflow.engine.run import Run
+from onexflow.ports.event_store import (
+    CheckpointRecord,
+    ParkedRecord,
+    RequestRecord,
+    Row,
+    RunRecord,
+    ShardAppend,
+    ShardClaim,
+    SnapshotRecord,
+)
+
+#: A run is snapshotted after so many events, so that reading it back stays cheap.
+SNAPSHOT_EVERY = 500
+#: A checkpoint is written after so many events of the shard, or (when anything was appended) so many seconds.
+CHECKPOINT_EVENTS = 5000
+CHECKPOINT_SECONDS = 2.0
+
+
+class Segment(NamedTuple):
+    """Events of one run that stand next to each other in the shard: one row to be."""
+
+    run: Run
+    offset: int
+    seq: int
+    at: int
+    events: list[Event]
+    meta: dict[str, str] | None
+
+
+@dataclass(slots=True)
+class Pending:
+    """What the next append writes to this shard."""
+
+    segments: list[Segment] = field(default_factory=list)
+    runs: dict[int, Run] = field(default_factory=dict)
+    requests: list[RequestRecord] = field(default_factory=list)
+    parked: dict[int, ParkedRecord] = field(default_factory=dict)
+    snapshots: dict[int, SnapshotRecord] = field(default_factory=dict)
+
+
+class Shard:
+    """An owned shard and the open runs of it that are in memory."""
+
+    def __init__(self, claim: ShardClaim) -> None:
+        self.id = claim.shard
+        self.epoch = claim.epoch
+        self.next = self.durable = claim.head
+        self.next_iid = claim.next_iid
+        self.runs: dict[int, Run] = {}
+        self.by_key: dict[RunKey, Run] = {}
+        self.pending = Pending()
+        self.checkpoint_offset = claim.head
+        self.checkpoint_at = 0.0
+
+    @property
+    def is_dirty(self) -> bool:
+        pending = self.pending
+        return bool(pending.segments or pending.parked or pending.snapshots or pending.requests)
+
+    def add(self, run: Run) -> None:
+        self.runs[run.iid] = run
+        self.by_key[run.key] = run
+
+    def remove(self, run: Run) -> None:
+        self.runs.pop(run.iid, None)
+        self.by_key.pop(run.key, None)
+
+    def record(self, run: Run, turn: Turn, meta: dict[str, str] | None = None) -> None:
+        """Take a decision's events into the next append. They keep the offsets that the decision gave them."""
+        pending = self.pending
+        count = len(turn.events)
+        last = pending.segments[-1] if pending.segments else None
+        if last is not None and last.run is run and last.at == turn.now and last.meta is None and meta is None:
+            last.events.extend(turn.events)
+        else:
+            pending.segments.append(Segment(run, self.next, run.state.seq - count + 1, turn.now, turn.events, meta))
+        self.next += count
+        pending.runs[run.iid] = run
+
+    def take(self, now: float, *, checkpoint: bool = True) -> ShardAppend:
+        """Pack what is pending into one append, and start collecting anew."""
+        pending, self.pending = self.pending, Pending()
+        head = self.next - sum(len(segment.events) for segment in pending.segments)
+        rows = [
+            Row(offset, len(events), self.epoch, run.iid, seq, encode_row(at, events, meta))
+            for run, offset, seq, at, events, meta in pending.segments
+        ]
+        records = []
+        for run in pending.runs.values():
+            state = run.state
+            if state.seq - run.snapshot_seq >= SNAPSHOT_EVERY and not run.is_over:
+                run.snapshot_seq = state.seq
+                pending.snapshots[run.iid] = SnapshotRecord(run.iid, state.seq, encode_snapshot(state))
+            records.append(
+                RunRecord(
+                    run.iid, run.key.to_bytes(), WORKFLOW_STATE_INDEX[state.status], state.created_at,
+                    state.updated_at, run.start_hash, state.seq, state.version,
+                )
+            )  # fmt: skip
+        append = ShardAppend(
+            shard=self.id,
+            epoch=self.epoch,
+            head=head,
+            next=self.next,
+            rows=rows,
+            runs=records,
+            requests=pending.requests,
+            parked=list(pending.parked.values()),
+            snapshots=list(pending.snapshots.values()),
+        )
+        behind = self.next - self.checkpoint_offset
+        if checkpoint and (behind >= CHECKPOINT_EVENTS or (behind and now - self.checkpoint_at >= CHECKPOINT_SECONDS)):
+            self.checkpoint_offset, self.checkpoint_at = self.next, now
+            hot = [iid for iid, run in self.runs.items() if not run.is_over]
+            append.checkpoint = CheckpointRecord(self.next, msgspec.msgpack.encode(hot))
+        return append
+
+    def park(self, run: Run, wake_at: int, reason: str) -> None:
+        """Write the run's snapshot and its parked row with the next append, and let go of its memory."""
+        self.pending.snapshots[run.iid] = SnapshotRecord(run.iid, run.state.seq, encode_snapshot(run.state))
+        self.pending.parked[run.iid] = ParkedRecord(run.iid, wake_at, reason)
+        self.remove(run)
+
+    def unpark(self, run: Run) -> None:
+        """The run is in memory again: its parked row goes with the next append."""
+        self.pending.parked[run.iid] = ParkedRecord(run.iid, 0, "")
+        self.add(run)
