@@ -1,0 +1,216 @@
+"""The orchestrator's end of a client's stream (the protocol is at the head of proto/onexflow/v1/workflow.proto).
+
+Each call is a small object in a dictionary, no task: the engine answers by callback, and the answers of a turn of the
+loop leave in one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, Final, TypeAlias
+
+from onexflow.codec.wire import common
+from onexflow.codec.wire import workflow as wire
+from onexflow.core.errors import Draining, InvalidArgument, Overloaded, ProtocolViolation
+from onexflow.ports.client_link import OrchestratorService, RunOutcome, StartOutcome
+from onexflow.rpc.status import judged
+from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
+from onexflow.spi.exceptions import SPIError
+from onexflow.v1 import workflow_pb2 as pb
+
+PROTOCOL_VERSION: Final = 1
+#: Calls that may be open at a time on one stream.
+WINDOW: Final = 8192
+#: Answers that may wait before the stream is no longer read.
+MAX_ANSWERS: Final = 1024
+
+Outcome: TypeAlias = StartOutcome | RunOutcome | SPIError
+
+
+class _Call:
+    """An open call. Answers that come after it was abandoned find it gone."""
+
+    __slots__ = ("call_id", "give_up", "stream")
+
+    def __init__(self, stream: ClientStream, call_id: int) -> None:
+        self.stream = stream
+        self.call_id = call_id
+        self.give_up: Callable[[], None] | None = None
+
+    def answer(self, outcome: Outcome) -> None:
+        self.stream.answer(self, outcome)
+
+    def started(self, outcome: StartOutcome | SPIError) -> None:
+        """The start of a call with `wait`: now its end is waited for."""
+        if isinstance(outcome, SPIError):
+            self.stream.answer(self, outcome)
+        else:
+            self.stream.wait(self, outcome)
+
+
+class ClientStream(ServerStream):
+    """One client's stream."""
+
+    method: ClassVar[str] = "WorkflowService.Connect"
+
+    def __init__(
+        self,
+        context: Context,
+        service: OrchestratorService,
+        *,
+        window: int = WINDOW,
+        hello_within: float = HELLO_WITHIN,
+        principal: str = "",
+    ) -> None:
+        super().__init__(context, hello_within=hello_within)
+        self._service = service
+        self._window = window
+        self._principal = principal
+        self._welcomed = False
+        self._calls: dict[int, _Call] = {}
+        self._answers: deque[tuple[int, Outcome]] = deque()
+        self._control: list[pb.ConnectResponse] = []
+        self._wake = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._half_closed = False
+        self._finished = False
+
+    def drain(self, reason: str) -> None:
+        """Tell the client to go elsewhere; open calls are still answered."""
+        if self._welcomed:
+            self._control.append(pb.ConnectResponse(drain=pb.ConnectDrain(reason=reason)))
+            self._wake.set()
+
+    def close(self, reason: str = "") -> None:
+        """End the stream after the answers that are ready."""
+        self.end(Draining(reason or "The orchestrator ended the stream."))
+
+    # ---- calls
+
+    def answer(self, call: _Call, outcome: Outcome) -> None:
+        if self._calls.get(call.call_id) is not call:
+            return
+        del self._calls[call.call_id]
+        self._answers.append((call.call_id, outcome))
+        if len(self._answers) >= MAX_ANSWERS:
+            self._has_room.clear()
+        self._wake.set()
+
+    def wait(self, call: _Call, started: StartOutcome) -> None:
+        if self._calls.get(call.call_id) is call:
+            call.give_up = self._service.wait_run(started.key, call.answer)
+
+    def _on_message(self, message: pb.ConnectRequest) -> None:
+        if self._end.done():
+            return
+        kind = message.WhichOneof("message")
+        if not self._welcomed:
+            self._welcome(kind, message.hello)
+        elif kind == "batch":
+            self._on_batch(message.batch)
+        else:
+            raise ProtocolViolation(
+                "Hello may be said once a stream." if kind else "A message holds nothing.", {"field": "message"}
+            )
+
+    def _welcome(self, kind: str | None, hello: pb.ConnectHello) -> None:
+        if kind != "hello":
+            raise ProtocolViolation(f"The first message must be hello; it is {kind}.", {"field": "message"})
+        if hello.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolViolation(
+                f"Protocol version {hello.protocol_version} is not spoken here; {PROTOCOL_VERSION} is.",
+                {"field": "hello.protocol_version", "spoken": PROTOCOL_VERSION},
+            )
+        self._welcomed = True
+        welcome = pb.ConnectWelcome(
+            protocol_version=PROTOCOL_VERSION, orchestrator_id=self._service.orchestrator_id, window=self._window
+        )
+        self._control.append(pb.ConnectResponse(welcome=welcome))
+        self._wake.set()
+
+    def _on_batch(self, batch: pb.CallBatch) -> None:
+        if len(batch.starts) + len(batch.waits) > common.MAX_BATCH:
+            raise ProtocolViolation(
+                f"A batch has {len(batch.starts) + len(batch.waits)} calls; {common.MAX_BATCH} is the most.",
+                {"field": "batch"},
+            )
+        for call_id in batch.abandoned:
+            if (call := self._calls.pop(call_id, None)) is not None and call.give_up is not None:
+                call.give_up()
+        for start in batch.starts:
+            self._begin(start.call_id, self._start, start)
+        for wait in batch.waits:
+            self._begin(wait.call_id, self._wait, wait)
+
+    def _begin(self, call_id: int, begin: Callable[[_Call, Any], None], message: Any) -> None:
+        if call_id == 0 or call_id in self._calls:
+            story = "0 is no call id." if call_id == 0 else f"Call {call_id} is open already."
+            raise ProtocolViolation(story, {"field": "batch.call_id", "call_id": call_id})
+        call = self._calls[call_id] = _Call(self, call_id)
+        if len(self._calls) > self._window:
+            call.answer(Overloaded(f"{self._window} calls are open on this stream.", {"window": self._window}))
+            return
+        try:
+            begin(call, message)
+        except Exception as error:  # noqa: BLE001 - one bad call is its own affair
+            call.answer(judged(error, self.method))
+
+    def _start(self, call: _Call, message: pb.StartCall) -> None:
+        if not message.HasField("start"):
+            raise InvalidArgument("A start has no run.", field="start")
+        request = wire.start(message.start, principal=self._principal)
+        self._service.start_run(request, call.started if message.start.wait else call.answer)
+
+    def _wait(self, call: _Call, message: pb.WaitCall) -> None:
+        call.give_up = self._service.wait_run(wire.key(message), call.answer)
+
+    # ---- ServerStream
+
+    def _room(self) -> Awaitable[object] | None:
+        return None if self._has_room.is_set() else self._has_room.wait()
+
+    def _on_half_close(self) -> None:
+        self._half_closed = True
+        self._wake.set()
+
+    async def _write(self) -> None:
+        write = self._context.write
+        while True:
+            while self._control or self._answers:
+                message = self._control.pop(0) if self._control else self._next_batch()
+                await write(message)
+            if self._finished:
+                return
+            if self._half_closed and not self._calls:
+                self.end()
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _next_batch(self) -> pb.ConnectResponse:
+        answers: list[pb.Answer] = []
+        size = 0
+        while self._answers and len(answers) < common.MAX_BATCH:
+            call_id, outcome = self._answers[0]
+            size += wire.answer_size(outcome)
+            if answers and size > common.MAX_BATCH_BYTES:
+                break
+            self._answers.popleft()
+            answers.append(wire.answer_to_pb(call_id, outcome))
+        if len(self._answers) < MAX_ANSWERS:
+            self._has_room.set()
+        return pb.ConnectResponse(batch=pb.AnswerBatch(answers=answers))
+
+    def _finish(self) -> None:
+        self._finished = True
+        self._wake.set()
+
+    def _ended(self) -> None:
+        calls = list(self._calls.values())
+        self._calls.clear()
+        for call in calls:
+            if call.give_up is not None:
+                call.give_up()

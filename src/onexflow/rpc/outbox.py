@@ -1,0 +1,111 @@
+"""The sending half of a stream: a queue that never blocks its callers, and one coroutine that writes it out.
+
+What was queued in one turn of the loop leaves together: neighbours of the same kind are joined (assignments, results,
+acks, credits), and the wire form cuts them at 64 entries and 1 MiB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, Generic, TypeVar
+
+from onexflow.core.errors import Overloaded
+from onexflow.ports.worker_link import Ack, Assignments, Credits, Results
+from onexflow.spi.exceptions import SPIError
+
+#: Messages that may wait. Credits bound what a worker is sent; a queue this long means that nobody reads.
+LIMIT: Final = 10_000
+
+Message = TypeVar("Message")
+
+
+class Outbox(Generic[Message]):
+    """Queue and writer of one stream. `failed` is called once, when the queue overflows."""
+
+    def __init__(
+        self,
+        encode: Callable[[Message], Iterable[Any]],
+        write: Callable[[Any], Awaitable[Any]],
+        failed: Callable[[SPIError], None],
+    ) -> None:
+        self._encode = encode
+        self._write = write
+        self._failed = failed
+        self._queue: deque[Message] = deque()
+        self._wake = asyncio.Event()
+        self._finished = False
+
+    def put(self, message: Message) -> None:
+        """Queue a message; after `finish`: ignored."""
+        if self._finished:
+            return
+        if len(self._queue) >= LIMIT:
+            self.finish()
+            self._failed(Overloaded(f"{LIMIT} messages wait on this stream and nobody reads them."))
+            return
+        self._queue.append(message)
+        self._wake.set()
+
+    def finish(self) -> None:
+        """Take nothing more; `run` returns when what is queued is written."""
+        self._finished = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write until finished."""
+        while True:
+            while self._queue:
+                for message in self._encode(self._next()):
+                    await self._write(message)
+            if self._finished:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _next(self) -> Message:
+        first = self._queue.popleft()
+        kind = type(first)
+        if kind not in _JOINED or not self._queue or type(self._queue[0]) is not kind:
+            return first
+        group = [first]
+        while self._queue and type(self._queue[0]) is kind:
+            group.append(self._queue.popleft())
+        joined: Message = _JOINED[kind](group)
+        return joined
+
+
+def _assignments(group: list[Assignments]) -> Assignments:
+    return Assignments([one for message in group for one in message.assignments])
+
+
+def _results(group: list[Results]) -> Results:
+    return Results([one for message in group for one in message.results])
+
+
+def _acks(group: list[Ack]) -> Ack:
+    offsets: dict[int, int] = {}
+    for message in group:
+        offsets.update(message.offsets)
+    return Ack(
+        [token for message in group for token in message.tokens],
+        [token for message in group for token in message.discarded],
+        offsets,
+    )
+
+
+def _credits(group: list[Credits]) -> Credits:
+    total: dict[str, int] = {}
+    for message in group:
+        for role, count in message.granted.items():
+            total[role] = total.get(role, 0) + count
+    return Credits(total)
+
+
+_JOINED: Final[dict[type, Callable[[Any], Any]]] = {
+    Assignments: _assignments,
+    Results: _results,
+    Ack: _acks,
+    Credits: _credits,
+}

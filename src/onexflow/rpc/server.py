@@ -1,0 +1,163 @@
+"""The orchestrator's gRPC server: services, health, reflection, limits, and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import socket
+from typing import Any, Final, cast
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from onexflow.core.errors import InvalidConfiguration, PortBusy
+from onexflow.ports.client_link import OrchestratorService
+from onexflow.rpc.admin_service import AdminEndpoint, WorkerEndpoint
+from onexflow.rpc.channel import server_options
+from onexflow.rpc.client_session import ClientStream
+from onexflow.rpc.worker_session import WorkerStream
+from onexflow.rpc.workflow_service import WorkflowEndpoint
+from onexflow.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+    workflow_pb2,
+    workflow_pb2_grpc,
+)
+
+SERVICES: Final = (
+    workflow_pb2.DESCRIPTOR.services_by_name["WorkflowService"].full_name,
+    worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+)
+#: Seconds between looks at service.health().
+_HEALTH_EVERY: Final = 0.5
+
+
+class GrpcServer:
+    """Serves one orchestrator at host:port. `start` and `stop` are idempotent; stop before start is legal.
+
+    Only loopback addresses are taken unless `allow_insecure` says otherwise: the connection is not encrypted.
+    """
+
+    def __init__(
+        self,
+        service: OrchestratorService,
+        address: str = "127.0.0.1:7411",
+        *,
+        reflection: bool = False,
+        allow_insecure: bool = False,
+    ) -> None:
+        self._service = service
+        self._address = address
+        self._reflection = reflection
+        self._allow_insecure = allow_insecure
+        self._server: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self._health_watch: asyncio.Task[None] | None = None
+        self._is_draining = False
+        self._workers: set[WorkerStream] = set()
+        self._clients: set[ClientStream] = set()
+        self.address = ""  #: host:port that is served, once started
+
+    async def start(self) -> str:
+        """Serve; returns host:port. Raises PortBusy, InvalidConfiguration."""
+        if self._server is not None:
+            return self.address
+        host, port = self._checked_address()
+        server = grpc.aio.server(options=server_options())
+        self._add_services(server)
+        try:
+            bound = server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise _bind_error(host, port) from error
+        await self._follow_health()
+        await server.start()
+        self._server = server
+        self._health_watch = asyncio.create_task(self._watch_health(), name="onexflow-health")
+        self.address = f"{host}:{bound}"
+        return self.address
+
+    async def drain(self, reason: str = "The orchestrator is stopping.") -> None:
+        """Say on every stream, and to the health service, that this orchestrator takes nothing new. Idempotent."""
+        if self._is_draining:
+            return
+        self._is_draining = True
+        await self._follow_health()
+        for worker in self._workers:
+            worker.drain(reason)
+        for client in self._clients:
+            client.drain(reason)
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """End all streams after what is ready was sent, give calls up to `grace` seconds, and close the port."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        await self.drain()
+        if self._health_watch is not None:
+            self._health_watch.cancel()
+            await asyncio.gather(self._health_watch, return_exceptions=True)
+        for worker in self._workers:
+            worker.close("The orchestrator is stopping.")
+        for client in self._clients:
+            client.close("The orchestrator is stopping.")
+        await server.stop(grace)
+
+    def _checked_address(self) -> tuple[str, int]:
+        host, _, port = self._address.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise InvalidConfiguration(f"{self._address!r} is no host:port.", {"address": self._address})
+        if not (self._allow_insecure or _is_loopback(host.strip("[]"))):
+            raise InvalidConfiguration(
+                f"{self._address} can be reached from other machines, and the connection would not be encrypted.",
+                {"address": self._address, "hint": "Serve 127.0.0.1, or allow it by name (insecure)."},
+            )
+        return host, int(port)
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        workflows: Any = WorkflowEndpoint(self._service, self._clients)
+        workers: Any = WorkerEndpoint(self._service, self._workers)
+        admin: Any = AdminEndpoint(self._service)
+        workflow_pb2_grpc.add_WorkflowServiceServicer_to_server(workflows, server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._reflection:
+            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(_HEALTH_EVERY)
+            await self._follow_health()
+
+    async def _follow_health(self) -> None:
+        serving = not self._is_draining and self._service.health().serving
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *SERVICES):
+            await self._health.set(name, status)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bind_error(host: str, port: int) -> PortBusy | InvalidConfiguration:
+    """Why the port could not be had: gRPC does not say, a second try does."""
+    name = f"{host}:{port}"
+    try:
+        family, kind, proto, _, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.bind(cast("Any", where))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return InvalidConfiguration(f"{name} cannot be served: {error.strerror or error}.", {"address": name})
+    return PortBusy(f"{name} is in use.", {"address": name})

@@ -1,0 +1,118 @@
+"""The orchestrator's end of a worker's stream (the protocol is at the head of proto/onexflow/v1/worker.proto).
+
+Decodes what the worker says and hands it, in order, to the peer that `accept_worker` gives; writes what is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, Final
+
+from onexflow.codec.wire import worker as wire
+from onexflow.core.errors import ProtocolViolation, Unavailable
+from onexflow.ports.worker_link import (
+    PROTOCOL_VERSION,
+    AcceptWorker,
+    Drain,
+    Goodbye,
+    Hello,
+    Ping,
+    ToWorker,
+    WorkerPeer,
+)
+from onexflow.rpc.outbox import Outbox
+from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
+
+#: Seconds of silence after which the worker is asked, and those in which it must have said something then.
+PING_AFTER: Final = 2.0
+PING_WITHIN: Final = 5.0
+
+
+class WorkerStream(ServerStream):
+    """One worker's stream: a ports.worker_link.WorkerLink."""
+
+    method: ClassVar[str] = "WorkerService.Session"
+
+    def __init__(
+        self,
+        context: Context,
+        accept: AcceptWorker,
+        *,
+        hello_within: float = HELLO_WITHIN,
+        ping_after: float = PING_AFTER,
+        ping_within: float = PING_WITHIN,
+    ) -> None:
+        super().__init__(context, hello_within=hello_within)
+        self._accept = accept
+        self._ping_after = ping_after
+        self._ping_within = ping_within
+        self._peer: WorkerPeer | None = None
+        self._planned = False
+        self._outbox: Outbox[ToWorker] = Outbox(wire.to_responses, context.write, self.end)
+
+    # ---- WorkerLink
+
+    def send(self, message: ToWorker) -> None:
+        self._outbox.put(message)
+
+    def close(self, reason: str = "") -> None:
+        self.end(Unavailable(reason or "The orchestrator ended the stream."))
+
+    def drain(self, reason: str) -> None:
+        """Tell the worker that this orchestrator is going away."""
+        if self._peer is not None:
+            self._outbox.put(Drain(reason))
+
+    # ---- ServerStream
+
+    def _on_message(self, message: Any) -> None:
+        if self._end.done():
+            return
+        value = wire.from_request(message)
+        if self._peer is None:
+            self._peer = self._welcome(value)
+        self._planned = type(value) is Goodbye
+        self._peer.on_message(value)
+
+    def _welcome(self, value: object) -> WorkerPeer:
+        if not isinstance(value, Hello):
+            raise ProtocolViolation(
+                f"The first message must be Hello; it is {type(value).__name__}.", {"field": "message"}
+            )
+        if value.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolViolation(
+                f"Protocol version {value.protocol_version} is not spoken here; {PROTOCOL_VERSION} is.",
+                {"field": "hello.protocol_version", "spoken": PROTOCOL_VERSION},
+            )
+        return self._accept(self)
+
+    def _parts(self) -> tuple[Callable[[], Awaitable[None]], ...]:
+        return (self._watch,)
+
+    async def _watch(self) -> None:
+        """Ask a silent worker, and end the stream of one that stays silent."""
+        nonce = 0
+        while True:
+            silent = self._loop.time() - self.heard_at
+            if silent < self._ping_after or self._peer is None:
+                await asyncio.sleep(max(self._ping_after - silent, self._ping_after / 8))
+                continue
+            nonce += 1
+            asked = self._loop.time()
+            self.send(Ping(nonce))
+            await asyncio.sleep(self._ping_within)
+            if self.heard_at < asked:
+                raise Unavailable(f"The worker has said nothing for {silent + self._ping_within:.1f} s.")
+
+    async def _write(self) -> None:
+        await self._outbox.run()
+
+    def _finish(self) -> None:
+        self._outbox.finish()
+
+    def _ended(self) -> None:
+        self._outbox.finish()
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            peer.on_close(self._planned)
