@@ -19,7 +19,7 @@ ROW_FORMAT: Final = 1
 SNAPSHOT_FORMAT: Final = 1
 
 
-class UnknownEvent(Event, tag=0):
+class UnknownEvent(Event, tag=0, frozen=True):
     """An event of a newer release, as it was stored."""
 
     type: ClassVar[str] = "unknown"

@@ -57,10 +57,8 @@ def schedule(turn: Turn, task: int) -> None:
         if spec.when and not condition(graph, task, values, codec):
             turn.emit(StateTransitioned("task.skipped", "pending", "skipped", [task], reason=spec.when))
             return
-        if spec.map:
-            inputs = map_items(graph, task, values, codec)
-        else:
-            source, payload = task_input(graph, task, values, codec)
+        inputs = map_items(graph, task, values, codec) if spec.map else []
+        source, payload = (INLINE, None) if spec.map else task_input(graph, task, values, codec)
     except MappingError as error:
         turn.emit(TaskScheduled(task, source=INLINE, inputs=[NULL]))
         _give_up(turn, task, 0, Failure("MappingError", str(error), retryable=False), "mapping")

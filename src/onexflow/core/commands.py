@@ -13,7 +13,7 @@ class Command(msgspec.Struct, frozen=True, gc=False):
     """Base of all commands to an existing run."""
 
 
-class StartRun(Command, kw_only=True):
+class StartRun(Command, frozen=True, kw_only=True):
     """Create the run and, unless it is delayed, start it."""
 
     namespace: str
@@ -28,19 +28,19 @@ class StartRun(Command, kw_only=True):
     request_id: str = ""
 
 
-class PauseRun(Command):
+class PauseRun(Command, frozen=True):
     reason: str = ""
 
 
-class ResumeRun(Command):
+class ResumeRun(Command, frozen=True):
     reason: str = ""
 
 
-class CancelRun(Command):
+class CancelRun(Command, frozen=True):
     reason: str = ""
 
 
-class AuthoriseAttempt(Command):
+class AuthoriseAttempt(Command, frozen=True):
     """A worker has a free slot for a scheduled effect: write that it may run there, before it is sent."""
 
     task: int
@@ -59,7 +59,7 @@ class ItemResult(NamedTuple):
     result: Payload
 
 
-class CompleteItems(Command):
+class CompleteItems(Command, frozen=True):
     """Attempts of one task, run by one worker, have ended with results."""
 
     task: int
@@ -69,7 +69,7 @@ class CompleteItems(Command):
     started_at: int = 0
 
 
-class FailAttempt(Command):
+class FailAttempt(Command, frozen=True):
     """An attempt has ended with an error."""
 
     task: int
@@ -82,7 +82,7 @@ class FailAttempt(Command):
     started_at: int = 0
 
 
-class StopAttempt(Command):
+class StopAttempt(Command, frozen=True):
     """An attempt that was told to stop has stopped, or its grace is over."""
 
     task: int
@@ -91,7 +91,7 @@ class StopAttempt(Command):
     offset: int
 
 
-class LoseAttempt(Command):
+class LoseAttempt(Command, frozen=True):
     """The worker of an attempt is gone: nothing is known of how it ended."""
 
     task: int
@@ -101,7 +101,7 @@ class LoseAttempt(Command):
     worker: str
 
 
-class ReturnAttempt(Command):
+class ReturnAttempt(Command, frozen=True):
     """A worker gives back an attempt that it never began."""
 
     task: int
@@ -116,7 +116,7 @@ TimerKind = Literal[
 ]  # fmt: skip
 
 
-class FireTimer(Command):
+class FireTimer(Command, frozen=True):
     """A timer that was armed is due. A stale one (the attempt has moved on) changes nothing."""
 
     kind: TimerKind
@@ -126,7 +126,7 @@ class FireTimer(Command):
     offset: int = 0
 
 
-class ResolveItem(Command):
+class ResolveItem(Command, frozen=True):
     """A person decides a task that waits for input. Exactly one of retry, result and fail is given."""
 
     task: int

@@ -25,7 +25,7 @@ class Event(msgspec.Struct, array_like=True, frozen=True, gc=False):
     type: ClassVar[str]
 
 
-class WorkflowCreated(Event, tag=1):
+class WorkflowCreated(Event, tag=1, frozen=True):
     """The run exists, in state `pending`."""
 
     type: ClassVar[str] = "workflow.created"
@@ -49,50 +49,50 @@ class WorkflowCreated(Event, tag=1):
     kind: str = ""
 
 
-class WorkflowStarted(Event, tag=2):
+class WorkflowStarted(Event, tag=2, frozen=True):
     """The run is `running`: its main tasks may be scheduled."""
 
     type: ClassVar[str] = "workflow.started"
     kind: str = ""
 
 
-class WorkflowPaused(Event, tag=3):
+class WorkflowPaused(Event, tag=3, frozen=True):
     type: ClassVar[str] = "workflow.paused"
     reason: str = ""
     kind: str = ""
 
 
-class WorkflowResumed(Event, tag=4):
+class WorkflowResumed(Event, tag=4, frozen=True):
     type: ClassVar[str] = "workflow.resumed"
     reason: str = ""
     kind: str = ""
 
 
-class WorkflowCompleted(Event, tag=5):
+class WorkflowCompleted(Event, tag=5, frozen=True):
     type: ClassVar[str] = "workflow.completed"
     result: Payload = NULL
     kind: str = ""
 
 
-class WorkflowFailed(Event, tag=6):
+class WorkflowFailed(Event, tag=6, frozen=True):
     type: ClassVar[str] = "workflow.failed"
     error: Failure
     kind: str = ""
 
 
-class WorkflowCancelled(Event, tag=7):
+class WorkflowCancelled(Event, tag=7, frozen=True):
     type: ClassVar[str] = "workflow.cancelled"
     reason: str = ""
     kind: str = ""
 
 
-class WorkflowTimedOut(Event, tag=8):
+class WorkflowTimedOut(Event, tag=8, frozen=True):
     type: ClassVar[str] = "workflow.timeout"
     reason: str = ""
     kind: str = ""
 
 
-class TaskScheduled(Event, tag=9):
+class TaskScheduled(Event, tag=9, frozen=True):
     """Items `first` … `first + count - 1` of a task may be dispatched, each as attempt number `attempt`."""
 
     type: ClassVar[str] = "task.scheduled"
@@ -108,7 +108,7 @@ class TaskScheduled(Event, tag=9):
     kind: str = ""  #: "" | "again" (same input as the attempt before) | "resolved" (someone asked for it)
 
 
-class TaskStarted(Event, tag=10):
+class TaskStarted(Event, tag=10, frozen=True):
     """The items' attempts are authorised to run on `worker`. An effect's is durable before it is sent."""
 
     type: ClassVar[str] = "task.started"
@@ -122,7 +122,7 @@ class TaskStarted(Event, tag=10):
     kind: str = ""
 
 
-class TaskCompleted(Event, tag=11):
+class TaskCompleted(Event, tag=11, frozen=True):
     """The items have their results, once and for all."""
 
     type: ClassVar[str] = "task.completed"
@@ -132,7 +132,7 @@ class TaskCompleted(Event, tag=11):
     kind: str = ""  #: "" | "resolved" (given by a person) | "empty" (a map over no items)
 
 
-class TaskFailed(Event, tag=12):
+class TaskFailed(Event, tag=12, frozen=True):
     """An item has failed for good, and so has its task."""
 
     type: ClassVar[str] = "task.failed"
@@ -142,7 +142,7 @@ class TaskFailed(Event, tag=12):
     kind: str = ""  #: "" | "timeout" (its state is `timeout`) | "lost" | "resolved" | "mapping"
 
 
-class TaskRetry(Event, tag=13):
+class TaskRetry(Event, tag=13, frozen=True):
     """The item will be scheduled again at `due_at` (0: when the run leaves `retrying`)."""
 
     type: ClassVar[str] = "task.retry"
@@ -155,19 +155,19 @@ class TaskRetry(Event, tag=13):
     worker: str = ""  #: on which worker the attempt before was
 
 
-class DependencyResolved(Event, tag=14):
+class DependencyResolved(Event, tag=14, frozen=True):
     type: ClassVar[str] = "dependency.resolved"
     kind: str = ""
     data: Payload | None = None
 
 
-class DependencyFailed(Event, tag=15):
+class DependencyFailed(Event, tag=15, frozen=True):
     type: ClassVar[str] = "dependency.failed"
     kind: str = ""
     data: Payload | None = None
 
 
-class StateTransitioned(Event, tag=16):
+class StateTransitioned(Event, tag=16, frozen=True):
     """One decision that no other type names. Lists all tasks that it touches."""
 
     type: ClassVar[str] = "state.transitioned"
@@ -181,13 +181,13 @@ class StateTransitioned(Event, tag=16):
     error: Failure | None = None
 
 
-class CompensationStarted(Event, tag=17):
+class CompensationStarted(Event, tag=17, frozen=True):
     type: ClassVar[str] = "compensation.started"
     kind: str = ""
     data: Payload | None = None
 
 
-class CompensationCompleted(Event, tag=18):
+class CompensationCompleted(Event, tag=18, frozen=True):
     type: ClassVar[str] = "compensation.completed"
     kind: str = ""
     data: Payload | None = None

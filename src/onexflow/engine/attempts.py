@@ -324,7 +324,8 @@ class AttemptBook:
             tokens.append(result.token)
             self._forget(attempt)
             if result.status == "completed":
-                first, started_at = first or attempt, started_at if first else result.started_at
+                if first is None:
+                    first, started_at = attempt, result.started_at
                 group.append(ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result))
             else:
                 self._end(session, attempt, result, discarded)

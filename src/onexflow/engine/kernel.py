@@ -45,9 +45,7 @@ class Kernel:
         self.store = store
         self.catalog = Catalog(store, store.now)
         self.shards: dict[int, Shard] = {}
-        self.lane = CommitLane(
-            store, lambda: self.shards.values(), on_stored=self._on_stored, on_full=on_full, on_lost=on_lost
-        )
+        self.lane = CommitLane(store, self.shards.values, on_stored=self._on_stored, on_full=on_full, on_lost=on_lost)
         self._codec = codec
         self._jitter = jitter
         self._shard_count = 0
@@ -55,11 +53,11 @@ class Kernel:
         self._reloads: set[asyncio.Task[Run | None]] = set()
         self._loading: dict[RunKey, asyncio.Future[Run | None]] = {}
         #: Called with each decision, after its events are recorded.
-        self.carry_out: Callable[[Run, Turn], None] = lambda run, turn: None
+        self.carry_out: Callable[[Run, Turn], None] = _ignore
         #: Called when a run enters memory by being read back.
-        self.on_loaded: Callable[[Run], None] = lambda run: None
+        self.on_loaded: Callable[[Run], None] = _ignore
         #: Called with the runs whose events have become durable, and up to which sequence number.
-        self.on_durable: Callable[[Sequence[tuple[Run, int]]], None] = lambda runs: None
+        self.on_durable: Callable[[Sequence[tuple[Run, int]]], None] = _ignore
 
     async def open(self, owner: str) -> None:
         """Claim every shard (the store's lock, or its epochs, proves that the owner before is gone)."""
@@ -221,3 +219,7 @@ class Kernel:
             if run.is_over and seq == run.state.seq:
                 run.shard.remove(run)
         self.on_durable(runs)
+
+
+def _ignore(*_: object) -> None:
+    """Until the orchestrator sets the real one."""

@@ -8,9 +8,10 @@ turn, everything else when `CommitLane` says that it is durable. No task of the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from hashlib import blake2b
 
+import msgspec
 import structlog
 
 from onexflow.core.commands import CancelRun, Command, PauseRun, ResolveItem, ResumeRun, StartRun
@@ -27,6 +28,7 @@ from onexflow.core.errors import (
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.core.instructions import FinishRun
+from onexflow.core.machine import WORKFLOW_STATES
 from onexflow.core.payload import PayloadCodec
 from onexflow.core.turn import SECOND, Turn
 from onexflow.engine import views
@@ -36,7 +38,7 @@ from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.nodes import node_views
 from onexflow.engine.queries import FollowListener, Queries
-from onexflow.engine.run import Run
+from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.ports.client_link import (
     ControlOutcome,
@@ -83,7 +85,7 @@ class Orchestrator:
         prober: Prober | None = None,
         lease_ttl: float = 5.0,
         payload_limit: int = PAYLOAD_LIMIT,
-        on_fatal: Callable[[Coded], None] = lambda error: None,
+        on_fatal: Callable[[Coded], None] | None = None,
     ) -> None:
         self.orchestrator_id = orchestrator_id
         self.incarnation = incarnation
@@ -119,7 +121,7 @@ class Orchestrator:
 
     # ---- life
 
-    async def start(self, *, address: str = "", liveness: str = "", version: str = "") -> None:
+    async def start(self, *, version: str = "") -> None:
         """Open the store, claim its shards, read back what was at work, register. Workers are accepted afterwards."""
         await self._kernel.open(self.orchestrator_id)
         self._book.begin_adoption()
@@ -134,8 +136,6 @@ class Orchestrator:
             kind="orchestrator",
             node_id=self.orchestrator_id,
             incarnation=self.incarnation,
-            address=address,
-            liveness=liveness,
             version=version,
             started_at=self._clock.now(),
         )
@@ -143,7 +143,7 @@ class Orchestrator:
     async def announce(self, address: str, liveness: str = "") -> None:
         """Tell the registry where this orchestrator serves and which shards it owns."""
         assert self._record is not None, "announce comes after start"
-        record = NodeRecord(**{**_fields(self._record), "address": address, "liveness": liveness})
+        record = msgspec.structs.replace(self._record, address=address, liveness=liveness)
         self._record = record
         self._book.known_addresses = (address,) if address else ()
         await self._registry.register(record)
@@ -188,10 +188,11 @@ class Orchestrator:
             for reply in replies:
                 reply(error)
         self._waiters.clear()
-        self._on_fatal(error)
+        if self._on_fatal is not None:
+            self._on_fatal(error)
 
-    def _watch(self, incarnation: str, worker: str, liveness: str, attempts: Sequence[object]) -> None:
-        self._sessions.watch(incarnation, worker, liveness, attempts)  # type: ignore[arg-type]
+    def _watch(self, incarnation: str, worker: str, liveness: str, attempts: Iterable[Attempt]) -> None:
+        self._sessions.watch(incarnation, worker, liveness, attempts)
 
     def _liveness_of(self, incarnation: str) -> str:
         return next((m.liveness for m in self._registry.members() if m.incarnation == incarnation and m.liveness), "")
@@ -303,7 +304,7 @@ class Orchestrator:
             if record is None and self._kernel.known_start(key) is None:
                 self._create(request, graph, key, digest, reply)
                 return
-        state = views.WORKFLOW_STATES[record.state]
+        state = WORKFLOW_STATES[record.state]
         if record.start_hash == digest:
             reply(StartOutcome(key=key, version=record.version, created=False, state=state, sequence=record.head))
             return
@@ -353,10 +354,10 @@ class Orchestrator:
             self._waiters[key].remove(reply)
             reply(views.outcome_of(key, run.state))
 
-    def _in_background(self, work: object, reply: Callable[[SPIError], None]) -> None:
+    def _in_background(self, work: Awaitable[None], reply: Callable[[SPIError], None]) -> None:
         async def guarded() -> None:
             try:
-                await work  # type: ignore[misc]
+                await work
             except SPIError as error:
                 reply(error)
 
@@ -456,7 +457,3 @@ class Orchestrator:
         if self._draining:
             details["orchestrator"] = "draining"
         return Health(serving=self._lost is None and not self._draining, details=details)
-
-
-def _fields(record: NodeRecord) -> dict[str, object]:
-    return {name: getattr(record, name) for name in record.__struct_fields__}

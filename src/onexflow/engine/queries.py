@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from onexflow.core.errors import Coded, InvalidArgument, UnknownRun
+from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey
-from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATE_INDEX
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATE_INDEX, WORKFLOW_STATES
 from onexflow.engine import views
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.run import Run
@@ -85,7 +86,7 @@ class Queries:
             start = rows[-1].seq + rows[-1].count
         return events[:limit]
 
-    async def _graph(self, key: RunKey) -> views.Graph:
+    async def _graph(self, key: RunKey) -> Graph:
         return (await self._kernel.find(key)).graph
 
     async def list_runs(
@@ -125,7 +126,7 @@ class Queries:
                     rows = await self._kernel.store.read_run(shard, iid, start, PAGE)
                     listener(views.event_views(rows, shard, graph, start))
                     start = rows[-1].seq + rows[-1].count
-                if views.WORKFLOW_STATES[record.state] in TERMINAL_WORKFLOW_STATES:
+                if WORKFLOW_STATES[record.state] in TERMINAL_WORKFLOW_STATES:
                     listener(None)
                     return
                 await wake.wait()
