@@ -1,10 +1,11 @@
+# ruff: noqa: N802 - the methods have the names of the wire
 """An orchestrator made of generated stubs, for tests of the client: every start is answered by a script."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
 import grpc
@@ -12,6 +13,7 @@ import grpc
 from onexflow.codec.wire import common as wire_common
 from onexflow.core.errors import UnknownRun
 from onexflow.rpc.status import to_status
+from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import admin_pb2, admin_pb2_grpc, common_pb2, workflow_pb2_grpc
 from onexflow.v1 import workflow_pb2 as pb
 
@@ -35,7 +37,15 @@ def echo(call: pb.StartWorkflowRequest | common_pb2.RunKey) -> pb.Answer:
     return pb.Answer(ended=pb.RunOutcome(key=key(), state="completed", result=result))
 
 
-class FakeOrchestrator(workflow_pb2_grpc.WorkflowServiceServicer, admin_pb2_grpc.AdminServiceServicer):
+if TYPE_CHECKING:  # a script answers a part of the services only; the generated bases answer UNIMPLEMENTED for the rest
+
+    class _Base: ...
+else:
+
+    class _Base(workflow_pb2_grpc.WorkflowServiceServicer, admin_pb2_grpc.AdminServiceServicer): ...
+
+
+class FakeOrchestrator(_Base):
     def __init__(self, script: Script = echo) -> None:
         self.script = script
         self.batches: list[pb.CallBatch] = []
@@ -49,12 +59,11 @@ class FakeOrchestrator(workflow_pb2_grpc.WorkflowServiceServicer, admin_pb2_grpc
         self.unanswered = asyncio.Event()
         self.cut = asyncio.Event()
         self.events: list[pb.EventView] = []
-        self.unary_failures: list[Exception] = []
-        self.metadata: dict[str, Any] = {}
+        self.unary_failures: list[SPIError] = []
         self._server: grpc.aio.Server | None = None
         self.address = ""
 
-    async def __aenter__(self) -> FakeOrchestrator:
+    async def __aenter__(self) -> Self:
         await self.listen()
         return self
 
@@ -63,8 +72,8 @@ class FakeOrchestrator(workflow_pb2_grpc.WorkflowServiceServicer, admin_pb2_grpc
 
     async def listen(self, address: str = "127.0.0.1:0") -> None:
         self._server = grpc.aio.server()
-        workflow_pb2_grpc.add_WorkflowServiceServicer_to_server(self, self._server)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(self, self._server)
+        workflow_pb2_grpc.add_WorkflowServiceServicer_to_server(cast("Any", self), self._server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(cast("Any", self), self._server)
         port = self._server.add_insecure_port(address)
         await self._server.start()
         self.address = f"127.0.0.1:{port}"
@@ -123,7 +132,7 @@ class FakeOrchestrator(workflow_pb2_grpc.WorkflowServiceServicer, admin_pb2_grpc
 
     async def _maybe_fail(self, context: Any) -> None:
         if self.unary_failures:
-            status = to_status(self.unary_failures.pop(0))  # type: ignore[arg-type] # tests give errors of ours
+            status = to_status(self.unary_failures.pop(0))
             context.set_trailing_metadata(status.trailing_metadata)
             await context.abort(status.code, status.details, status.trailing_metadata)
 

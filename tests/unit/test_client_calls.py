@@ -37,7 +37,7 @@ async def waiting(
 
 def ids(batch: pb.ConnectRequest | None) -> list[int]:
     assert batch is not None
-    return [call.call_id for call in (*batch.batch.starts, *batch.batch.waits)]
+    return [call.call_id for call in batch.batch.starts] + [call.call_id for call in batch.batch.waits]
 
 
 def answers(*ids: int) -> pb.AnswerBatch:

@@ -23,6 +23,8 @@ import onexflow
 
 TYPE: Final = "flight-delays"
 CHUNK_ROWS: Final = 2000
+#: What stands for the delay of a flight that never departed.
+MISSING: Final = ("NA", "")
 DATA: Final = files("onexflow.examples") / "data"
 
 worker = onexflow.Worker(TYPE)
@@ -43,7 +45,7 @@ def chunks(options: Any) -> list[dict[str, Any]]:
 
 @worker.effect("read", idempotent=True)
 def read(chunk: Any) -> str:
-    """The rows of a chunk, as lines of carrier, scheduled hour and departure delay (empty: cancelled)."""
+    """The rows of a chunk, as lines of carrier, scheduled hour and departure delay (NA: cancelled)."""
     return "\n".join(_rows(chunk.path)[chunk.first : chunk.first + chunk.rows])
 
 
@@ -54,7 +56,7 @@ def aggregate(lines: str) -> dict[str, Any]:
     hours: dict[str, list[int]] = {}
     for line in lines.splitlines():
         carrier, hour, delay = line.split(",")
-        flight = [1, 0, int(delay)] if delay else [0, 1, 0]
+        flight = [0, 1, 0] if delay in MISSING else [1, 0, int(delay)]
         _add(carriers, carrier, flight)
         _add(hours, hour, flight)
     return {"carriers": carriers, "hours": hours}

@@ -1,0 +1,131 @@
+"""The program `onexflow`: its commands by name, and what becomes of their errors.
+
+Commands are registered by import string, so that none is imported before it runs; the overview needs not even the
+library that parses. Data goes to stdout, everything else to stderr. Exit codes are in `cli.exits`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from onexflow import __version__
+from onexflow.cli import exits
+
+if TYPE_CHECKING:
+    import cyclopts
+
+#: Name, where it is, what it is for.
+COMMANDS: Final = (
+    ("dev", "onexflow.app.dev:dev", "Start a whole cluster on this machine."),
+    ("run", "onexflow.cli.run:app", "Start runs, look at them, steer them."),
+    ("node", "onexflow.cli.node:app", "The orchestrators and workers of the cluster."),
+    ("definition", "onexflow.cli.definition:app", "Workflow definitions: check and register."),
+    ("explain", "onexflow.cli.explain:explain", "What an error code means and what to do."),
+)
+OVERVIEW: Final = """\
+Usage: onexflow COMMAND
+
+Durable workflows on gRPC workers.
+
+Commands:
+{commands}
+
+  onexflow COMMAND --help says more; --version shows the version.
+
+Try it:
+  onexflow dev --example greet
+  onexflow run start greet --input '{{"name": "Ada"}}' --wait     (in another terminal)
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 the run failed, 10-16 start-up (docs/errors.md).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _overview() if arguments in ([], ["--help"], ["-h"], ["help"]) else _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has what it wanted. The interpreter must not complain when it flushes, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.OK
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    return code
+
+
+def application() -> cyclopts.App:
+    """All commands, not yet imported."""
+    import cyclopts
+
+    app = cyclopts.App(
+        name="onexflow",
+        help="Durable workflows on gRPC workers.",
+        help_format="plaintext",  # markdown costs 60 ms of import
+        version=__version__,
+        version_flags=["--version"],
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, where, what in COMMANDS:
+        app.command(where, name=name, help=what)
+    return app
+
+
+def _overview() -> int:
+    width = max(len(name) for name, _, _ in COMMANDS)
+    print(OVERVIEW.format(commands="\n".join(f"  {name:<{width}}  {what}" for name, _, what in COMMANDS)), end="")
+    return exits.OK
+
+
+def _run(arguments: list[str]) -> int:
+    import cyclopts
+
+    try:
+        result = application()(arguments, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        command = " ".join(["onexflow", *(error.command_chain or ())])
+        return _complain(" ".join(str(error).split()), f"`{command} --help` shows what there is.", exits.USAGE)
+    except BrokenPipeError:
+        raise
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else exits.FAILED
+    except Exception as error:  # noqa: BLE001 - the last place: every error becomes a line and an exit code
+        return report(error)
+    return result if isinstance(result, int) else exits.OK
+
+
+def report(error: Exception) -> int:
+    """Say in one line what went wrong and in one what to do; return the exit code."""
+    from onexflow.core.errors import Coded, InternalError
+    from onexflow.spi.exceptions import SPIError
+
+    if os.environ.get("ONEXFLOW_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        return report(error.exceptions[0])
+    if not isinstance(error, SPIError):
+        message = f"{type(error).__name__}: {error} [{InternalError.code}]"
+        return _complain(message, "ONEXFLOW_DEBUG=1 shows the traceback.", exits.FAILED)
+    code = f" [{error.code}]" if isinstance(error, Coded) else ""
+    hint = error.context.get("hint") or (error.hint if isinstance(error, Coded) else "")
+    problems = error.context.get("problems")
+    for problem in problems if isinstance(problems, list) else ():
+        if isinstance(problem, dict):
+            print(f"  {problem.get('place', '')}: {problem.get('problem', '')}", file=sys.stderr)
+    # With the problems listed one a line, the message is only their headline.
+    message = str(error).splitlines()[0].rstrip(":") if problems else " ".join(str(error).split())
+    return _complain(f"{message}{code}", str(hint), exits.of(error))
+
+
+def _complain(message: str, hint: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return code

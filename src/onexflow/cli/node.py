@@ -1,0 +1,91 @@
+"""`onexflow node`: the orchestrators and workers of the cluster."""
+
+from __future__ import annotations
+
+import cyclopts
+
+from onexflow.cli.output import when
+from onexflow.cli.session import Common, session
+from onexflow.core.errors import UnknownNode
+
+app = cyclopts.App(name="node", help="The orchestrators and workers of the cluster.")
+
+
+@app.command(name="list")
+async def list_(*, common: Common = Common()) -> None:  # noqa: B008 - frozen; how cyclopts takes shared options
+    """Every process that the orchestrator knows, one line a role."""
+    async with session(common) as client:
+        nodes = await client.nodes()
+    if common.out.json:
+        for node in nodes:
+            common.out.data(node)
+        return
+    rows = [
+        (
+            node.node_id,
+            node.kind,
+            node.status,
+            "yes" if node.connected else "no",
+            f"{node.running}/{node.slots}" if node.slots else "",
+            node.address,
+            when(node.started_at),
+        )
+        for node in nodes
+    ]
+    common.out.table(("NODE", "KIND", "STATUS", "CONNECTED", "BUSY", "ADDRESS", "STARTED"), rows, empty="No nodes.")
+
+
+@app.command
+async def show(node_id: str, /, *, common: Common = Common()) -> None:  # noqa: B008
+    """One process: its roles, its handlers, what it does.
+
+    Parameters
+    ----------
+    node_id
+        Name of the node.
+    """
+    async with session(common) as client:
+        nodes = [node for node in await client.nodes() if node.node_id == node_id]
+    if not nodes:
+        raise UnknownNode(f"there is no node {node_id}", {"node_id": node_id})
+    if common.out.json:
+        for node in nodes:
+            common.out.data(node)
+        return
+    for number, node in enumerate(nodes):
+        if number:
+            common.out.line("")
+        common.out.fields(
+            (
+                ("node", node.node_id),
+                ("kind", node.kind),
+                ("status", node.status),
+                ("connected", "yes" if node.connected else "no"),
+                ("registered", "yes" if node.registered else "no"),
+                ("busy", f"{node.running} of {node.slots}" if node.slots else ""),
+                ("handlers", ", ".join(node.handlers)),
+                ("address", node.address),
+                ("started", when(node.started_at)),
+                ("version", node.version),
+                ("incarnation", node.incarnation),
+            )
+        )
+
+
+@app.command
+async def drain(node_id: str, /, *, common: Common = Common()) -> None:  # noqa: B008
+    """Tell a worker to finish what it has and to take nothing new.
+
+    Parameters
+    ----------
+    node_id
+        Name of the node.
+    """
+    async with session(common) as client:
+        changed = await client.drain(node_id)
+    if common.out.json:
+        common.out.data({"node_id": node_id, "changed": changed})
+    else:
+        common.out.line("draining")
+        if not changed:
+            common.out.note("Nothing to do: it was so already.")

@@ -1,0 +1,138 @@
+"""How commands show what they found: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from onexflow.codec.payload import decode_value
+from onexflow.core.ids import RunKey
+from onexflow.core.payload import JSON, Payload
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+STYLES: Final = {
+    "completed": "green", "running": "cyan", "ready": "green", "scheduled": "cyan", "retrying": "yellow",
+    "paused": "yellow", "waiting_for_input": "yellow", "draining": "yellow", "blocked": "dim", "pending": "dim",
+    "skipped": "dim", "failed": "red", "timeout": "red", "cancelled": "magenta",
+}  # fmt: skip
+
+
+class Output:
+    """Standard output in one of two forms. Everything that is not data goes to stderr (`note`)."""
+
+    def __init__(self, form: Literal["table", "json"]) -> None:
+        self.json = form == "json"
+
+    @cached_property
+    def console(self) -> Console:
+        from rich.console import Console
+
+        # A table that is piped must not be cut to a terminal's width that is not there.
+        return Console(width=None if sys.stdout.isatty() else 1000, highlight=False, soft_wrap=True)
+
+    def data(self, value: Any) -> None:
+        """One JSON document on one line."""
+        print(json.dumps(plain(value), ensure_ascii=False))
+
+    def show(self, what: RenderableType) -> None:
+        self.console.print(what)
+
+    def line(self, text: str) -> None:
+        print(text)
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    def fields(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Names and values, one a line; empty values are left out."""
+        rows = [(name, value) for name, value in pairs if value]
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            print(f"{name:<{width}}  {value}")
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str = "nothing") -> None:
+        listed = [list(row) for row in rows]
+        if not listed:
+            self.note(empty)
+            return
+        from onexflow.cli.tables import table
+
+        self.show(table(columns, listed))
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON shows it: the names of its fields, times as RFC 3339 (null when not yet), payloads decoded, a
+    run's key as three fields."""
+    if isinstance(value, Payload):
+        return payload(value)
+    if isinstance(value, RunKey):
+        return {
+            "namespace": value.namespace,
+            "workflow_type": value.workflow_type,
+            "instance_id": str(value.instance_id),
+        }
+    if isinstance(value, msgspec.Struct):
+        shown: dict[str, Any] = {}
+        for name in value.__struct_fields__:
+            part = getattr(value, name)
+            if isinstance(part, RunKey):
+                shown.update(plain(part))
+            elif name.endswith("_at") or name == "timestamp":
+                shown[name] = rfc3339(part)
+            else:
+                shown[name] = plain(part)
+        return shown
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return value
+
+
+def payload(value: Payload) -> Any:
+    """What a payload holds; of an encoding that is not JSON, its bytes."""
+    if value.encoding == JSON:
+        return decode_value(value)
+    return {"encoding": value.encoding, "base64": base64.b64encode(value.data).decode()}
+
+
+def rfc3339(nanoseconds: int) -> str | None:
+    if not nanoseconds:
+        return None
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def when(nanoseconds: int) -> str:
+    """A time for people: in their own zone."""
+    if not nanoseconds:
+        return ""
+    return f"{datetime.fromtimestamp(nanoseconds / 1e9).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def span(first: int, last: int) -> str:
+    """How long something took."""
+    if not first or not last:
+        return ""
+    seconds = max(0, last - first) / 1e9
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def short(value: Any, length: int = 100) -> str:
+    text = json.dumps(plain(value), ensure_ascii=False)
+    return text if len(text) <= length else text[: length - 1] + "…"
