@@ -30,6 +30,8 @@ class MemoryRegistryHub:
         self.beat_limit = beat_limit
         self.keys: dict[bytes, Kv] = {}
         self.revision = 1
+        #: Counts the times it came back empty.
+        self.life = 1
         self._leases: dict[int, float] = {}
         self._lease_id = 0
         self._watchers: dict[MemoryRegistry, None] = {}
@@ -48,6 +50,7 @@ class MemoryRegistryHub:
         """Come back empty: no key, no lease."""
         watchers = list(self._watchers)
         self._watchers.clear()
+        self.life += 1
         self.keys.clear()
         self._leases.clear()
         for registry in watchers:
@@ -116,6 +119,7 @@ class MemoryRegistry(BaseRegistry):
         self._keeper: asyncio.Task[None] | None = None
         self._settling = False
         self._to_revoke: set[int] = set()
+        self._life = 0
         self._seen_at = 0.0
         self._hold_until = 0.0
 
@@ -166,9 +170,10 @@ class MemoryRegistry(BaseRegistry):
     def reattach(self) -> None:
         """Load the hub's content and follow it. What is missing after an outage is held, as its owner may come back."""
         now = self._hub.clock.monotonic()
-        if self.view.revision and (not self._hub.keys or now - self._seen_at > 2 * self._hub.ttl / 3):
+        if self._life and (self._life != self._hub.life or now - self._seen_at > 2 * self._hub.ttl / 3):
             self._hold_until = now + self._hub.ttl + 3.0
             self.view.hold()
+        self._life = self._hub.life
         self._seen_at = now
         self._hub.expire()
         while self._to_revoke:

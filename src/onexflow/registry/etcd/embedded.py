@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib.util
 import os
 import re
@@ -31,7 +30,14 @@ from onexflow.registry.etcd.url import SCHEME, EtcdSettings
 
 _log = structlog.get_logger("onexflow.registry")
 
-_PR_SET_PDEATHSIG: Final = 1
+#: Runs a program that dies with its parent. A launcher and no code between fork and exec: gRPC's threads are running.
+_TIED: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; kept over exec
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 _VERSION = re.compile(r"etcd Version: (\d+)\.(\d+)\.(\d+)")
 
 
@@ -108,14 +114,10 @@ class EmbeddedEtcd:
         if self._data is None:
             self._token = uuid4().hex
             self._data = self._root / self._token
+        command = await asyncio.to_thread(self._command)
         with (self._root / "etcd.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - our own binary; it forks at once
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no threads needed
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - it forks at once
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         await self._wait_ready(timeout)
         _log.info("registry.embedded", endpoint=self.endpoint, note="embedded etcd: development only, nothing is kept")
@@ -178,7 +180,8 @@ class EmbeddedEtcd:
         version = etcd_version(self.binary)
         if version is not None and version >= (3, 5, 0):
             command.append("--unsafe-no-fsync")
-        return command
+        tied = [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid())] if sys.platform == "linux" else []
+        return [*tied, *command]
 
     async def _wait_ready(self, timeout: float) -> None:
         assert self._process is not None
@@ -211,7 +214,3 @@ def _free_ports() -> tuple[int, int]:
         for each in (one, two):
             each.bind(("127.0.0.1", 0))
         return one.getsockname()[1], two.getsockname()[1]
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
