@@ -49,9 +49,15 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Credits(msgspec.Struct, frozen=True):
-    """`granted` more attempts of a role may be sent. Sums up; an unused credit is taken back by Recall → Recalled."""
+    """`granted` more attempts of a role may be sent. Sums up; unused ones are taken back by Reclaim → Reclaimed."""
 
     granted: dict[str, int]
+
+
+class Reclaim(msgspec.Struct, frozen=True):
+    """The worker wants unused credits back, up to so many of each role: another orchestrator is short of them."""
+
+    wanted: dict[str, int]
 
 
 class AttemptResult(msgspec.Struct, frozen=True, gc=False):
@@ -156,6 +162,12 @@ class Recall(msgspec.Struct, frozen=True):
     count: int
 
 
+class Reclaimed(msgspec.Struct, frozen=True):
+    """Answer to Reclaim: so many credits of each role were unused, and are void from here on. The others were used."""
+
+    returned: dict[str, int]
+
+
 class Demand(msgspec.Struct, frozen=True):
     """How many attempts of each role wait at this orchestrator. The worker hands out credits by it."""
 
@@ -174,8 +186,8 @@ class Ping(msgspec.Struct, frozen=True):
     nonce: int
 
 
-FromWorker = Hello | Credits | Results | Held | Progress | WorkerDraining | Goodbye | Pong
-ToWorker = Welcome | ShardEpoch | Assignments | Ack | Cancel | Recall | Demand | Drain | Ping
+FromWorker = Hello | Credits | Reclaim | Results | Held | Progress | WorkerDraining | Goodbye | Pong
+ToWorker = Welcome | ShardEpoch | Assignments | Ack | Cancel | Recall | Reclaimed | Demand | Drain | Ping
 
 
 class WorkerLink(Protocol):

@@ -6,13 +6,16 @@ import asyncio
 import contextvars
 import queue
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager
 from typing import Any
 
 import structlog
+from opentelemetry.trace import SpanKind
 
 from onexflow.core.payload import Payload, PayloadCodec
 from onexflow.ports.clock import Clock
+from onexflow.telemetry import names, tracing
 from onexflow.worker.children import Child, ChildPool, Job, importable
 from onexflow.worker.context import Context
 from onexflow.worker.contracts import dumper_for, loader_for
@@ -88,6 +91,8 @@ class LoopProgram:
             coroutine = self._function(contract, attempt.context)
         else:
             coroutine = self._function(contract)
+        if tracing.active():
+            coroutine = _traced(attempt, coroutine)
         return self._dump(await within(contextvars.copy_context(), coroutine))
 
 
@@ -115,7 +120,9 @@ class ThreadProgram:
 
         def work() -> Payload:
             contract = self._load(attempt.assignment.input)
-            return self._dump(self._function(contract, context) if self._takes_context else self._function(contract))
+            with _span(attempt):
+                result = self._function(contract, context) if self._takes_context else self._function(contract)
+            return self._dump(result)
 
         return self._owner.thread(slot).run(work, loop)
 
@@ -129,13 +136,16 @@ class ChildProgram:
         self._job = job
         self._owner = owner
 
-    def start(self, attempt: Attempt, slot: Slot) -> Awaitable[Payload]:
+    async def start(self, attempt: Attempt, slot: Slot) -> Payload:
         child: Child | None = slot.executors.get("child")
         if child is None:
             child = slot.executors["child"] = self._owner.children.child()
         attempt.stop = child.stop
         report = self._owner.report
-        return child.run(self._job, attempt.assignment, attempt.started_at, lambda details: report(attempt, details))
+        with _span(attempt):
+            return await child.run(
+                self._job, attempt.assignment, attempt.started_at, lambda details: report(attempt, details)
+            )
 
 
 class SlotThread:
@@ -186,6 +196,27 @@ def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], done: bo
         loop.call_soon_threadsafe(settle)
     except RuntimeError:  # the loop is closed: nobody waits any more
         return
+
+
+def _span(attempt: Attempt) -> AbstractContextManager[Any]:
+    """The span of an attempt, child of the run's. Costs a look at a flag when nobody records."""
+    if not tracing.active():
+        return tracing.span("")
+    told = attempt.assignment
+    attributes: tracing.Attributes = {
+        names.NAMESPACE: told.namespace,
+        names.WORKFLOW: told.workflow_type,
+        names.RUN_ID: told.instance_id,
+        names.TASK: told.task,
+        names.ATTEMPT: told.attempt,
+        names.ROLE: told.role,
+    }
+    return tracing.span(names.EXECUTE.of(told.task), parent=told.trace, kind=SpanKind.CONSUMER, attributes=attributes)
+
+
+async def _traced(attempt: Attempt, handler: Coroutine[Any, Any, Any]) -> Any:
+    with _span(attempt):
+        return await handler
 
 
 def _nothing() -> None:

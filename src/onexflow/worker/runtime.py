@@ -39,6 +39,8 @@ from onexflow.ports.worker_link import (
     Ping,
     Pong,
     Recall,
+    Reclaim,
+    Reclaimed,
     Role,
     ShardEpoch,
     ToWorker,
@@ -258,6 +260,10 @@ class WorkerRuntime:
             case Recall():
                 if (recalled := self._lanes.get(message.role)) is not None:
                     self._give_back(recalled.newest(peer, message.count))
+            case Reclaimed():
+                for role, lane in self._lanes.items():
+                    lane.ledger.give_back(peer, message.returned.get(role, 0))
+                self._outbox.schedule()
             case Drain():
                 for lane in self._lanes.values():
                     lane.ledger.detach(peer)
@@ -440,6 +446,17 @@ class WorkerRuntime:
                 told.setdefault(peer, {})[role] = count
         for peer, granted in told.items():
             peer.link.send(Credits(granted))
+        if len(self._peers) > 1:
+            self._reclaim()
+
+    def _reclaim(self) -> None:
+        """Ask back what one orchestrator does not use and another waits for."""
+        told: dict[OrchestratorPeer, dict[str, int]] = {}
+        for role, lane in self._lanes.items():
+            for peer, count in lane.ledger.recalls().items():
+                told.setdefault(peer, {})[role] = count
+        for peer, wanted in told.items():
+            peer.link.send(Reclaim(wanted))
 
     def _send_to_owner(self, shard: int, message: FromWorker) -> None:
         if (owner := self._owners.get(shard)) is not None:
