@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from onexflow.codec.wire import worker as wire
 from onexflow.core.errors import Unavailable
-from onexflow.ports.worker_link import FromWorker, OrchestratorLink, ToWorker, Welcome
+from onexflow.ports.worker_link import FromWorker, Goodbye, OrchestratorLink, ToWorker, Welcome
 from onexflow.rpc.channel import open_channel
 from onexflow.rpc.outbox import Outbox
 from onexflow.rpc.status import from_rpc_error
@@ -113,16 +113,14 @@ class WorkerConnections:
 
     async def _keep_connected(self, address: str) -> None:
         """Hold a stream to `address`, for as long as it is a good address."""
-        while not self._closing:
+        again = True
+        while again:
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(SPIError), wait=wait_random_exponential(multiplier=0.05, max=1.0)
             )
             async for attempt in retrying:
                 with attempt:
-                    if self._closing:
-                        return
-                    if not await self._one_stream(address):
-                        return
+                    again = not self._closing and await self._one_stream(address)
 
     async def _one_stream(self, address: str) -> bool:
         """A stream from Hello to its end. Raises the reason of a stream that never settled. False: never again."""
@@ -139,9 +137,10 @@ class WorkerConnections:
             finally:
                 if self._streams.get(address) is stream:
                     del self._streams[address]
-        for seed in self._seeds:
-            self._keep(seed)
-        return not stream.superseded
+        if not stream.said_goodbye:
+            for seed in self._seeds:
+                self._keep(seed)
+        return not (stream.superseded or stream.said_goodbye)
 
     def _ended(self, stream: _WorkerStream, error: SPIError) -> None:
         log = _log.warning if stream.orchestrator_id or self.last_error is None else _log.debug
@@ -171,11 +170,14 @@ class _WorkerStream:
         self.address = address
         self.orchestrator_id = ""
         self.superseded = False
+        self.said_goodbye = False
         self.over = asyncio.Event()
         self._closed = asyncio.Event()
         self._outbox: Outbox[FromWorker] | None = None
 
     def send(self, message: FromWorker) -> None:
+        if type(message) is Goodbye:
+            self.said_goodbye = True
         if self._outbox is not None:
             self._outbox.put(message)
 
@@ -186,7 +188,7 @@ class _WorkerStream:
         self._closed.set()
 
     async def run(self) -> None:
-        """Until the stream ends. Returns when this side closed it, else raises why it ended."""
+        """Until the stream ends. Raises why, unless it was to end: after Goodbye, or for a newer stream."""
         call = self._stub.Session()
         failure: list[SPIError] = []
 
@@ -207,7 +209,7 @@ class _WorkerStream:
                 raise  # this worker is being ended, not the call
             cause = failure[0] if failure else _cause(error)
             reason = str(cause)
-            if not self._closed.is_set():
+            if not (self.said_goodbye or self.superseded):
                 raise cause from error
         finally:
             self._outbox.finish()
