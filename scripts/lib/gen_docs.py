@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from onexflow.config import OrchestratorSettings, Settings, WorkerSettings
-from onexflow.config.sources import paths
+from onexflow.config.sources import meanings, paths
 from onexflow.core.errors import BY_CODE
 from onexflow.core.explanations import EXPLANATIONS
 from onexflow.telemetry import names
@@ -71,14 +68,14 @@ def configuration() -> str:
     ]
     for binary, tree in (("onex-orchestrator", OrchestratorSettings), ("onex-worker", WorkerSettings)):
         lines += ["", f"## {binary}", "", "| setting | default | meaning |", "|---|---|---|"]
-        comments = _comments(tree)
+        known = meanings(tree)
         for path in paths(tree):
             value: object = _defaults(tree)
             for name in path.split("."):
                 value = getattr(value, name)
             shown = ", ".join(value) if isinstance(value, tuple) else value
             shown = str(shown).lower() if isinstance(shown, bool) else shown
-            lines.append(f"| `{path}` | {f'`{shown}`' if shown != '' else ''} | {comments.get(path, '')} |")
+            lines.append(f"| `{path}` | {f'`{shown}`' if shown != '' else ''} | {known[path]} |")
     return "\n".join(lines) + "\n"
 
 
@@ -113,23 +110,6 @@ def telemetry() -> str:
 
 def _defaults(tree: type[Settings]) -> Settings:
     return tree()
-
-
-def _comments(tree: type[Settings], prefix: str = "") -> dict[str, str]:
-    """The `#:` comments above each field, by path."""
-    found: dict[str, str] = {}
-    pending: list[str] = []
-    for line in inspect.getsource(tree).splitlines():
-        text = line.strip()
-        if text.startswith("#:"):
-            pending.append(text.removeprefix("#:").strip())
-        elif match := re.match(r"(\w+):", text):
-            found[prefix + match[1]] = " ".join(pending)
-            pending = []
-    for field in msgspec.structs.fields(tree):
-        if isinstance(field.type, type) and issubclass(field.type, Settings):
-            found.update(_comments(field.type, f"{prefix}{field.name}."))
-    return found
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -16,7 +16,7 @@ from onexflow.config.settings import (
     WorkerSettings,
     is_loopback,
 )
-from onexflow.config.sources import Loaded, load
+from onexflow.config.sources import Loaded, load, meanings, paths
 
 __all__ = [
     "DEFAULT_ADDRESS",
@@ -36,5 +36,7 @@ __all__ = [
     "is_loopback",
     "load",
     "load_cluster",
+    "meanings",
     "parse_cluster",
+    "paths",
 ]

@@ -52,25 +52,20 @@ class RegistrySettings(Settings, frozen=True, kw_only=True):
 
     def problems(self) -> list[tuple[str, str]]:
         found = []
-        scheme, _, rest = self.url.partition(":")
-        if scheme not in ("etcd3", "memory"):
+        if not self.url.startswith(("etcd3://", "memory:")):
             found.append(("url", f"{self.url!r} is neither etcd3://host:port,… nor memory:"))
-        elif scheme == "etcd3" and not all(_is_address(one) for one in rest.removeprefix("//").split(",")):
-            found.append(("url", f"{self.url!r} does not list host:port after etcd3://"))
         if not 1 <= self.lease_ttl <= 600:
             found.append(("lease_ttl", f"{self.lease_ttl} is not within 1 and 600 seconds"))
         return found
 
 
 class LimitSettings(Settings, frozen=True, kw_only=True):
-    #: Bytes of one gRPC message.
-    message: int = 8 * MIB
     #: Bytes of one payload (input, result) carried in a message.
     payload: int = 2 * MIB
 
     def problems(self) -> list[tuple[str, str]]:
-        if not 1024 <= self.payload < self.message:
-            return [("payload", f"{self.payload} is not within 1024 and limits.message ({self.message})")]
+        if not 1024 <= self.payload <= 7 * MIB:
+            return [("payload", f"{self.payload} is not within 1024 and {7 * MIB} bytes (a message has 8 MiB at most)")]
         return []
 
 
@@ -114,11 +109,12 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
 
 
 class SlotSettings(Settings, frozen=True, kw_only=True):
-    """How many tasks of a role run at once; 0 for compute: one a CPU."""
-
-    effect: int = 64
+    #: Effects that run at once.
+    effect: int = 32
+    #: Computes that run at once, each in a process of its own if it is sync; 0: one a CPU.
     compute: int = 0
-    reducer: int = 16
+    #: Reducers that run at once.
+    reducer: int = 4
 
     def problems(self) -> list[tuple[str, str]]:
         return [
@@ -141,12 +137,12 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     worker_id: str = ""
     #: host:port of the liveness port, by which others prove that this process has died; port 0 takes any free one.
     liveness: str = "127.0.0.1:0"
+    #: Name of the cluster, as the orchestrators have it.
     cluster: str = "local"
     #: Seconds that a stop (SIGTERM) waits for running tasks; what still runs is then handed back.
     drain_timeout: float = 30.0
     slots: SlotSettings = SlotSettings()
     registry: RegistrySettings = RegistrySettings()
-    limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
 
     def problems(self) -> list[tuple[str, str]]:

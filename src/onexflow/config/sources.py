@@ -7,6 +7,8 @@ A secret may be given as a file: `ONEXFLOW_…_FILE`. Lists are parted by commas
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -85,6 +87,23 @@ def paths(tree: type[Settings], prefix: str = "") -> dict[str, Any]:
         else:
             found[path] = field.type
     return found
+
+
+def meanings(tree: type[Settings], prefix: str = "") -> dict[str, str]:
+    """What each setting below `tree` is for: the `#:` comment above it."""
+    found: dict[str, str] = {}
+    pending: list[str] = []
+    for line in inspect.getsource(tree).splitlines():
+        text = line.strip()
+        if text.startswith("#:"):
+            pending.append(text.removeprefix("#:").strip())
+        elif match := re.match(r"(\w+): ", text):
+            found[prefix + match[1]] = " ".join(pending)
+            pending = []
+    for field in msgspec.structs.fields(tree):
+        if isinstance(field.type, type) and issubclass(field.type, Settings):
+            found.update(meanings(field.type, f"{prefix}{field.name}."))
+    return {path: meaning for path, meaning in found.items() if prefix or path in paths(tree)}
 
 
 def _from_file(file: Path, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

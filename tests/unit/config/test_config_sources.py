@@ -28,7 +28,7 @@ def test_without_sources_everything_is_a_default() -> None:
     assert loaded.settings == OrchestratorSettings()
     assert loaded.settings.listen == "127.0.0.1:7411"
     assert loaded.settings.store.url == "sqlite:./onexflow.db"
-    assert loaded.settings.limits.message == 8 * 1024 * 1024
+    assert loaded.settings.limits.payload == 2 * 1024 * 1024
     assert {origin for _, _, origin in loaded.rows()} == {"default"}
 
 
@@ -82,7 +82,7 @@ def test_lists_of_the_environment_are_parted_by_commas() -> None:
         ({"ONEXFLOW_LISTEN": "127.0.0.1:99999"}, "is not host:port"),
         ({"ONEXFLOW_STORE__URL": "postgres://x"}, "is neither sqlite:PATH nor memory:"),
         ({"ONEXFLOW_STORE__URL": "sqlite:"}, "needs a path"),
-        ({"ONEXFLOW_REGISTRY__URL": "etcd3://host"}, "does not list host:port"),
+        ({"ONEXFLOW_REGISTRY__URL": "consul://host"}, "is neither etcd3://host:port"),
         ({"ONEXFLOW_LOG__LEVEL": "loud"}, "log.level (environment ONEXFLOW_LOG__LEVEL): Invalid enum value 'loud'"),
         ({"ONEXFLOW_LIMITS__PAYLOAD": "99999999"}, "limits.payload (environment ONEXFLOW_LIMITS__PAYLOAD)"),
         ({"ONEXFLOW_DRAIN_TIMEOUT": "-1"}, "drain_timeout (environment ONEXFLOW_DRAIN_TIMEOUT): -1.0 is below 0"),

@@ -1,0 +1,68 @@
+"""From module names to the handlers that a worker process serves."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Sequence
+
+from onexflow.core.errors import Coded, InvalidConfiguration, ModuleNotImportable
+from onexflow.worker import Worker
+
+
+def load_workers(modules: Sequence[str], name: str) -> Worker:
+    """One Worker with all handlers of `modules` (`package.module` or `package.module:attribute`).
+
+    Raises ModuleNotImportable, with the module's own error, when a module cannot be imported or holds no Worker;
+    InvalidConfiguration when two of them serve the same name.
+    """
+    found = [worker for module in modules for worker in _workers_of(module)]
+    if len(found) == 1:
+        return found[0]
+    merged = Worker(name)
+    for worker in found:
+        for handler in worker.handlers:
+            if handler.node is not None:
+                merged.add_node(handler.node, name=handler.name, idempotent=handler.idempotent)
+            elif handler.role == "effect":
+                merged.effect(handler.name, idempotent=handler.idempotent)(handler.function)
+            elif handler.role == "compute":
+                merged.compute(handler.name)(handler.function)
+            else:
+                merged.reducer(handler.name)(handler.function)
+    return merged
+
+
+def _workers_of(place: str) -> list[Worker]:
+    name, _, attribute = place.partition(":")
+    try:
+        module = importlib.import_module(name)
+    except Coded:
+        raise  # the module's own registrations are wrong: that error says it better
+    except ModuleNotFoundError as error:
+        missing = f"there is no module {error.name!r}"
+        raise ModuleNotImportable(f"cannot import {name}: {missing}", {"module": name}) from error
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}:{last.lineno}"
+        message = f"cannot import {name}: {type(error).__name__}: {error} ({where})"
+        raise ModuleNotImportable(message, {"module": name, "where": where}) from error
+    if attribute:
+        worker = getattr(module, attribute, None)
+        if not isinstance(worker, Worker):
+            raise ModuleNotImportable(f"{name} has no Worker named {attribute!r}", {"module": name})
+        return [worker]
+    workers = list({id(value): value for value in vars(module).values() if isinstance(value, Worker)}.values())
+    if not workers:
+        raise ModuleNotImportable(
+            f"{name} holds no Worker", {"module": name, "hint": "Make one: worker = onexflow.Worker('name')."}
+        )
+    return workers
+
+
+def check_serves(worker: Worker, roles: Sequence[str]) -> None:
+    """Raises InvalidConfiguration when the worker would have nothing to do."""
+    served = [handler for handler in worker.handlers if not roles or handler.role in roles]
+    if not served:
+        wanted = f" of role {', '.join(roles)}" if roles else ""
+        raise InvalidConfiguration(f"the modules have no handler{wanted}", {"setting": "modules"})

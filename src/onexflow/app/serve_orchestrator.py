@@ -1,0 +1,103 @@
+"""One orchestrator process, from its settings to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from typing import Any, Final
+
+import structlog
+
+from onexflow import __version__
+from onexflow.app import exits, places, telemetry
+from onexflow.app.signals import StopSignals
+from onexflow.app.system import SystemClock, SystemIds
+from onexflow.codec.payload import JsonCodec
+from onexflow.config import OrchestratorSettings
+from onexflow.core.errors import Coded
+from onexflow.engine.orchestrator import Orchestrator
+from onexflow.rpc.liveness import LivenessServer, TcpProber
+from onexflow.rpc.server import GrpcServer
+from onexflow.telemetry import logging
+
+_log = structlog.get_logger("onexflow.orchestrator")
+#: The writer's thread waits for the interpreter's lock at most this long when the loop is busy (default: 5 ms).
+_SWITCH_INTERVAL: Final = 0.0005
+
+
+async def serve(settings: OrchestratorSettings) -> int:
+    """Serve until a signal, or until the store is lost. Raises what made a start impossible."""
+    clock, ids = SystemClock(), SystemIds()
+    name = settings.node_id or f"orchestrator-{places.host()}"
+    incarnation = ids.uuid().hex
+    logging.configure(settings.log.level, settings.log.format, node=name)
+    end_telemetry = telemetry.wire("onex-orchestrator", name)
+    lost: asyncio.Future[Coded] = asyncio.get_running_loop().create_future()
+
+    def on_fatal(error: Coded) -> None:
+        if not lost.done():
+            lost.set_result(error)
+
+    registry = places.registry_of(settings.registry, settings.cluster, clock)
+    liveness = LivenessServer(incarnation)
+    orchestrator = Orchestrator(
+        places.store_of(settings.store, clock),
+        registry,
+        clock=clock,
+        ids=ids,
+        codec=JsonCodec(),
+        orchestrator_id=name,
+        incarnation=incarnation,
+        prober=TcpProber(),
+        lease_ttl=settings.registry.lease_ttl,
+        payload_limit=settings.limits.payload,
+        on_fatal=on_fatal,
+    )
+    server = GrpcServer(orchestrator, settings.listen, reflection=settings.reflection, allow_insecure=settings.insecure)
+    with StopSignals() as stop:
+        try:
+            await registry.start()
+            await orchestrator.start(version=__version__)
+            address = await server.start()
+            answering = await liveness.start(_host_of(settings.listen))
+            await orchestrator.announce(settings.advertise or address, answering)
+            _tune()
+            _log.info("orchestrator.serving", address=address, store=settings.store.url,
+                      registry=settings.registry.url, version=__version__)  # fmt: skip
+            print(f"onex-orchestrator {name} serves on {address}", flush=True)
+            await _until(stop.requested, lost)
+            if not lost.done():
+                orchestrator.drain()
+                await server.drain()
+        finally:
+            await server.stop(min(settings.drain_timeout, 5.0))
+            await orchestrator.stop()
+            await registry.close()
+            await liveness.stop()
+            end_telemetry()
+    if lost.done():
+        raise lost.result()
+    _log.info("orchestrator.stopped", reason=stop.reason)
+    return exits.OK
+
+
+async def _until(requested: asyncio.Event, lost: asyncio.Future[Coded]) -> None:
+    """Return when a stop is asked for, or the store is lost."""
+    asked: asyncio.Future[Any] = asyncio.ensure_future(requested.wait())
+    waits: set[asyncio.Future[Any]] = {asked, lost}
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        asked.cancel()
+
+
+def _host_of(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
+
+
+def _tune() -> None:
+    """What has been made until now stays: the collector need not look at it again."""
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    gc.collect()
+    gc.freeze()

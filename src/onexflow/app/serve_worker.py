@@ -1,0 +1,178 @@
+"""One worker process, from its settings to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from onexflow import __version__
+from onexflow.app import exits, places, telemetry
+from onexflow.app.handlers import check_serves, load_workers
+from onexflow.app.signals import StopSignals
+from onexflow.app.system import SystemClock, SystemIds
+from onexflow.config import WorkerSettings
+from onexflow.ports.registry import MemberEvent, NodeRecord, Registry
+from onexflow.ports.worker_link import ROLES, Role
+from onexflow.rpc.liveness import LivenessServer
+from onexflow.rpc.worker_connection import WorkerConnections, connect_worker
+from onexflow.spi.exceptions import SPIError
+from onexflow.telemetry import logging
+from onexflow.worker import Worker
+from onexflow.worker.runtime import WorkerRuntime
+
+_log = structlog.get_logger("onexflow.worker")
+#: Seconds between beats: the lease is renewed while the last is younger than two seconds.
+_BEAT: Final = 0.5
+#: Seconds without any orchestrator after which that is said, and said again.
+_LONELY: Final = 10.0
+
+
+async def serve(settings: WorkerSettings) -> int:
+    """Serve until a signal. Raises what made a start impossible."""
+    clock, ids = SystemClock(), SystemIds()
+    name = settings.worker_id or f"worker-{places.host()}-{os.getpid()}"
+    incarnation = ids.uuid().hex
+    logging.configure(settings.log.level, settings.log.format, node=name)
+    end_telemetry = telemetry.wire("onex-worker", name)
+    places.make_importable(os.getcwd())  # noqa: PTH109 - sys.path holds strings
+    worker = load_workers(settings.modules, name)
+    check_serves(worker, settings.roles)
+    slots = _slots(settings)
+    registry = places.registry_of(settings.registry, settings.cluster, clock)
+    liveness = LivenessServer(incarnation)
+    connections: WorkerConnections | None = None
+    runtime = WorkerRuntime(
+        worker, worker_id=name, incarnation=incarnation, slots=slots, clock=clock, ids=ids, build_id=__version__
+    )
+    with StopSignals() as stop:
+        background: list[asyncio.Task[None]] = []
+        try:
+            await registry.start()
+            host, _, port = settings.liveness.rpartition(":")
+            runtime.liveness = await liveness.start(host.strip("[]"), int(port))
+            await runtime.start()
+            records = _records(worker, name, incarnation, runtime.liveness, slots, clock.now())
+            for record in records:
+                await registry.register(record)
+            background.append(asyncio.create_task(_beat(registry), name="onexflow-beat"))
+            connections = await _connect(runtime, settings, registry, stop)
+            if connections is not None:
+                background.append(asyncio.create_task(_watch(connections), name="onexflow-connections"))
+                gc.collect()
+                gc.freeze()
+                roles = ",".join(record.kind for record in records)
+                _log.info("worker.serving", modules=list(settings.modules), roles=roles, liveness=runtime.liveness)
+                print(f"onex-worker {name} serves {roles}", flush=True)
+                await stop.requested.wait()
+            await runtime.drain(settings.drain_timeout)
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await runtime.close()
+            if connections is not None:
+                await connections.close()
+            await registry.close()
+            await liveness.stop()
+            end_telemetry()
+    _log.info("worker.stopped", reason=stop.reason)
+    return exits.OK
+
+
+def _slots(settings: WorkerSettings) -> dict[Role, int]:
+    """Tasks at once, by role; 0 for roles that are not served."""
+    wanted = {
+        "effect": settings.slots.effect,
+        "compute": settings.slots.compute or os.cpu_count() or 1,
+        "reducer": settings.slots.reducer,
+    }
+    return {role: wanted[role] if not settings.roles or role in settings.roles else 0 for role in ROLES}
+
+
+def _records(
+    worker: Worker, name: str, incarnation: str, liveness: str, slots: dict[Role, int], now: int
+) -> Sequence[NodeRecord]:
+    """What the process registers: a node for each role that it serves."""
+    return [
+        NodeRecord(
+            kind=role,
+            node_id=name,
+            incarnation=incarnation,
+            liveness=liveness,
+            handlers=handlers,
+            slots=slots[role],
+            version=__version__,
+            started_at=now,
+        )
+        for role in ROLES
+        if slots[role] and (handlers := tuple(h.name for h in worker.handlers if h.role == role))
+    ]
+
+
+async def _connect(
+    runtime: WorkerRuntime, settings: WorkerSettings, registry: Registry, stop: StopSignals
+) -> WorkerConnections | None:
+    """Streams to the orchestrators that are named, or that the registry knows of; None when told to stop meanwhile."""
+    addresses = settings.endpoints() or await _discovered(registry, stop)
+    return await connect_worker(runtime, addresses) if addresses else None
+
+
+async def _discovered(registry: Registry, stop: StopSignals) -> tuple[str, ...]:
+    """Addresses of the orchestrators in the registry, once there are any; () when told to stop meanwhile."""
+    known = asyncio.Event()
+
+    def on_change(_event: MemberEvent) -> None:
+        known.set()
+
+    unsubscribe = registry.subscribe(on_change)
+    try:
+        while not stop.requested.is_set():
+            addresses = tuple(member.address for member in registry.members("orchestrator") if member.address)
+            if addresses:
+                return addresses
+            _log.info("worker.waits", why="no orchestrator is registered yet")
+            known.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LONELY):
+                    await _either(known, stop.requested)
+        return ()
+    finally:
+        unsubscribe()
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Return when one of the events is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _beat(registry: Registry) -> None:
+    """The lease is renewed only while this loop turns."""
+    while True:
+        registry.beat()
+        await asyncio.sleep(_BEAT)
+
+
+async def _watch(connections: WorkerConnections) -> None:
+    """Say so when there is no orchestrator, and when there is one again."""
+    alone = False
+    while True:
+        try:
+            await connections.wait_connected(_LONELY)
+            if alone:
+                _log.info("worker.connected", orchestrators=sorted(connections.connected.values()))
+            alone = False
+        except SPIError as error:
+            alone = True
+            _log.warning("worker.no_orchestrator", error=str(error))
+        await asyncio.sleep(_BEAT)

@@ -1,0 +1,67 @@
+"""The OpenTelemetry SDK, wired by its own standard variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SDK_DISABLED …).
+
+Without an endpoint, or with the exporter not installed, there is no SDK in the process and nothing to pay. Exporters
+work on threads of their own and drop what they cannot send: telemetry never blocks or fails the cluster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+import structlog
+from opentelemetry import metrics, trace
+
+from onexflow.telemetry import tracing
+
+_log = structlog.get_logger("onexflow.telemetry")
+_ENDPOINTS = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+)
+
+
+def wire(service: str, instance: str, environment: Mapping[str, str] = os.environ) -> Callable[[], None]:
+    """Send traces and metrics if the environment says where to. Returns the way to flush and end that."""
+    wanted = any(environment.get(name) for name in _ENDPOINTS)
+    if not wanted or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        tracing.use()
+        return _nothing
+    try:
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    except ImportError:
+        _log.warning("telemetry.no_exporter", hint="install onexflow[otlp]")
+        tracing.use()
+        return _nothing
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    names = {"service.instance.id": instance}
+    if not environment.get("OTEL_SERVICE_NAME"):
+        names["service.name"] = service
+    resource = Resource.create(names)
+    tracers = TracerProvider(resource=resource)
+    if environment.get("OTEL_TRACES_EXPORTER", "otlp") != "none":
+        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(tracers)
+    meters = None
+    if environment.get("OTEL_METRICS_EXPORTER", "otlp") != "none":
+        meters = MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())], resource=resource)
+        metrics.set_meter_provider(meters)
+    tracing.use()
+
+    def end() -> None:
+        tracers.shutdown()
+        if meters is not None:
+            meters.shutdown()
+
+    return end
+
+
+def _nothing() -> None:
+    """There is nothing to flush."""
