@@ -1,7 +1,7 @@
 """The program `onexflow`: its commands by name, and what becomes of their errors.
 
 Commands are registered by import string, so that none is imported before it runs; the overview needs not even the
-library that parses. Data goes to stdout, everything else to stderr. Exit codes are in `cli.exits`.
+library that parses. Data goes to stdout, everything else to stderr. Exit codes are in `app.exits`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from onexflow import __version__
-from onexflow.cli import exits
+from onexflow.app import exits
 
 if TYPE_CHECKING:
     import cyclopts

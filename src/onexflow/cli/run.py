@@ -302,7 +302,7 @@ async def watch(run: str, /, *, common: Common = Common()) -> int:  # noqa: B008
     run
         TYPE/ID, or ID alone.
     """
-    from onexflow.cli import exits
+    from onexflow.app import exits
     from onexflow.cli.live import watch_tasks
 
     async with session(common) as client:

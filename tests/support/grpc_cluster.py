@@ -1,0 +1,46 @@
+"""One orchestrator over memory ports, served over gRPC, with workers on real streams: all in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import onexflow
+from onexflow.app.system import SystemClock, SystemIds
+from onexflow.codec.payload import JsonCodec
+from onexflow.engine.orchestrator import Orchestrator
+from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
+from onexflow.rpc.server import GrpcServer
+from onexflow.rpc.worker_connection import connect_worker
+from onexflow.storage.memory import MemoryStore
+from onexflow.worker.runtime import WorkerRuntime
+
+
+@asynccontextmanager
+async def grpc_cluster(*workers: onexflow.Worker) -> AsyncIterator[onexflow.Client]:
+    clock, ids = SystemClock(), SystemIds()
+    async with AsyncExitStack() as stack:
+        registry = MemoryRegistry(MemoryRegistryHub(clock))
+        await registry.start()
+        stack.push_async_callback(registry.close)
+        orchestrator = Orchestrator(
+            MemoryStore(clock),
+            registry,
+            clock=clock,
+            ids=ids,
+            codec=JsonCodec(),
+            orchestrator_id="o1",
+            incarnation="i1",
+        )
+        await orchestrator.start()
+        stack.push_async_callback(orchestrator.stop)
+        server = GrpcServer(orchestrator, "127.0.0.1:0")
+        address = await server.start()
+        stack.push_async_callback(server.stop, 1.0)
+        for number, worker in enumerate(workers):
+            runtime = WorkerRuntime(worker, worker_id=f"w{number}", incarnation=f"w{number}-1", clock=clock, ids=ids)
+            await stack.enter_async_context(runtime)
+            connections = await connect_worker(runtime, address)
+            stack.push_async_callback(connections.close)
+        client = await onexflow.connect(address)
+        yield await stack.enter_async_context(client)
