@@ -1,0 +1,100 @@
+"""The processes under measurement: one orchestrator and one worker, with what /proc says of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from onexflow.client import connect
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its ended children, all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(field) for field in fields[11:15]) / TICKS
+
+
+def memory_mib(pid: int) -> tuple[float, float]:
+    """(RSS, PSS) of a process in MiB."""
+    sizes = dict.fromkeys(("Rss", "Pss"), 0.0)
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name in sizes:
+            sizes[name] = int(rest.split()[0]) / 1024
+    return sizes["Rss"], sizes["Pss"]
+
+
+class Cluster:
+    """An orchestrator on SQLite (synchronous=FULL) and a worker, as subprocesses of the shipped binaries."""
+
+    def __init__(self, store: str = "", slots: int = 64) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self._folder = tempfile.TemporaryDirectory(prefix="onexflow-bench-")
+        self.store = store or f"sqlite:{self._folder.name}/bench.db"
+        self._slots = slots
+        self.orchestrator: asyncio.subprocess.Process | None = None
+        self.worker: asyncio.subprocess.Process | None = None
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return {
+            name: process.pid
+            for name, process in (("orchestrator", self.orchestrator), ("worker", self.worker))
+            if process is not None
+        }
+
+    async def start_orchestrator(self) -> None:
+        self.orchestrator = await self._spawn(
+            "orchestrator", "--listen", self.address, "--store-url", self.store, "--log-level", "warning"
+        )
+
+    async def start_worker(self) -> None:
+        slots = str(self._slots)
+        self.worker = await self._spawn(
+            "worker", "benchmarks.bench.handlers", "--orchestrators", self.address, "--log-level", "warning",
+            "--slots-compute", slots, "--slots-effect", slots, "--slots-reducer", "4",
+        )  # fmt: skip
+
+    async def _spawn(self, binary: str, *arguments: str) -> asyncio.subprocess.Process:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", f"onexflow.app.{binary}", *arguments, env=environment
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.start_orchestrator()
+        await self.start_worker()
+        client = await connect(self.address, timeout=20.0)
+        async with client, asyncio.timeout(20.0):
+            while not any(node.kind != "orchestrator" and node.connected for node in await client.nodes()):
+                await asyncio.sleep(0.02)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in (self.worker, self.orchestrator):
+            if process is not None and process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    await asyncio.wait_for(process.wait(), 15.0)
+                except TimeoutError:
+                    process.kill()
+                    await process.wait()
+        self._folder.cleanup()
