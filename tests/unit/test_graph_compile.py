@@ -213,7 +213,7 @@ def test_two_cycles_are_both_named() -> None:
         ((task("a", max_parallel=2),), "tasks[0].max_parallel", "only a task with `map`"),
         ((task("a", setup="no"),), "tasks[0].setup", "neither true nor false"),
         ((task("a", timeouts=Timeouts(heartbeat=-1)),), "tasks[0].timeouts.heartbeat", "negative"),
-        ((task("a", timeouts=Timeouts(start_to_close="5s")),), "tasks[0].timeouts.start_to_close", "number of seconds"),  # type: ignore[arg-type]  # on purpose
+        ((task("a", timeouts=Timeouts(start_to_close="5s")),), "tasks[0].timeouts.start_to_close", "number of seconds"),
         ((task("a", timeouts=Timeouts(start_to_close=float("nan"))),), "tasks[0].timeouts.start_to_close", "seconds"),
         ((task("a", timeouts=5),), "tasks[0].timeouts", "is not a Timeouts"),
         ((task("a", retry=3),), "tasks[0].retry", "is not a RetryPolicy"),
@@ -223,8 +223,8 @@ def test_two_cycles_are_both_named() -> None:
         ((task("a", retry=RetryPolicy(initial_delay=float("inf"))),), "tasks[0].retry.initial_delay", "ten years"),
         ((task("a", retry=RetryPolicy(multiplier=0.5)),), "tasks[0].retry.multiplier", "from 1 to 1000"),
         ((task("a", retry=RetryPolicy(jitter=1.5)),), "tasks[0].retry.jitter", "from 0 to 1"),
-        ((task("a", retry=RetryPolicy(retryable="X")),), "tasks[0].retry.retryable", "not a list"),  # type: ignore[arg-type]  # on purpose
-        ((task("a", retry=RetryPolicy(policy="random")),), "tasks[0].retry.policy", "none of none, fixed"),  # type: ignore[arg-type]  # on purpose
+        ((task("a", retry=RetryPolicy(retryable="X")),), "tasks[0].retry.retryable", "not a list"),
+        ((task("a", retry=RetryPolicy(policy="random")),), "tasks[0].retry.policy", "none of none, fixed"),
         (({"name": "a"},), "tasks[0]", "dict is not a TaskSpec"),
     ],
 )  # fmt: skip
@@ -272,7 +272,7 @@ def test_all_problems_come_at_once_and_the_message_lists_them() -> None:
 
 def test_what_is_no_definition_is_refused() -> None:
     with pytest.raises(InvalidDefinition, match="dict is not a WorkflowDefinition"):
-        compile_graph({})  # type: ignore[arg-type]  # on purpose
+        compile_graph({})
 
 
 def test_the_list_of_problems_is_bounded() -> None:

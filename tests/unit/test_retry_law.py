@@ -25,7 +25,7 @@ def test_default_is_three_attempts_that_double_from_half_a_second() -> None:
     ],
 )
 def test_delay_of_each_policy_up_to_its_maximum(policy: str, delays: list[float]) -> None:
-    retry = RetryPolicy(policy=policy, initial_delay=2, max_delay=7, multiplier=3, jitter=0)  # type: ignore[arg-type]  # parametrised
+    retry = RetryPolicy(policy=policy, initial_delay=2, max_delay=7, multiplier=3, jitter=0)
     assert [delay(retry, attempt, 0.5) for attempt in range(1, 5)] == delays
 
 

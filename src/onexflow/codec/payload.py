@@ -145,7 +145,7 @@ def _unreadable(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "the JSON is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
-        return f"the JSON is not UTF-8: {error.reason} at byte {error.start}"
+        return f"the JSON is not UTF-8: {error.reason}"
     return f"not JSON: {error}"
 
 
