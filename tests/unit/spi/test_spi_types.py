@@ -37,7 +37,7 @@ def event(**changes: object) -> ProtocolWorkflowEvent:
         "data": {"task": "payment_processing", "result": "success"},
         **changes,
     }
-    return ProtocolWorkflowEvent(**values)  # type: ignore[arg-type]  # the keywords are the test's
+    return ProtocolWorkflowEvent(**values)
 
 
 def test_an_event_type_equals_both_spellings() -> None:
