@@ -16,7 +16,7 @@ from uuid import UUID
 
 from onexflow.core.ids import Token
 from onexflow.core.payload import Payload
-from onexflow.ports.worker_link import Ack, Assignment, Assignments, FromWorker, Results, Welcome
+from onexflow.ports.worker_link import Ack, Assignment, Assignments, Credits, Demand, FromWorker, Results, Welcome
 from onexflow.worker.handlers import Worker
 from onexflow.worker.runtime import OrchestratorPeer, WorkerRuntime
 
@@ -44,12 +44,13 @@ class NoIds:
 
 
 class CountingLink:
-    """Acknowledges each result, and says when a batch is done."""
+    """Acknowledges each result, and says when a batch is done and the next may come."""
 
     def __init__(self) -> None:
         self.peer: OrchestratorPeer | None = None
         self.results = 0
         self.messages = 0
+        self.credits = 0
         self.target = 0
         self.reached = asyncio.Event()
 
@@ -58,9 +59,12 @@ class CountingLink:
         if isinstance(message, Results):
             self.results += len(message.results)
             assert self.peer is not None
+            assert all(result.status == "completed" for result in message.results)
             self.peer.on_message(Ack([result.token for result in message.results]))
-            if self.results >= self.target:
-                self.reached.set()
+        elif isinstance(message, Credits):
+            self.credits += message.granted["effect"]
+        if self.results >= self.target and self.credits >= BATCH:
+            self.reached.set()
 
     def close(self) -> None:
         return None
@@ -89,7 +93,7 @@ async def measure(batches: int) -> tuple[float, int]:
         return {"ok": True}
 
     async with WorkerRuntime(
-        worker, worker_id="w", incarnation="i", clock=RealClock(), ids=NoIds(), slots={"effect": BATCH}
+        worker, worker_id="w", incarnation="i", clock=RealClock(), ids=NoIds(), slots={"effect": 2 * BATCH}
     ) as runtime:
         link = CountingLink()
         link.peer = runtime.attach(link)
@@ -100,6 +104,8 @@ async def measure(batches: int) -> tuple[float, int]:
             link.target += BATCH
             link.reached.clear()
             before = time.process_time()
+            link.credits -= BATCH
+            link.peer.on_message(Demand({"effect": BATCH}))
             link.peer.on_message(message)
             await link.reached.wait()
             used += time.process_time() - before

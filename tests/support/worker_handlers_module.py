@@ -1,4 +1,4 @@
-"""Handlers that child processes import in tests. No test file: pytest may rewrite those, a child does not."""
+"""Handlers that child processes import in tests: a module of their own, which a child can import without pytest."""
 
 from __future__ import annotations
 
@@ -50,3 +50,9 @@ def refuse(contract: Any) -> None:
 
 def large(contract: Any) -> str:
     return "x" * (3 * 1024 * 1024)
+
+
+def deaf(contract: Any, ctx: Context) -> None:
+    """As `busy`, and SIGTERM is ignored."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    busy(contract, ctx)

@@ -151,7 +151,7 @@ def runtime(worker: Worker, *, clock: ManualClock | None = None, **slots: int) -
     """A runtime of `worker` on a clock that stands still."""
     return WorkerRuntime(
         worker, worker_id="w1", incarnation="i1", clock=clock or ManualClock(), ids=NoIds(),
-        slots={"effect": 4, "compute": 2, "reducer": 2} | slots,  # type: ignore[operator]  # roles as keywords
+        slots={"effect": 4, "compute": 2, "reducer": 2} | slots,
     )  # fmt: skip
 
 

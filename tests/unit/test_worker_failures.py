@@ -52,7 +52,7 @@ def test_a_traceback_keeps_its_end() -> None:
     def deep(n: int) -> None:
         if n == 0:
             raise ValueError("the cause")
-        deep(n - 1) if n % 2 else deep(n - 1)
+        deep(n - 1)
 
     try:
         deep(300)

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.worker_kit import Assigner, FakeLink, ManualClock, connect, runtime, serving, settle
 
 from onexflow.core.errors import InvalidConfiguration
 from onexflow.core.ids import Token
@@ -31,6 +30,7 @@ from onexflow.ports.worker_link import (
     WorkerDraining,
 )
 from onexflow.worker import Worker
+from support.worker_kit import Assigner, FakeLink, ManualClock, connect, runtime, serving, settle
 
 
 class Shop:

@@ -8,7 +8,8 @@ are acknowledged, the highest epoch of each shard); `lanes.py` runs the attempts
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -117,7 +118,7 @@ class WorkerRuntime:
         incarnation: str,
         clock: Clock,
         ids: IdSource,
-        slots: dict[Role, int] | None = None,
+        slots: Mapping[Role, int] | Mapping[str, int] | None = None,
         codec: PayloadCodec | None = None,
         liveness: str = "",
         build_id: str = "",
@@ -145,6 +146,7 @@ class WorkerRuntime:
         self._attempts: dict[Token, Attempt] = {}
         self._outbox = Outbox(self._owners.get, self._tell_credits)
         self._initialized: list[Any] = []
+        self._verbose = False  #: one line an attempt is wanted
         self._started = self._draining = self._closed = False
         self._completed = self._failed = self._duplicates = self._stale = self._uncredited = 0
 
@@ -160,6 +162,7 @@ class WorkerRuntime:
         for handler in self.worker.handlers:
             if handler.node is not None and handler.node not in self._initialized:
                 await self._initialize(handler)
+        self._verbose = logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
         self._started = True
 
     async def drain(self, timeout: float) -> None:
@@ -397,6 +400,11 @@ class WorkerRuntime:
         elif result.status == "failed":
             self._failed += 1
             self._log_failure(attempt.assignment, result.error)
+        if self._verbose:
+            told = attempt.assignment
+            _log.debug("attempt_ended", task=told.task, workflow_type=told.workflow_type, instance_id=told.instance_id,
+                       attempt=told.attempt, status=result.status,
+                       seconds=(result.finished_at - result.started_at) / 1e9)  # fmt: skip
         self._ended(attempt, result)
 
     def _ended(self, attempt: Attempt, result: AttemptResult) -> None:
@@ -468,13 +476,15 @@ class WorkerRuntime:
 
     # ---- helpers
 
-    def _lanes_for(self, slots: dict[Role, int]) -> dict[Role, Lane]:
+    def _lanes_for(self, slots: Mapping[Role, int] | Mapping[str, int]) -> dict[Role, Lane]:
+        if unknown := set(slots) - set(ROLES):
+            raise InvalidConfiguration(f"slots of {', '.join(sorted(unknown))}: the roles are {', '.join(ROLES)}")
         served = {handler.role for handler in self.worker.handlers}
         lanes: dict[Role, Lane] = {}
         for role in ROLES:
             count = slots.get(role, DEFAULT_SLOTS[role])
-            if count < 0 or not isinstance(count, int):
-                raise InvalidConfiguration(f"slots of {role}: {count!r} is no number of slots")
+            if count < 0:
+                raise InvalidConfiguration(f"slots of {role}: {count} is no number of slots")
             if role in served and count:
                 lanes[role] = Lane(role, count, clock=self._clock, finish=self._finished)
         return lanes
