@@ -31,12 +31,12 @@ GOLDEN = WorkflowDefinition(
     timeout=60.0,
 )
 GOLDEN_TEXT = (
-    '{"output":"tasks.\\"b-c\\"","tasks":[{"name":"a","role":"effect"},'
+    '{"output":"tasks.\\"b-c\\"","tasks":[{"name":"a","retry":{},"role":"effect"},'
     '{"allow_failure":true,"depends_on":["a"],"handler":"other","input":{"x":"input.ü","y":"tasks.a"},"name":"b-c",'
     '"retry":{"max_attempts":7,"policy":"fixed","retryable":["E"]},"role":"compute",'
     '"timeouts":{"heartbeat":2,"start_to_close":0.5}}],"timeout":60,"version":3,"workflow_type":"golden"}'
 )
-GOLDEN_HASH = "26069aee53b50f2be1d0e274effb6c07c3bfbc7c3da23db311bb813f4225b422"
+GOLDEN_HASH = "d6ff9fcd4bfef4185fbba24ad17e741af9c329df2e8113dd5b4c7fd4dcb059de"
 
 
 def problems(text: str | bytes, format: Format = "yaml") -> dict[str, str]:
@@ -60,12 +60,19 @@ def test_canonical_text_is_frozen() -> None:
 def test_hash_is_of_the_meaning_of_the_text() -> None:
     text = b"""
     {"version": 3, "workflow_type": "golden", "timeout": 60, "description": "", "output": "tasks.\\"b-c\\"",
-     "tasks": [{"role": "effect", "handler": "a", "name": "a", "depends_on": [], "priority": "normal"},
+     "tasks": [{"role": "effect", "handler": "a", "name": "a", "depends_on": [], "retry": {}},
                {"name": "b-c", "role": "compute", "handler": "other", "depends_on": ["a"], "allow_failure": true,
                 "timeouts": {"start_to_close": 0.5, "heartbeat": 2}, "input": {"x": "input.\xc3\xbc", "y": "tasks.a"},
                 "retry": {"max_attempts": 7, "policy": "fixed", "retryable": ["E"], "jitter": 0.2}}]}
     """
     assert definition_hash(load_definition(text)) == GOLDEN_HASH
+
+
+def test_a_retry_that_was_asked_for_stays_even_if_it_is_the_default() -> None:
+    """It means something: an effect that is not idempotent is tried again only when its definition says so."""
+    text = b'{"workflow_type": "w", "tasks": [{"name": "a", "role": "effect", "retry": {}}, {"name": "b", "role": "effect"}]}'
+    asked, silent = load_definition(dump_definition(load_definition(text))).tasks
+    assert (asked.retry, silent.retry) == (RetryPolicy(), None)
 
 
 def test_what_was_written_is_read_again() -> None:

@@ -8,7 +8,6 @@ from typing import Any, Final
 import msgspec
 
 from onexflow.core.definition import TaskSpec, WorkflowDefinition
-from onexflow.core.retry import DEFAULT_RETRY
 
 
 def canonical_json(definition: WorkflowDefinition) -> bytes:
@@ -43,9 +42,6 @@ def _plain_struct(value: msgspec.Struct) -> dict[str, Any]:
         given = getattr(value, name)
         if given is not default and given != default:
             plain[name] = _plain(given)
-    if isinstance(value, TaskSpec):
-        if value.handler == value.name:
-            plain.pop("handler", None)
-        if value.retry == DEFAULT_RETRY:
-            plain.pop("retry", None)
+    if isinstance(value, TaskSpec) and value.handler == value.name:
+        plain.pop("handler", None)
     return plain

@@ -93,7 +93,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
     map: str = ""
     #: Items of a mapped task that may be in flight at a time; 0 = no limit.
     max_parallel: int = 0
-    #: None: `core.retry.DEFAULT_RETRY`.
+    #: None: `core.retry.DEFAULT_RETRY`, but an effect whose handler is not idempotent is not tried again.
     retry: RetryPolicy | None = None
     timeouts: Timeouts = NO_TIMEOUTS
     priority: Priority = "normal"
