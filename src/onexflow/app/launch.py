@@ -45,6 +45,7 @@ def run(
     from onexflow.app import exits
 
     try:
+        _die_with(os.environ.get("ONEXFLOW_PARENT_PID", ""))
         settings = _settings(program, summary, tree(), sys.argv[1:] if argv is None else argv, positional)
         if settings is None:
             return exits.OK
@@ -55,6 +56,18 @@ def run(
         return exits.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a line and an exit code
         return report(error)
+
+
+def _die_with(parent: str) -> None:
+    """Under a supervisor: end when it ends, however it ends."""
+    if not parent.isdecimal() or sys.platform != "linux":
+        return
+    import ctypes
+    import signal
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):
+        sys.exit("the supervisor is gone")
 
 
 def report(error: Exception) -> int:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from onexflow.config.cluster import Cluster, OrchestratorProcess, WorkerProcess, load_cluster, parse_cluster
+from onexflow.config.cluster import (
+    Cluster,
+    EtcdProcess,
+    OrchestratorProcess,
+    WorkerProcess,
+    load_cluster,
+    parse_cluster,
+)
 from onexflow.config.secret import Secret
 from onexflow.config.settings import (
     DEFAULT_ADDRESS,
@@ -21,6 +28,7 @@ from onexflow.config.sources import Loaded, load, meanings, paths
 __all__ = [
     "DEFAULT_ADDRESS",
     "Cluster",
+    "EtcdProcess",
     "LimitSettings",
     "Loaded",
     "LogSettings",
