@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sqlite3
 import stat
 import subprocess
@@ -43,7 +45,10 @@ async def opened(path: Path, **settings: int) -> SqliteStore:
 
 async def test_a_second_process_is_told_who_holds_the_store(path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"open\n"
@@ -239,8 +244,6 @@ async def test_a_store_busy_with_another_program_is_not_fatal(path: Path) -> Non
 
 
 async def test_a_cancelled_append_is_stored_all_the_same(path: Path) -> None:
-    import asyncio
-
     store = await opened(path)
     await store.claim(0, 0, "me")
     append = asyncio.create_task(store.append([one_row(0, 1, 1)]))
