@@ -177,11 +177,10 @@ class ClientStream(ServerStream):
         self._wake.set()
 
     async def _write(self) -> None:
-        write = self._context.write
         while True:
             while self._control or self._answers:
                 message = self._control.pop(0) if self._control else self._next_batch()
-                await write(message)
+                await self._send(message)
             if self._finished:
                 return
             if self._half_closed and not self._calls:

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Final, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from onexflow.core.errors import ProtocolViolation
+from onexflow.core.errors import ProtocolViolation, Unavailable
 from onexflow.rpc.status import judged, to_status
 from onexflow.spi.exceptions import SPIError
 
@@ -66,6 +67,12 @@ class ServerStream:
         if error is not None:
             await abort(self._context, error)
 
+    async def _send(self, message: Any) -> None:
+        try:
+            await self._context.write(message)
+        except Exception as error:
+            raise Unavailable(f"The stream is broken: {error}") from error
+
     # ---- for subclasses
 
     def _on_message(self, message: Any) -> None:
@@ -102,17 +109,24 @@ class ServerStream:
         self.end(ProtocolViolation(f"No first message came within {self._hello_within:g} s."))
 
     async def _read(self, hello: asyncio.TimerHandle) -> None:
-        read = self._context.read
         while True:
             if (room := self._room()) is not None:
                 await room
-            message = await read()
+            message = await self._receive()
             if message is grpc.aio.EOF:
                 self._on_half_close()
                 return
             hello.cancel()
             self.heard_at = self._loop.time()
             self._on_message(message)
+
+    async def _receive(self) -> Any:
+        try:
+            return await self._context.read()
+        except DecodeError as error:
+            raise ProtocolViolation(f"A message cannot be read: {error}", {"field": "message"}) from error
+        except Exception as error:
+            raise Unavailable(f"The stream is broken: {error}") from error
 
     async def _guard(self, part: Callable[[], Awaitable[None]]) -> None:
         try:

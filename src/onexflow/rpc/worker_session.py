@@ -49,7 +49,7 @@ class WorkerStream(ServerStream):
         self._ping_within = ping_within
         self._peer: WorkerPeer | None = None
         self._planned = False
-        self._outbox: Outbox[ToWorker] = Outbox(wire.to_responses, context.write, self.end)
+        self._outbox: Outbox[ToWorker] = Outbox(wire.to_responses, self._send, self.end)
 
     # ---- WorkerLink
 
