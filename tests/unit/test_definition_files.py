@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onexflow.codec.definitions import MAX_BYTES, Format, definition_of, dump_definition, load_definition
+from onexflow.codec.definitions import MAX_YAML, Format, definition_of, dump_definition, load_definition
 from onexflow.core.canonical import definition_hash
 from onexflow.core.definition import RetryPolicy, TaskSpec, Timeouts, WorkflowDefinition
 from onexflow.core.errors import InvalidDefinition
@@ -85,7 +85,7 @@ def test_shape_problems_come_all_at_once_with_near_names() -> None:
     found = problems(
         """
         workflow_type: w
-        versoin: 2
+        versionn: 2
         x-anchors: {anything: [goes, here]}
         retry: 3
         tasks:
@@ -97,7 +97,7 @@ def test_shape_problems_come_all_at_once_with_near_names() -> None:
         """
     )
     assert found == {
-        "versoin": "unknown key 'versoin'; did you mean 'version'?",
+        "versionn": "unknown key 'versionn'; did you mean 'version'?",
         "retry": "3 is not an object with keys max_attempts, delay, …",
         "tasks[0].rol": "unknown key 'rol'; did you mean 'role'?",
         "tasks[0].role": "is missing",
@@ -163,7 +163,7 @@ def bomb() -> bytes:
         (b"a: 2026-13-45", "not YAML: month must be in 1..12"),
         (b"\xff\xfe\xfa", "not YAML: unacceptable character"),
         (b"", "the definition is empty"),
-        (b"x" * (MAX_BYTES + 1), "1048577 bytes; 1048576 is the limit"),
+        (b"x" * (MAX_YAML + 1), "1048577 bytes; 1048576 is the limit"),
     ],
     ids=["bomb", "self", "deep", "twice", "open", "two", "python", "date", "bytes", "empty", "size"],
 )

@@ -194,13 +194,13 @@ def test_two_cycles_are_both_named() -> None:
     ("tasks", "place", "said"),
     [
         ((task("a"), task("a")), "tasks[1].name", "'a' is already the name of tasks[0]"),
-        ((task("reserve"), task("b", depends_on=("reserv",))), "tasks[1].depends_on[0]", "did you mean 'reserve'?"),
+        ((task("reserve"), task("b", depends_on=("reserwe",))), "tasks[1].depends_on[0]", "did you mean 'reserve'?"),
         ((task("a", after=("a",)),), "tasks[0].after[0]", "waits for itself"),
         ((task("a"), task("b", depends_on=("a",), after=("a",))), "tasks[1].after[0]", "named twice"),
         ((task("a"), task("b", depends_on="a")), "tasks[1].depends_on", "not a list of task names"),
         ((task("a"), task("s", setup=True, depends_on=("a",))), "tasks[1].depends_on[0]", "set-up task 's' cannot wait"),
         ((task("s", setup=True),), "tasks", "every task is a set-up task"),
-        ((task("a", role="efect"),), "tasks[0].role", "did you mean 'effect'?"),
+        ((task("a", role="effects"),), "tasks[0].role", "did you mean 'effect'?"),
         ((task("a", role="orchestrator"),), "tasks[0].role", "cannot run an orchestrator node"),
         ((task("1a"),), "tasks[0].name", "no task name"),
         ((task("a b"),), "tasks[0].name", "no task name"),
@@ -280,6 +280,12 @@ def test_the_list_of_problems_is_bounded() -> None:
         graph(*(task(f"t{number}", depends_on=(f"x{number}",)) for number in range(1000)))
     assert len(caught.value.context["problems"]) == 100
     assert str(caught.value).endswith("and 900 more")
+
+
+def test_limit_of_text() -> None:
+    """What is registered can be read again: `load_definition` has the same limit."""
+    long = task("a", input={f"field-{number}": "'" + "x" * 4000 + "'" for number in range(1100)})
+    assert "4194304 is the limit" in problems(long)["tasks"]
 
 
 def test_limit_of_tasks() -> None:

@@ -260,5 +260,5 @@ def test_raw_output_passes() -> None:
 
 
 def test_field_names_are_escaped() -> None:
-    made = graph(task("a", input={'quo"te\n': "input", "ü": "input.x"}))
-    assert Run(made, {"x": 1}).input_of("a") == {'quo"te\n': {"x": 1}, "ü": 1}
+    made = graph(task("a", input={'qu"ote\n': "input", "ü": "input.x"}))
+    assert Run(made, {"x": 1}).input_of("a") == {'qu"ote\n': {"x": 1}, "ü": 1}

@@ -14,11 +14,12 @@ import msgspec
 import yaml
 
 from onexflow.core.canonical import canonical_json
-from onexflow.core.definition import RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
+from onexflow.core.definition import MAX_TEXT, RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
 from onexflow.core.errors import InvalidDefinition
 from onexflow.core.validate import Problems
 
-MAX_BYTES: Final = 1024 * 1024
+#: Bytes of a YAML file; of a JSON file: `core.definition.MAX_TEXT`.
+MAX_YAML: Final = 1024 * 1024
 #: Nodes of a YAML document with all its aliases written out.
 MAX_NODES: Final = 500_000
 #: Levels of nesting; a definition needs four.
@@ -33,8 +34,9 @@ def load_definition(text: bytes, format: Format = "json") -> WorkflowDefinition:
 
     Raises InvalidDefinition with every problem of its shape in `context["problems"]`.
     """
-    if len(text) > MAX_BYTES:
-        raise InvalidDefinition(f"the definition has {len(text)} bytes; {MAX_BYTES} is the limit")
+    limit = MAX_YAML if format == "yaml" else MAX_TEXT
+    if len(text) > limit:
+        raise InvalidDefinition(f"the definition has {len(text)} bytes; {limit} is the limit")
     try:
         raw = _parse_yaml(text) if format == "yaml" else _parse_json(text)
     except RecursionError:

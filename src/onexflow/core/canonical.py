@@ -17,7 +17,12 @@ def canonical_json(definition: WorkflowDefinition) -> bytes:
 
 def definition_hash(definition: WorkflowDefinition) -> str:
     """SHA-256 of the canonical JSON, in hex: equal exactly for definitions that mean the same text."""
-    return hashlib.sha256(canonical_json(definition)).hexdigest()
+    return hash_of(canonical_json(definition))
+
+
+def hash_of(text: bytes) -> str:
+    """The hash of a definition whose canonical JSON is `text`."""
+    return hashlib.sha256(text).hexdigest()
 
 
 def _plain(value: Any) -> Any:

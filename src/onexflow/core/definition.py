@@ -24,6 +24,8 @@ BACKOFFS: Final[tuple[Backoff, ...]] = ("none", "fixed", "exponential", "linear"
 Mapping = str | dict[str, str] | None
 
 MAX_TASKS: Final = 10_000
+#: Bytes of canonical text, and of a JSON file.
+MAX_TEXT: Final = 4 * 1024 * 1024
 MAX_NAME: Final = 128
 MAX_EXPRESSION: Final = 4096
 MAX_ATTEMPTS: Final = 10_000

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from onexflow.core.canonical import definition_hash
-from onexflow.core.definition import TaskSpec, WorkflowDefinition
+from onexflow.core.canonical import canonical_json, hash_of
+from onexflow.core.definition import MAX_TEXT, TaskSpec, WorkflowDefinition
 from onexflow.core.errors import InvalidDefinition
 from onexflow.core.events import INLINE, RUN_INPUT
 from onexflow.core.expressions import Expression, ExpressionError, compile_expression
@@ -133,9 +133,15 @@ class _Compiler:
         )
         output = self._mapping(self.definition.output, "output", ROOTS, None, sinks)
         self.problems.check()
-        return self._graph(children, sinks, rules, output)
+        text = canonical_json(self.definition)
+        if len(text) > MAX_TEXT:
+            self.problems.add("tasks", f"the definition's text has {len(text)} bytes; {MAX_TEXT} is the limit")
+            self.problems.check()
+        return self._graph(hash_of(text), children, sinks, rules, output)
 
-    def _graph(self, children: _Children, sinks: tuple[int, ...], rules: _Rules, output: InputRule | None) -> Graph:
+    def _graph(
+        self, digest: str, children: _Children, sinks: tuple[int, ...], rules: _Rules, output: InputRule | None
+    ) -> Graph:
         tasks = range(len(self.specs))
         setup = tuple(task for task in tasks if self.specs[task].setup)
         main = tuple(task for task in tasks if not self.specs[task].setup)
@@ -143,7 +149,7 @@ class _Compiler:
         gate = [int(bool(setup) and not spec.setup) for spec in self.specs]
         return Graph(
             definition=self.definition,
-            hash=definition_hash(self.definition),
+            hash=digest,
             names=tuple(spec.name for spec in self.specs),
             index=self.index,
             specs=self.specs,
