@@ -85,7 +85,7 @@ def test_shape_problems_come_all_at_once_with_near_names() -> None:
     found = problems(
         """
         workflow_type: w
-        versionn: 2
+        revision: 2
         x-anchors: {anything: [goes, here]}
         retry: 3
         tasks:
@@ -97,7 +97,7 @@ def test_shape_problems_come_all_at_once_with_near_names() -> None:
         """
     )
     assert found == {
-        "versionn": "unknown key 'versionn'; did you mean 'version'?",
+        "revision": "unknown key 'revision'; did you mean 'version'?",
         "retry": "3 is not an object with keys max_attempts, delay, …",
         "tasks[0].rol": "unknown key 'rol'; did you mean 'role'?",
         "tasks[0].role": "is missing",
