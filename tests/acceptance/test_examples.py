@@ -88,9 +88,8 @@ def test_the_ledger_applies_a_key_once(ledger: Ledger) -> None:
 
 def independent(path: Path) -> dict[str, Any]:
     """The same figures by one pass over the file, with nothing of the example's code."""
-    text = lzma.open(path, "rt", newline="") if path.suffix == ".xz" else path.open(newline="")
     by: dict[str, dict[str, list[int]]] = {"carrier": {}, "hour": {}}
-    with text:
+    with lzma.open(path, "rt", newline="") as text:
         for row in csv.DictReader(text):
             for column, sums in by.items():
                 departures, cancelled, minutes = sums.setdefault(row[column], [0, 0, 0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import cyclopts
 
 from onexflow.cli.inputs import read_text
-from onexflow.cli.output import when
+from onexflow.cli.output import plain, when
 from onexflow.cli.session import Common, session
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ async def list_(*, common: Common = Common()) -> None:  # noqa: B008 - frozen; h
         found = await client.definitions()
     if common.out.json:
         for info in found:
-            common.out.data({name: getattr(info, name) for name in info.__struct_fields__ if name != "created"})
+            common.out.data({name: value for name, value in plain(info).items() if name != "created"})
         return
     rows = [
         (info.workflow_type, str(info.version), str(info.tasks), when(info.registered_at), info.hash[:12])
@@ -62,7 +62,8 @@ def check(file: str, /, *, output: Literal["table", "json"] = "table") -> None:
             }
         )
     else:
-        out.line(f"{definition.workflow_type} version {definition.version}: {len(definition.tasks)} tasks, no faults")
+        tasks = "1 task" if len(definition.tasks) == 1 else f"{len(definition.tasks)} tasks"
+        out.line(f"{definition.workflow_type} version {definition.version}: {tasks}, no faults")
 
 
 @app.command

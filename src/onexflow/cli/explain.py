@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from inspect import cleandoc
 
-from onexflow.core.errors import BY_CODE, InvalidArgument
+from onexflow.core.errors import BY_CODE, InvalidArgument, Unavailable
 
 
 def explain(code: str, /) -> None:
@@ -38,7 +38,7 @@ def explain(code: str, /) -> None:
     print(f"{wanted} {error.__name__}\n\n{cleandoc(error.__doc__ or '')}")
     if error.hint:
         print(f"\n{error.hint}")
-    if error.retryable:
+    if error.retryable and error.hint != Unavailable.hint:
         print("\nTrying again may help; calls with the same request_id may be repeated safely.")
 
 

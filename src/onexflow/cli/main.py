@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from onexflow import __version__
@@ -83,6 +84,12 @@ def _overview() -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    names = [name for name, _, _ in COMMANDS]
+    if not arguments[0].startswith("-") and arguments[0] not in names:
+        # Said here: the parser would import every command to say it.
+        near = get_close_matches(arguments[0], names, n=1)
+        hint = f"Did you mean `onexflow {near[0]}`?" if near else "`onexflow --help` shows what there is."
+        return _complain(f'Unknown command "{arguments[0]}".', hint, exits.USAGE)
     import cyclopts
 
     try:
@@ -101,7 +108,7 @@ def _run(arguments: list[str]) -> int:
 
 def report(error: Exception) -> int:
     """Say in one line what went wrong and in one what to do; return the exit code."""
-    from onexflow.core.errors import Coded, InternalError
+    from onexflow.core.errors import Coded, InternalError, InvalidArgument
     from onexflow.spi.exceptions import SPIError
 
     if os.environ.get("ONEXFLOW_DEBUG"):
@@ -114,7 +121,9 @@ def report(error: Exception) -> int:
         message = f"{type(error).__name__}: {error} [{InternalError.code}]"
         return _complain(message, "ONEXFLOW_DEBUG=1 shows the traceback.", exits.FAILED)
     code = f" [{error.code}]" if isinstance(error, Coded) else ""
-    hint = error.context.get("hint") or (error.hint if isinstance(error, Coded) else "")
+    hint = error.context.get("hint", error.hint if isinstance(error, Coded) else "")
+    if hint == InvalidArgument.hint:  # it speaks of the context, which is for programs
+        hint = ""
     problems = error.context.get("problems")
     for problem in problems if isinstance(problems, list) else ():
         if isinstance(problem, dict):

@@ -80,4 +80,3 @@ async def with_nearest(client: Client, error: UnknownWorkflowType, workflow_type
     else:
         hint = "Nothing is registered yet: `onexflow definition register FILE`."
     return UnknownWorkflowType(str(error), {**error.context, "hint": hint})
-
