@@ -81,6 +81,10 @@ class Kernel:
                     count += 1
         return count
 
+    async def abandon(self) -> None:
+        """Write nothing more."""
+        await self.lane.abort()
+
     async def close(self) -> None:
         await self.lane.stop()
         await self.store.close()

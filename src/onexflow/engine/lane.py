@@ -68,6 +68,15 @@ class CommitLane:
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
 
+    async def abort(self) -> None:
+        """End at once, as a killed process would: what is not durable now never will be."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self._lost is None:
+            self._give_up(StoreUnavailable("the orchestrator was ended"), self._in_flight or [])
+
     def mark(self) -> None:
         """Something was decided: commit it soon."""
         if not self._dirty:

@@ -172,6 +172,11 @@ class Orchestrator:
         await self._queries.stop()
         await self._kernel.close()
 
+    async def abandon(self) -> None:
+        """End at once, as a kill would: what is decided and not durable is given up, those who wait get an error."""
+        await self._kernel.abandon()
+        await self.stop("the orchestrator was ended")
+
     def _end_adoption(self) -> None:
         self._adoption = None
         adopted = self._book.end_adoption()

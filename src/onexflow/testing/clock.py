@@ -7,13 +7,15 @@ threads, processes) may take part: the loop would not wait for it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 #: Where virtual time begins, UTC ns: 2026-01-01T00:00:00Z.
 EPOCH_NS = 1_767_225_600_000_000_000
@@ -88,3 +90,13 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end on a virtual loop. A standstill raises RuntimeError in the caller."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
+
+
+def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Decorator: run an async test on a virtual loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run_virtual(test(*args, **kwargs))
+
+    return run

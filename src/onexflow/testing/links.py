@@ -68,6 +68,11 @@ class InProcessStream:
         self._loop.call_soon(self._peer.on_close, planned)
         self._loop.call_soon(self._worker.on_close, reason)
 
+    def cut_worker_side(self) -> None:
+        """Only the worker notices: the orchestrator is gone without a word."""
+        self.is_open = False
+        self._loop.call_soon(self._worker.on_close, "cut")
+
     def cut_orchestrator_side(self) -> None:
         """Only the orchestrator notices: the worker is gone without a word."""
         self.is_open = False
