@@ -21,6 +21,7 @@ from onexflow.worker.handlers import Worker
 from onexflow.worker.runtime import OrchestratorPeer, WorkerRuntime
 
 BATCH = 64
+ROUNDS = 7
 
 
 class RealClock:
@@ -113,10 +114,10 @@ async def measure(batches: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    batches = int(sys.argv[1]) if len(sys.argv) > 1 else 500
+    batches = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     gc.freeze()
-    asyncio.run(measure(20))
-    used, messages = asyncio.run(measure(batches))
+    # The best of several rounds: what else runs on the machine only ever adds.
+    used, messages = min(asyncio.run(measure(batches)) for _ in range(ROUNDS))
     tasks = batches * BATCH
     sys.stdout.write(f"{used / tasks * 1e6:.1f} µs CPU a task; {tasks} tasks, {messages} messages\n")
 
