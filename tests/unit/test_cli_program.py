@@ -94,6 +94,22 @@ def test_input_from_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert capsys.readouterr().out.startswith("order-processing/")
 
 
+@pytest.mark.parametrize("code", ["OXF-4003", "oxf-4003", "4003"])
+def test_explain(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", code]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("OXF-4003 WorkerLost")
+    assert "*" not in out
+
+
+def test_explain_without_the_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("onexflow.cli.explain._page", lambda _: "")
+    assert main(["explain", "OXF-1102"]) == 0
+    out = capsys.readouterr().out
+    assert "The store did not confirm the write." in out
+    assert "Trying again may help" in out
+
+
 def test_times_and_lengths() -> None:
     assert rfc3339(0) is None
     assert rfc3339(1_700_049_600_123_456_789) == "2023-11-15T12:00:00.123456Z"

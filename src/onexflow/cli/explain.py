@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from importlib.resources import files
 from inspect import cleandoc
+from pathlib import Path
 
 from onexflow.core.errors import BY_CODE, InvalidArgument, Unavailable
 
@@ -43,14 +44,12 @@ def explain(code: str, /) -> None:
 
 
 def _page(code: str) -> str:
-    """The section of docs/errors.md that is about `code`; empty when the page is not shipped."""
-    shipped = files("onexflow") / "errors.md"
-    if not shipped.is_file():
+    """The section of docs/errors.md about `code`, as plain text; empty when the page is not here."""
+    # Shipped in the wheel; in a checkout it is where people edit it.
+    places = (files("onexflow") / "errors.md", Path(str(files("onexflow"))).parents[1] / "docs" / "errors.md")
+    page = next((place for place in places if place.is_file()), None)
+    if page is None:
         return ""
-    lines = shipped.read_text(encoding="utf-8").splitlines()
-    heads = [number for number, line in enumerate(lines) if line.startswith("#")]
-    for number in heads:
-        if code in lines[number]:
-            end = next((later for later in heads if later > number), len(lines))
-            return "\n".join([lines[number].lstrip("# "), *lines[number + 1 : end]]).strip()
-    return ""
+    _, found, rest = page.read_text(encoding="utf-8").partition(f"\n## {code}\n")
+    section = rest.partition("\n## ")[0].strip() if found else ""
+    return f"{code} {section}".replace("*", "") if section else ""

@@ -47,6 +47,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 the run faile
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core says on stderr, we say in our own words
     try:
         code = _overview() if arguments in ([], ["--help"], ["-h"], ["help"]) else _run(arguments)
         sys.stdout.flush()
@@ -71,6 +72,7 @@ def application() -> cyclopts.App:
         version_flags=["--version"],
         result_action="return_value",
         suppress_keyboard_interrupt=False,
+        default_parameter=cyclopts.Parameter(negative=""),
     )
     for name, where, what in COMMANDS:
         app.command(where, name=name, help=what)

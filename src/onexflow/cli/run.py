@@ -36,7 +36,7 @@ async def start(
     request_id: str = "",
     delay: float = 0.0,
     timeout: float = 0.0,
-    wait: Annotated[bool, Parameter(name=["--wait", "-w"], negative="")] = False,
+    wait: Annotated[bool, Parameter(name=["--wait", "-w"])] = False,
     common: Common = Common(),  # noqa: B008 - frozen; how cyclopts takes shared options
 ) -> None:
     """Start a run of a registered workflow type. It is durable when this returns.
@@ -94,7 +94,7 @@ async def start(
 async def list_(
     *,
     type: Annotated[str, Parameter(name=["--type", "-t"])] = "",
-    state: Annotated[tuple[str, ...], Parameter(name=["--state", "-s"], negative="")] = (),
+    state: Annotated[tuple[str, ...], Parameter(name=["--state", "-s"])] = (),
     limit: int = 50,
     common: Common = Common(),  # noqa: B008
 ) -> None:
@@ -149,7 +149,7 @@ async def history(
     /,
     *,
     from_sequence: Annotated[int, Parameter(name=["--from"])] = 1,
-    follow: Annotated[bool, Parameter(name=["--follow", "-f"], negative="")] = False,
+    follow: Annotated[bool, Parameter(name=["--follow", "-f"])] = False,
     common: Common = Common(),  # noqa: B008
 ) -> None:
     """Every event of a run, in order.
@@ -254,7 +254,7 @@ async def resolve(
     /,
     *,
     item: int = 0,
-    retry: Annotated[bool, Parameter(negative="")] = False,
+    retry: bool = False,
     result: str | None = None,
     fail: str = "",
     reason: str = "",

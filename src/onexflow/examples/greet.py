@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import onexflow
+
+EXAMPLE_INPUT: Final = {"name": "Ada"}
 
 worker = onexflow.Worker("greet")
 
