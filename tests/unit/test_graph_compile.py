@@ -275,6 +275,30 @@ def test_what_is_no_definition_is_refused() -> None:
         compile_graph({})
 
 
+@pytest.mark.parametrize(
+    ("tasks", "fields"),
+    [
+        ((task("a"),), {"description": "\ud800"}),
+        ((task("a", handler="\ud800"),), {}),
+        ((task("a", input={"\ud800": "input"}),), {}),
+        ((task("a", input={"\ud800": "nothing"}),), {}),
+        ((task("a", input="'\ud800'"),), {}),
+        ((task("a", input="\ud800"),), {}),
+        ((task("a", depends_on=("\ud800",)),), {}),
+        ((task("a", retry=RetryPolicy(retryable=("\ud800",))),), {}),
+        ((task("\ud800"),), {}),
+    ],
+)
+def test_lone_surrogates_are_refused_in_words_that_can_be_sent(tasks: tuple[TaskSpec, ...], fields: Any) -> None:
+    with pytest.raises(InvalidDefinition) as caught:
+        graph(*tasks, **fields)
+    (str(caught.value) + str(caught.value.context)).encode()
+
+
+def test_field_names_are_text() -> None:
+    assert problems(task("a", input={5: "input"})) == {"tasks[0].input": "5 is no name of a field: it is not text"}
+
+
 def test_the_list_of_problems_is_bounded() -> None:
     with pytest.raises(InvalidDefinition, match="1000 problems") as caught:
         graph(*(task(f"t{number}", depends_on=(f"x{number}",)) for number in range(1000)))

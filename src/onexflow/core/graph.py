@@ -133,11 +133,18 @@ class _Compiler:
         )
         output = self._mapping(self.definition.output, "output", ROOTS, None, sinks)
         self.problems.check()
-        text = canonical_json(self.definition)
+        text = self._text()
+        return self._graph(hash_of(text), children, sinks, rules, output)
+
+    def _text(self) -> bytes:
+        try:
+            text = canonical_json(self.definition)
+        except UnicodeEncodeError as error:
+            raise InvalidDefinition("the definition has a text with a lone surrogate, which UTF-8 has not") from error
         if len(text) > MAX_TEXT:
             self.problems.add("tasks", f"the definition's text has {len(text)} bytes; {MAX_TEXT} is the limit")
             self.problems.check()
-        return self._graph(hash_of(text), children, sinks, rules, output)
+        return text
 
     def _graph(
         self, digest: str, children: _Children, sinks: tuple[int, ...], rules: _Rules, output: InputRule | None
@@ -278,9 +285,12 @@ class _Compiler:
             return None
         fields: list[tuple[str, Rule]] = []
         for name, text in mapping.items():
+            if not isinstance(name, str):
+                self.problems.add(place, f"{name!r} is no name of a field: it is not text")
+                continue
             rule = self._rule(text, f"{place}.{name}", allowed, task, parents)
             if rule:
-                fields.append((str(name), rule))
+                fields.append((name, rule))
         return InputRule(place, None, tuple(fields))
 
     def _rule(

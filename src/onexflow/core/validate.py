@@ -48,7 +48,7 @@ class Problems:
 
     def add(self, place: str, problem: str) -> None:
         if len(self._found) < _LISTED:
-            self._found.append({"place": place, "problem": problem})
+            self._found.append({"place": _clean(place), "problem": _clean(problem)})
         else:
             self._more += 1
 
@@ -68,6 +68,11 @@ class Problems:
             lines.append(f"and {self._more} more")
         message = lines[0] if len(lines) == 1 else "\n  ".join([f"{len(self._found) + self._more} problems:", *lines])
         raise InvalidDefinition(message, {"problems": self._found}, field=self._found[0]["place"])
+
+
+def _clean(text: str) -> str:
+    """`text` without lone surrogates: the answer crosses the wire as UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
