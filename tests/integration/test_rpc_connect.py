@@ -35,7 +35,7 @@ class Kit:
         self.service, self.server, self.channel = service, server, channel
 
     async def open(self) -> Any:
-        stream = workflow_pb2_grpc.WorkflowServiceStub(self.channel).Connect()
+        stream: Any = workflow_pb2_grpc.WorkflowServiceStub(self.channel).Connect()
         await stream.write(pb.ConnectRequest(hello=pb.ConnectHello(protocol_version=1, client_id="c")))
         welcome = (await stream.read()).welcome
         assert (welcome.protocol_version, welcome.orchestrator_id) == (1, "o1")

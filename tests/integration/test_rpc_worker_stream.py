@@ -164,7 +164,7 @@ async def test_a_hostile_message_ends_its_stream_and_hurts_no_other(kit: Kit, me
 
 async def test_bytes_that_are_no_message_end_their_stream_only(kit: Kit) -> None:
     good, good_peer = await kit.welcomed()
-    raw = kit.channel.stream_stream("/onexflow.v1.WorkerService/Session")
+    raw: Any = kit.channel.stream_stream("/onexflow.v1.WorkerService/Session")
     stream: Any = raw()
     await stream.write(hello().SerializeToString())
     await stream.read()
