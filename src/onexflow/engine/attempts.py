@@ -50,6 +50,8 @@ class AttemptBook:
         self._kernel = kernel
         self._watch = watch
         self._adopting: list[Attempt] | None = None
+        #: What is dispatched now was dispatched before: it goes ahead of what never was.
+        self._repeating = False
         #: Where workers find the orchestrators (told in Welcome).
         self.known_addresses: tuple[str, ...] = ()
         self.attempts: dict[Token, Attempt] = {}
@@ -100,7 +102,7 @@ class AttemptBook:
                 continue
             attempt = Attempt(run, instruction.task, item, token)
             self._keep(attempt)
-            self.dispatcher.enqueue(attempt)
+            self.dispatcher.enqueue(attempt, first=self._repeating)
 
     def take_back(self, run: Run, member_liveness: Callable[[str], str]) -> None:
         """A run was read back: wait for what its workers hold, arm its timers, dispatch what never left."""
@@ -419,8 +421,7 @@ class AttemptBook:
             return
         self._forget(attempt)
         token = attempt.token
-        command = LoseAttempt(attempt.task, attempt.item, token.epoch, token.offset, worker)
-        self._decide(attempt.run, command, [])
+        self._repeat(attempt.run, LoseAttempt(attempt.task, attempt.item, token.epoch, token.offset, worker))
 
     def give_back(self, attempt: Attempt) -> None:
         """The attempt never began on its worker (or is pure): dispatch it anew."""
@@ -428,7 +429,14 @@ class AttemptBook:
             return
         self._forget(attempt)
         token = attempt.token
-        self._decide(attempt.run, ReturnAttempt(attempt.task, attempt.item, token.epoch, token.offset), [])
+        self._repeat(attempt.run, ReturnAttempt(attempt.task, attempt.item, token.epoch, token.offset))
+
+    def _repeat(self, run: Run, command: LoseAttempt | ReturnAttempt) -> None:
+        self._repeating = True
+        try:
+            self._decide(run, command, [])
+        finally:
+            self._repeating = False
 
     # ---- timers
 

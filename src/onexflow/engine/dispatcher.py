@@ -67,12 +67,16 @@ class Dispatcher:
             queue = self._queues[key] = HandlerQueue()
         return queue
 
-    def enqueue(self, attempt: Attempt) -> None:
-        """Place the attempt on a worker now, or keep it until a credit comes."""
+    def enqueue(self, attempt: Attempt, *, first: bool = False) -> None:
+        """Place the attempt on a worker now, or keep it until a credit comes: last in its band, or first."""
         queue = self._queues.get((attempt.role, attempt.handler)) or self.queue(attempt.role, attempt.handler)
         session = queue.free_session(attempt.role)
         if session is None:
-            queue.bands[BANDS[attempt.run.graph.specs[attempt.task].priority]].append(attempt)
+            band = queue.bands[BANDS[attempt.run.graph.specs[attempt.task].priority]]
+            if first:
+                band.appendleft(attempt)
+            else:
+                band.append(attempt)
         else:
             self._give(attempt, session)
 

@@ -52,8 +52,8 @@ def spin_ms() -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def facts(role: str) -> str:
-    """The machine, the commit, the moment."""
+def machine() -> str:
+    """The moment, the commit, the machine."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -61,8 +61,7 @@ def facts(role: str) -> str:
                   if line.startswith("model name")), platform.machine())  # fmt: skip
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit or 'unknown'}, {os.cpu_count()} CPUs ({model}), "
-        f"Python {platform.python_version()}, fdatasync p50 {fsync_ms():.2f} ms, spin {spin_ms():.0f} ms; "
-        f"SQLite synchronous=FULL, one client, one orchestrator, one worker process, {role} tasks"
+        f"Python {platform.python_version()}, fdatasync p50 {fsync_ms():.2f} ms, spin {spin_ms():.0f} ms"
     )
 
 
@@ -94,7 +93,8 @@ async def main() -> int:
     arguments = _arguments()
     wanted = arguments.workloads or list(CALLS)
     samples: dict[str, list[Sample]] = {}
-    heading = facts(arguments.role)
+    setting = f"SQLite synchronous=FULL, one client, one orchestrator, one worker process, {arguments.role} tasks"
+    heading = f"{machine()}; {setting}"
     print(heading, file=sys.stderr)
     async with Cluster() as cluster:
         load = await Load.open(cluster, arguments.role)

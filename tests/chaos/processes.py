@@ -1,0 +1,108 @@
+"""A cluster of real processes that scenarios kill: etcd, an orchestrator, workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from benchmarks.bench.processes import free_port
+from onexflow.client import Client, connect
+from onexflow.registry.etcd.embedded import EmbeddedEtcd
+
+DEADLINE = 60.0
+
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
+    """Wait for a condition, with a deadline that says what was waited for."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        await asyncio.sleep(0.005)
+
+
+class Processes:
+    """One cluster in a folder of its own. `workers` is by id."""
+
+    def __init__(self, *, seconds: float = 0.02, through: str = "") -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="onexflow-chaos-")
+        self.folder = Path(self._temporary.name)
+        self.address = f"127.0.0.1:{free_port()}"
+        #: Where the workers connect, when that is not the orchestrator itself (a relay).
+        self.through = through
+        self.seconds = seconds
+        self.etcd = EmbeddedEtcd()
+        self.orchestrator: asyncio.subprocess.Process | None = None
+        self.workers: dict[str, asyncio.subprocess.Process] = {}
+
+    async def spawn(self, name: str, module: str, *arguments: str) -> asyncio.subprocess.Process:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "ONEXFLOW_CHAOS_FOLDER": str(self.folder),
+            "ONEXFLOW_CHAOS_SECONDS": str(self.seconds),
+        }
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                sys.executable, "-m", module, *arguments, env=environment, stdout=log, stderr=log
+            )
+
+    async def start_orchestrator(self) -> None:
+        self.orchestrator = await self.spawn(
+            "orchestrator", "onexflow.app.orchestrator", "--listen", self.address, "--registry-url", self.etcd.url,
+            "--store-url", f"sqlite:{self.folder}/store.db", "--node-id", "o1",
+        )  # fmt: skip
+
+    async def start_worker(self, name: str, slots: int = 16) -> None:
+        self.workers[name] = await self.spawn(
+            name, "onexflow.app.worker", "chaos.chaos_handlers", "--worker-id", name,
+            "--orchestrators", self.through or self.address, "--registry-url", self.etcd.url,
+            "--slots-effect", str(slots), "--slots-compute", str(slots),
+        )  # fmt: skip
+
+    async def client(self) -> Client:
+        return await connect(self.address, timeout=30.0)
+
+    async def wait_for_workers(self, client: Client, count: int) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                nodes = await client.nodes()
+                if len({node.node_id for node in nodes if node.kind != "orchestrator" and node.connected}) >= count:
+                    return
+                await asyncio.sleep(0.02)
+
+    def kill(self, process: asyncio.subprocess.Process | None) -> int:
+        """`kill -9`; returns the time, UTC ns."""
+        assert process is not None
+        process.send_signal(signal.SIGKILL)
+        return time.time_ns()
+
+    def logs(self) -> str:
+        """The end of every process's log, for a failure's report."""
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-3000:]}" for file in sorted(self.folder.glob("*.log"))
+                         if not file.name.startswith("trace"))  # fmt: skip
+
+    async def __aenter__(self) -> Self:
+        await self.etcd.start()
+        await self.start_orchestrator()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            print(self.logs(), file=sys.stderr)
+        for process in (*self.workers.values(), self.orchestrator):
+            if process is not None and process.returncode is None:
+                process.kill()
+                await process.wait()
+        await self.etcd.stop()
+        self._temporary.cleanup()
