@@ -85,8 +85,10 @@ def reserve_stock(order: Any, ctx: Any) -> dict[str, Any]:
 
 @worker.effect("charge", idempotent=True)
 def charge(bill: Any, ctx: Any) -> dict[str, Any]:
-    time.sleep(_provider_delay())
+    # A worker may die before the money moves and after it, when only the answer is missing: the delay has both.
+    time.sleep(_provider_delay() / 2)
     entry = Ledger().charge(ctx.idempotency_key, bill.order_id, bill.cents)
+    time.sleep(_provider_delay() / 2)
     return {"payment": entry.reference, "cents": entry.cents, "first": entry.first}
 
 
