@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -298,20 +300,57 @@ async def test_a_result_over_the_limit_names_both_sizes() -> None:
 
 
 @pytest.mark.slow
-async def test_handlers_of_a_main_script_are_found(tmp_path: Any) -> None:
-    import sys
+async def test_a_busy_child_ends_with_a_worker_that_is_killed() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BUSY_WORKER, env=ENVIRONMENT, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        child = os.pidfd_open(int(await process.stdout.readline()))
+        process.kill()
+        await process.wait()
+    try:
+        ended, _, _ = await asyncio.to_thread(select.select, [child], [], [], 10)
+        assert ended
+    finally:
+        os.close(child)
 
+
+@pytest.mark.slow
+async def test_handlers_of_a_main_script_are_found(tmp_path: Any) -> None:
     script = tmp_path / "main_script.py"
     script.write_text(MAIN_SCRIPT)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(script), env=environment, stdout=asyncio.subprocess.PIPE
+        sys.executable, str(script), env=ENVIRONMENT, stdout=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(20):
         output, _ = await process.communicate()
     assert process.returncode == 0
     assert output.decode().split() == ["True", "14"]
 
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+BUSY_WORKER = """
+import asyncio, msgspec
+from onexflow.ports.worker_link import Progress
+from onexflow.worker import Worker
+from support import worker_handlers_module
+from support.worker_kit import Assigner, connect, serving
+
+worker = Worker("w")
+worker.compute(worker_handlers_module.busy)
+
+async def main():
+    async with serving(worker) as running:
+        link = connect(running)
+        link.assign(Assigner()("compute", "busy"))
+        await link.until(lambda: bool(link.of(Progress)))
+        print(msgspec.json.decode(link.of(Progress)[0].details.data)["pid"], flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
 
 MAIN_SCRIPT = """
 from __future__ import annotations

@@ -429,6 +429,67 @@ async def test_drain_stops_what_takes_too_long() -> None:
     assert link.results[running.token].status == "stopped"
 
 
+async def test_a_link_that_comes_back_during_the_drain_gets_the_results() -> None:
+    shop, assign, clock = Shop(), Assigner(), ManualClock()
+    worker = runtime(shop.worker, clock=clock)
+    await worker.start()
+    link = connect(worker)
+    held = assign("effect", "hold", 1)
+    link.assign(held)
+    await settle()
+    draining = asyncio.ensure_future(worker.drain(30))
+    await settle()
+    assert link.peer is not None
+    link.peer.on_close("cut")
+    shop.gate.set()
+    await settle()
+    assert not draining.done()
+    back = connect(worker)
+    assert back.of(Credits) == []
+    assert back.results[held.token].status == "completed"
+    async with asyncio.timeout(5):
+        await draining
+    assert isinstance(back.sent[-1], Goodbye)
+
+
+async def test_a_second_signal_ends_a_drain_at_once() -> None:
+    shop, assign = Shop(), Assigner()
+    worker = runtime(shop.worker)
+    await worker.start()
+    link = connect(worker)
+    held = assign("effect", "hold", 1)
+    link.assign(held)
+    await settle()
+    draining = asyncio.ensure_future(worker.drain(30))
+    await settle()
+    async with asyncio.timeout(5):
+        await worker.close()
+        await draining
+    assert link.results[held.token].status == "stopped"
+    assert link.closed
+
+
+async def test_a_handler_that_cancels_itself_leaves_no_trace_in_its_slot() -> None:
+    worker, assign = Worker("w"), Assigner()
+
+    @worker.effect("selfish")
+    async def selfish(contract: Any) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        if contract:
+            task.cancel()
+        await asyncio.sleep(0)
+        return task.cancelling()
+
+    async with serving(worker, effect=1) as running:
+        link = connect(running)
+        first, second = assign("effect", "selfish", 1), assign("effect", "selfish", 0)
+        link.assign(first)
+        assert (await link.result(first)).status == "failed"
+        link.assign(second)
+        assert (await link.result(second)).result.data == b"0"
+
+
 async def test_unacknowledged_results_hold_the_end_up_only_briefly() -> None:
     shop, assign, clock = Shop(), Assigner(), ManualClock()
     worker = runtime(shop.worker, clock=clock)

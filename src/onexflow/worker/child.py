@@ -10,7 +10,6 @@ import importlib
 import os
 import queue
 import runpy
-import signal
 import socket
 import sys
 import threading
@@ -35,7 +34,6 @@ _CODEC = JsonCodec()
 
 def main(descriptor: int) -> None:
     """Serve the parent at the other end of this socket until it closes it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it ends us when it wants to
     link = socket.socket(fileno=descriptor)
     jobs: queue.SimpleQueue[Run] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(link, jobs), daemon=True).start()

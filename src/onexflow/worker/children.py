@@ -203,13 +203,20 @@ class Child:
     async def _start(self) -> None:
         await self._end()
         ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)]
+        command = [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)]
+
+        def spawn() -> subprocess.Popen[bytes]:
+            # A process group of its own: Ctrl-C at the terminal is for the worker, which ends its children itself.
+            with theirs:
+                return subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, process_group=0)
+
+        try:
             # In a thread: spawning holds its caller until the new program has begun.
-            self._process = await asyncio.to_thread(
-                subprocess.Popen, command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
-            )
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+            self._process = await asyncio.to_thread(spawn)
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()  # the end of file ends the child, whatever became of its spawning
+            raise
 
     async def _lost(self) -> RemoteFailure:
         """The process ended under its attempt, or broke the protocol: how it ended."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Final, Protocol
 
+from onexflow.core.ids import Token
 from onexflow.core.payload import NULL, Failure, Payload
 from onexflow.ports.clock import Clock
 from onexflow.ports.worker_link import Assignment, AttemptResult, Role
@@ -32,13 +33,12 @@ ENDED: Final = 2
 class Attempt:
     """One attempt that is queued or running here."""
 
-    __slots__ = ("assignment", "cancel_reason", "cancelling", "context", "discard", "peer", "program", "runner",
-                 "started_at", "state", "stop")  # fmt: skip
+    __slots__ = ("assignment", "cancel_reason", "cancelling", "context", "discard", "program", "runner", "started_at",
+                 "state", "stop")  # fmt: skip
 
-    def __init__(self, assignment: Assignment, program: Program, peer: Any) -> None:
+    def __init__(self, assignment: Assignment, program: Program) -> None:
         self.assignment = assignment
         self.program = program
-        self.peer = peer  #: the link that sent it
         self.state = QUEUED
         self.runner: Runner | None = None
         self.context: Context | None = None
@@ -122,9 +122,9 @@ class Lane:
         attempt.state = ENDED
         self.ledger.queued -= 1
 
-    def newest(self, peer: Any, count: int) -> list[Attempt]:
-        """Up to `count` queued attempts of a link, the last to come first."""
-        found = (a for a in reversed(self._queue) if a.state == QUEUED and a.peer is peer)
+    def newest(self, wanted: Callable[[Token], bool], count: int) -> list[Attempt]:
+        """Up to `count` queued attempts whose token is wanted, the last to come first."""
+        found = (a for a in reversed(self._queue) if a.state == QUEUED and wanted(a.assignment.token))
         return [a for a, _ in zip(found, range(count), strict=False)]
 
     def interrupt(self, attempt: Attempt) -> None:
@@ -218,9 +218,8 @@ class Lane:
             attempt.state = ENDED
             runner.attempt = None
             ledger.running -= 1
-        if attempt.cancelling and runner.task is not None:
-            while runner.task.cancelling():
-                runner.task.uncancel()
+        if runner.task is not None and runner.task.cancelling():
+            _clear_cancels(runner.task)
         self._finish(attempt, result)
 
     def _ended_badly(self, attempt: Attempt, error: BaseException) -> AttemptResult:
@@ -229,6 +228,12 @@ class Lane:
             return AttemptResult(token, "stopped", NULL, None, attempt.started_at, now)
         failure = error.failure if isinstance(error, RemoteFailure) else failure_of(error)
         return AttemptResult(token, "failed", NULL, failure, attempt.started_at, now)
+
+
+def _clear_cancels(task: asyncio.Task[None]) -> None:
+    """The task goes on with other attempts: `asyncio.timeout` and task groups in them look at this count."""
+    while task.cancelling():
+        task.uncancel()
 
 
 @types.coroutine

@@ -147,7 +147,7 @@ class WorkerRuntime:
         self._outbox = Outbox(self._owners.get, self._tell_credits)
         self._initialized: list[Any] = []
         self._verbose = False  #: one line an attempt is wanted
-        self._started = self._draining = self._closed = False
+        self._started = self._draining = self._wound_down = self._closed = False
         self._completed = self._failed = self._duplicates = self._stale = self._uncredited = 0
 
     # ---- life
@@ -170,28 +170,20 @@ class WorkerRuntime:
         cancel what is left then, wait briefly for the acknowledgements, say Goodbye and close."""
         if self._closed:
             return
-        self._draining = True
-        for lane in self._lanes.values():
-            lane.ledger.closed = True
+        self._take_nothing_new()
         self._broadcast(WorkerDraining())
-        self._give_back([attempt for attempt in self._attempts.values() if attempt.state == QUEUED])
         await self._until(lambda: not self._attempts, self.idle, timeout)
+        # Links may still come back here, so that what ends now is not left without one to go out on.
+        await self._wind_down()
         await self.close()
 
     async def close(self) -> None:
         """As `drain`, without waiting for running attempts: they are cancelled and reported as `stopped`."""
         if self._closed:
             return
-        self._draining = self._closed = True
-        for lane in self._lanes.values():
-            lane.ledger.closed = True
-        self._give_back([attempt for attempt in self._attempts.values() if attempt.state == QUEUED])
-        for attempt in list(self._attempts.values()):
-            self._stop(attempt, "the worker is stopping")
-        await self._until(lambda: not self._attempts, self.idle, STOP_GRACE)
-        self._outbox.flush()
-        if self._peers:
-            await self._until(lambda: not self._outbox.waiting, self._outbox.empty, ACK_GRACE)
+        self._closed = True
+        self._take_nothing_new()
+        await self._wind_down()
         if not self._attempts:  # else it would be a lie: a thread that does not obey still runs
             self._broadcast(Goodbye())
         for peer in list(self._peers):
@@ -202,6 +194,24 @@ class WorkerRuntime:
             await lane.close()
         await self._programs.close()
         await self._shutdown_nodes()
+
+    def _take_nothing_new(self) -> None:
+        self._draining = True
+        for lane in self._lanes.values():
+            lane.ledger.closed = True
+        self._give_back([attempt for attempt in self._attempts.values() if attempt.state == QUEUED])
+
+    async def _wind_down(self) -> None:
+        """Stop what runs, and wait for the acknowledgement of all results; both only so long."""
+        if self._wound_down:
+            return
+        for attempt in list(self._attempts.values()):
+            self._stop(attempt, "the worker is stopping")
+        await self._until(lambda: not self._attempts, self.idle, STOP_GRACE)
+        self._outbox.flush()
+        if self._peers or not self._closed:
+            await self._until(lambda: not self._outbox.waiting, self._outbox.empty, ACK_GRACE)
+        self._wound_down = True
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -262,7 +272,8 @@ class WorkerRuntime:
                 self._welcome(peer, message)
             case Recall():
                 if (recalled := self._lanes.get(message.role)) is not None:
-                    self._give_back(recalled.newest(peer, message.count))
+                    owns = self._owners.get
+                    self._give_back(recalled.newest(lambda token: owns(token.shard) is peer, message.count))
             case Reclaimed():
                 for role, lane in self._lanes.items():
                     lane.ledger.give_back(peer, message.returned.get(role, 0))
@@ -345,7 +356,7 @@ class WorkerRuntime:
                 self._uncredited += not self._draining
                 outbox.add(AttemptResult(token, "returned"))
             else:
-                attempts[token] = attempt = Attempt(assignment, known[1], peer)
+                attempts[token] = attempt = Attempt(assignment, known[1])
                 lane.add(attempt)
                 touched.add(lane)
         if touched:
