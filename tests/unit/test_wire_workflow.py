@@ -65,7 +65,9 @@ def test_values_come_back_as_they_went() -> None:
     ],
 )
 def test_answers_come_back_as_they_went(outcome: link.StartOutcome | link.RunOutcome) -> None:
-    assert workflow.answer(workflow.answer_to_pb(5, outcome)) == outcome
+    message = pb.Answer()
+    workflow.fill_answer(message, 5, outcome)
+    assert workflow.answer(message) == outcome
 
 
 @pytest.mark.parametrize("decision", [{"retry": True}, {"result": Payload(b"1")}, {"fail": "broke"}])

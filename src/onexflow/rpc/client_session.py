@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 from onexflow.codec.wire import common
 from onexflow.codec.wire import workflow as wire
-from onexflow.core.errors import Draining, InvalidArgument, Overloaded, ProtocolViolation
+from onexflow.core.errors import Draining, InvalidArgument, Overloaded, ProtocolViolation, RunFailed
 from onexflow.ports.client_link import OrchestratorService, RunOutcome, StartOutcome
 from onexflow.rpc.status import judged
 from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
@@ -25,6 +25,8 @@ PROTOCOL_VERSION: Final = 1
 WINDOW: Final = 8192
 #: Answers that may wait before the stream is no longer read.
 MAX_ANSWERS: Final = 1024
+#: Bytes of an answer that still fits into a message with what surrounds it.
+_LARGEST: Final = common.MAX_MESSAGE * 3 // 4
 
 Outcome: TypeAlias = StartOutcome | RunOutcome | SPIError
 
@@ -190,18 +192,20 @@ class ClientStream(ServerStream):
             await self._wake.wait()
 
     def _next_batch(self) -> pb.ConnectResponse:
-        answers: list[pb.Answer] = []
+        response = pb.ConnectResponse()
+        messages = response.batch.answers
         size = 0
-        while self._answers and len(answers) < common.MAX_BATCH:
+        while self._answers and len(messages) < common.MAX_BATCH:
             call_id, outcome = self._answers[0]
-            size += wire.answer_size(outcome)
-            if answers and size > common.MAX_BATCH_BYTES:
+            needed = wire.answer_size(outcome)
+            size += needed
+            if messages and size > common.MAX_BATCH_BYTES:
                 break
             self._answers.popleft()
-            answers.append(wire.answer_to_pb(call_id, outcome))
+            wire.fill_answer(messages.add(), call_id, outcome if needed <= _LARGEST else _too_large(needed))
         if len(self._answers) < MAX_ANSWERS:
             self._has_room.set()
-        return pb.ConnectResponse(batch=pb.AnswerBatch(answers=answers))
+        return response
 
     def _finish(self) -> None:
         self._finished = True
@@ -213,3 +217,7 @@ class ClientStream(ServerStream):
         for call in calls:
             if call.give_up is not None:
                 call.give_up()
+
+
+def _too_large(size: int) -> SPIError:
+    return RunFailed(f"The run ended with {size} bytes, more than a message holds.", {"bytes": size})

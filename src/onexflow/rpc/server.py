@@ -17,6 +17,7 @@ from onexflow.ports.client_link import OrchestratorService
 from onexflow.rpc.admin_service import AdminEndpoint, WorkerEndpoint
 from onexflow.rpc.channel import server_options
 from onexflow.rpc.client_session import ClientStream
+from onexflow.rpc.stream import FLUSH_WITHIN
 from onexflow.rpc.worker_session import WorkerStream
 from onexflow.rpc.workflow_service import WorkflowEndpoint
 from onexflow.v1 import (
@@ -101,10 +102,15 @@ class GrpcServer:
         if self._health_watch is not None:
             self._health_watch.cancel()
             await asyncio.gather(self._health_watch, return_exceptions=True)
+        reason = "The orchestrator is stopping."
         for worker in self._workers:
-            worker.close("The orchestrator is stopping.")
+            worker.close(reason)
         for client in self._clients:
-            client.close("The orchestrator is stopping.")
+            client.close(reason)
+        if endings := [asyncio.ensure_future(stream.over.wait()) for stream in (*self._workers, *self._clients)]:
+            _, late = await asyncio.wait(endings, timeout=2 * FLUSH_WITHIN)
+            for ending in late:
+                ending.cancel()
         await server.stop(grace)
 
     def _checked_address(self) -> tuple[str, int]:

@@ -42,6 +42,8 @@ class ServerStream:
         self._end: asyncio.Future[SPIError | None] = self._loop.create_future()
         self._hello_within = hello_within
         self.heard_at = self._loop.time()
+        #: Set when the peer has been told the end, or is gone.
+        self.over = asyncio.Event()
 
     def end(self, error: SPIError | None = None) -> None:
         """End the stream, with OK or with the status of `error`. What is queued is written first. Once only."""
@@ -50,6 +52,13 @@ class ServerStream:
 
     async def serve(self) -> None:
         """Until the end. Returns for OK, aborts the call otherwise."""
+        try:
+            if (error := await self._serve()) is not None:
+                await abort(self._context, error)
+        finally:
+            self.over.set()
+
+    async def _serve(self) -> SPIError | None:
         hello = self._loop.call_later(self._hello_within, self._no_hello)
         writer = self._loop.create_task(self._guard(self._write))
         tasks = [writer, *(self._loop.create_task(self._guard(part)) for part in self._parts())]
@@ -64,8 +73,7 @@ class ServerStream:
                 task.cancel()
             self._ended()
             await asyncio.gather(reader, *tasks, return_exceptions=True)
-        if error is not None:
-            await abort(self._context, error)
+        return error
 
     async def _send(self, message: Any) -> None:
         try:

@@ -27,6 +27,8 @@ from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
 #: Seconds of silence after which the worker is asked, and those in which it must have said something then.
 PING_AFTER: Final = 2.0
 PING_WITHIN: Final = 5.0
+#: When this process itself was late by so much, silence says nothing about the worker: it is asked again.
+OWN_STALL: Final = 0.5
 
 
 class WorkerStream(ServerStream):
@@ -102,7 +104,8 @@ class WorkerStream(ServerStream):
             asked = self._loop.time()
             self.send(Ping(nonce))
             await asyncio.sleep(self._ping_within)
-            if self.heard_at < asked:
+            was_stopped = self._loop.time() - asked > self._ping_within + OWN_STALL
+            if self.heard_at < asked and not was_stopped:  # else its words may wait unread
                 raise Unavailable(f"The worker has said nothing for {silent + self._ping_within:.1f} s.")
 
     async def _write(self) -> None:

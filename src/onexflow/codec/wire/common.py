@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 from uuid import UUID
 
@@ -47,9 +46,11 @@ def name(text: str, field: str, *, default: str = "") -> str:
 
 
 def optional_name(text: str, field: str) -> str:
+    if not text:
+        return text
     if len(text) > MAX_NAME:
         raise InvalidArgument(f"{field} has {len(text)} characters; {MAX_NAME} is the most.", field=field)
-    if text and not text.isprintable():
+    if not text.isprintable():
         raise InvalidArgument(f"{field} has characters that cannot be printed.", field=field)
     return text
 
@@ -64,7 +65,7 @@ def run_id(text: str, field: str) -> UUID:
 
 
 def seconds(value: float, field: str) -> float:
-    if not 0 <= value <= MAX_SECONDS or math.isnan(value):
+    if not 0 <= value <= MAX_SECONDS:  # nor is NaN
         raise InvalidArgument(f"{field} is {value}; it must be between 0 and ten years, in seconds.", field=field)
     return value
 
@@ -123,6 +124,24 @@ def token(message: pb.Token) -> Token:
 
 def token_to_pb(value: Token) -> pb.Token:
     return pb.Token(shard=value[0], epoch=value[1], offset=value[2], item=value[3])
+
+
+def fill_token(message: pb.Token, value: Token) -> None:
+    """Write a token into its place: half the price of making one and copying it."""
+    message.shard, message.epoch, message.offset, item = value
+    if item:
+        message.item = item
+
+
+def fill_payload(message: pb.Payload, value: Payload) -> None:
+    message.data = value.data
+    if value.encoding != JSON:
+        message.encoding = value.encoding
+
+
+def fill_key(message: pb.RunKey, value: RunKey) -> None:
+    message.namespace, message.workflow_type = value[0], value[1]
+    message.instance_id = str(value[2])
 
 
 def key(message: pb.RunKey, field: str = "key") -> RunKey:

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 from onexflow.codec.wire import common
 from onexflow.core.errors import InvalidArgument, ProtocolViolation
 from onexflow.core.ids import Token
-from onexflow.core.payload import JSON, NULL, Failure, Payload
+from onexflow.core.payload import NULL, Failure
 from onexflow.ports import worker_link as link
 from onexflow.v1 import worker_pb2 as pb
 
@@ -38,7 +38,7 @@ def to_requests(message: link.FromWorker) -> Iterator[pb.SessionRequest]:
         case link.Results(results):
             bounded = [_bounded(result) for result in results]
             for batch in cut(bounded, result_size):
-                yield pb.SessionRequest(results=pb.Results(results=[_result_to_pb(result) for result in batch]))
+                yield _results_to_pb(batch)
         case link.Credits(granted):
             yield pb.SessionRequest(credits=pb.Credits(granted=granted))
         case link.Progress(token, details):
@@ -101,20 +101,20 @@ def _result(message: pb.AttemptResult) -> link.AttemptResult:
     )
 
 
-def _result_to_pb(value: link.AttemptResult) -> pb.AttemptResult:
-    message = pb.AttemptResult(
-        token=common.token_to_pb(value.token),
-        status=value.status,
-        started_at=value.started_at,
-        finished_at=value.finished_at,
-    )
-    if value.result is not NULL:
-        message.result.data = value.result.data
-        if value.result.encoding != JSON:
-            message.result.encoding = value.result.encoding
-    if value.error is not None:
-        message.error.CopyFrom(common.failure_to_pb(value.error))
-    return message
+def _results_to_pb(results: Sequence[link.AttemptResult]) -> pb.SessionRequest:
+    request = pb.SessionRequest()
+    add = request.results.results.add
+    for value in results:
+        message = add()
+        common.fill_token(message.token, value.token)
+        message.status = value.status
+        message.started_at = value.started_at
+        message.finished_at = value.finished_at
+        if value.result is not NULL:
+            common.fill_payload(message.result, value.result)
+        if value.error is not None:
+            message.error.CopyFrom(common.failure_to_pb(value.error))
+    return request
 
 
 def _bounded(value: link.AttemptResult) -> link.AttemptResult:
@@ -216,9 +216,7 @@ def to_responses(message: link.ToWorker) -> Iterator[pb.SessionResponse]:
     match message:
         case link.Assignments(assignments):
             for batch in cut(assignments, assignment_size):
-                yield pb.SessionResponse(
-                    assignments=pb.Assignments(assignments=[_assignment_to_pb(one) for one in batch])
-                )
+                yield _assignments_to_pb(batch)
         case link.Ack():
             yield from _acks_to_pb(message)
         case link.Cancel(tokens, reason):
@@ -275,38 +273,46 @@ def _assignment(message: pb.Assignment) -> link.Assignment:
     )
 
 
-def _assignment_to_pb(value: link.Assignment) -> pb.Assignment:
-    message = pb.Assignment(
-        token=common.token_to_pb(value.token),
-        role=value.role,
-        handler=value.handler,
-        namespace=value.namespace,
-        workflow_type=value.workflow_type,
-        instance_id=value.instance_id,
-        task=value.task,
-        attempt=value.attempt,
-        idempotency_key=value.idempotency_key,
-        timeout=value.timeout,
-        heartbeat=value.heartbeat,
-        trace=value.trace,
-    )
-    _set_payload(message.input, value.input)
-    if value.progress is not None:
-        _set_payload(message.progress, value.progress)
-    return message
-
-
-def _set_payload(message: Any, value: Payload) -> None:
-    message.data = value.data
-    if value.encoding != JSON:
-        message.encoding = value.encoding
+def _assignments_to_pb(assignments: Sequence[link.Assignment]) -> pb.SessionResponse:
+    response = pb.SessionResponse()
+    add = response.assignments.assignments.add
+    for value in assignments:
+        message = add()
+        common.fill_token(message.token, value.token)
+        message.role = value.role
+        message.handler = value.handler
+        message.namespace = value.namespace
+        message.workflow_type = value.workflow_type
+        message.instance_id = value.instance_id
+        message.task = value.task
+        message.attempt = value.attempt
+        message.idempotency_key = value.idempotency_key
+        common.fill_payload(message.input, value.input)
+        if value.timeout:
+            message.timeout = value.timeout
+        if value.heartbeat:
+            message.heartbeat = value.heartbeat
+        if value.trace:
+            message.trace = value.trace
+        if value.progress is not None:
+            common.fill_payload(message.progress, value.progress)
+    return response
 
 
 def _acks_to_pb(value: link.Ack) -> Iterator[pb.SessionResponse]:
-    tokens, discarded = _tokens_to_pb(value.tokens), _tokens_to_pb(value.discarded)
+    tokens, discarded = value.tokens, value.discarded
     for start in range(0, max(len(tokens), len(discarded), 1), MAX_ACKS):
         part = slice(start, start + MAX_ACKS)
-        yield pb.SessionResponse(ack=pb.Ack(tokens=tokens[part], discarded=discarded[part], offsets=value.offsets))
+        response = pb.SessionResponse(ack=pb.Ack(offsets=value.offsets))
+        _fill_tokens(response.ack.tokens, tokens[part])
+        _fill_tokens(response.ack.discarded, discarded[part])
+        yield response
+
+
+def _fill_tokens(messages: Any, tokens: Sequence[Token]) -> None:
+    add = messages.add
+    for token in tokens:
+        common.fill_token(add(), token)
 
 
 def _tokens_to_pb(tokens: Sequence[Token]) -> list[Any]:

@@ -94,13 +94,26 @@ def run_outcome_to_pb(value: link.RunOutcome) -> pb.RunOutcome:
     )
 
 
-def answer_to_pb(call_id: int, value: link.StartOutcome | link.RunOutcome | SPIError) -> pb.Answer:
-    """The answer to a call on the client's stream."""
+def fill_answer(message: pb.Answer, call_id: int, value: link.StartOutcome | link.RunOutcome | SPIError) -> None:
+    """Write the answer to a call on the client's stream into its place."""
+    message.call_id = call_id
     if isinstance(value, link.RunOutcome):
-        return pb.Answer(call_id=call_id, ended=run_outcome_to_pb(value))
-    if isinstance(value, link.StartOutcome):
-        return pb.Answer(call_id=call_id, started=start_outcome_to_pb(value))
-    return pb.Answer(call_id=call_id, error=common.error_to_pb(value))
+        ended = message.ended
+        common.fill_key(ended.key, value.key)
+        ended.state = value.state
+        if value.result is not None:
+            common.fill_payload(ended.result, value.result)
+        if value.error is not None:
+            ended.error.CopyFrom(common.failure_to_pb(value.error))
+    elif isinstance(value, link.StartOutcome):
+        started = message.started
+        common.fill_key(started.key, value.key)
+        started.version = value.version
+        started.created = value.created
+        started.state = value.state
+        started.sequence = value.sequence
+    else:
+        message.error.CopyFrom(common.error_to_pb(value))
 
 
 def answer(message: pb.Answer) -> link.StartOutcome | link.RunOutcome | SPIError:
