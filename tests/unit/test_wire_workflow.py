@@ -123,3 +123,12 @@ def test_a_long_context_is_cut_and_stays_json() -> None:
 def test_a_page_token_of_somebody_else_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgument):
         workflow.page_start(token)
+
+
+def test_a_view_that_is_larger_than_a_message_leaves_the_tasks_results_out() -> None:
+    small = workflow.run_view_to_pb(VIEW)
+    assert workflow.run_view(workflow.fit_run_view(small)) == VIEW
+    large = workflow.run_view_to_pb(VIEW)
+    large.tasks[0].result.data = b"x" * (7 << 20)
+    (task,) = workflow.run_view(workflow.fit_run_view(large)).tasks
+    assert (task.result, task.state) == (None, "running")

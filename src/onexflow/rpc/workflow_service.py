@@ -75,7 +75,7 @@ class WorkflowEndpoint:
     @unary
     async def DescribeRun(self, request: pb.DescribeRunRequest, context: Context) -> pb.DescribeRunResponse:  # noqa: N802
         view = await self._service.describe_run(wire.key(request))
-        return pb.DescribeRunResponse(run=wire.run_view_to_pb(view))
+        return pb.DescribeRunResponse(run=wire.fit_run_view(wire.run_view_to_pb(view)))
 
     @unary
     async def GetHistory(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:  # noqa: N802

@@ -155,7 +155,8 @@ class WorkflowServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DescribeRun(self, request, context):
-        """A run as it stands, with its tasks.
+        """A run as it stands, with its tasks. Results of tasks are left out when all together are larger than a message;
+        GetHistory has them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -84,7 +84,9 @@ class WorkflowServiceStub:
     ResolveTask: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.ResolveTaskRequest, _workflow_pb2.ResolveTaskResponse]
     """Decide a task of unknown outcome."""
     DescribeRun: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.DescribeRunRequest, _workflow_pb2.DescribeRunResponse]
-    """A run as it stands, with its tasks."""
+    """A run as it stands, with its tasks. Results of tasks are left out when all together are larger than a message;
+    GetHistory has them.
+    """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.GetHistoryRequest, _workflow_pb2.GetHistoryResponse]
     """Events of a run, in order, a page at a time."""
     FollowRun: _grpc.UnaryStreamMultiCallable[_workflow_pb2.FollowRunRequest, _workflow_pb2.FollowRunResponse]
@@ -120,7 +122,9 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     ResolveTask: _aio.UnaryUnaryMultiCallable[_workflow_pb2.ResolveTaskRequest, _workflow_pb2.ResolveTaskResponse]  # type: ignore[assignment]
     """Decide a task of unknown outcome."""
     DescribeRun: _aio.UnaryUnaryMultiCallable[_workflow_pb2.DescribeRunRequest, _workflow_pb2.DescribeRunResponse]  # type: ignore[assignment]
-    """A run as it stands, with its tasks."""
+    """A run as it stands, with its tasks. Results of tasks are left out when all together are larger than a message;
+    GetHistory has them.
+    """
     GetHistory: _aio.UnaryUnaryMultiCallable[_workflow_pb2.GetHistoryRequest, _workflow_pb2.GetHistoryResponse]  # type: ignore[assignment]
     """Events of a run, in order, a page at a time."""
     FollowRun: _aio.UnaryStreamMultiCallable[_workflow_pb2.FollowRunRequest, _workflow_pb2.FollowRunResponse]  # type: ignore[assignment]
@@ -195,7 +199,9 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workflow_pb2.DescribeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workflow_pb2.DescribeRunResponse, _abc.Awaitable[_workflow_pb2.DescribeRunResponse]]:
-        """A run as it stands, with its tasks."""
+        """A run as it stands, with its tasks. Results of tasks are left out when all together are larger than a message;
+        GetHistory has them.
+        """
 
     @_abc_1.abstractmethod
     def GetHistory(

@@ -223,6 +223,15 @@ def run_view_to_pb(value: link.RunView) -> pb.RunView:
     )
 
 
+def fit_run_view(message: pb.RunView) -> pb.RunView:
+    """The view itself, without its tasks' payloads when they would not fit into a message (the history has them)."""
+    if message.ByteSize() > common.MAX_MESSAGE * 3 // 4:
+        for task in message.tasks:
+            task.ClearField("result")
+            task.ClearField("progress")
+    return message
+
+
 def run_view(message: pb.RunView) -> link.RunView:
     return link.RunView(
         key=common.key(message.key),
