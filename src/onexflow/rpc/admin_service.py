@@ -1,3 +1,4 @@
+# ruff: noqa: N802 - the methods have the names of the wire
 """AdminService and WorkerService over ports.client_link.OrchestratorService."""
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class AdminEndpoint:
         self._service = service
 
     @unary
-    async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:  # noqa: N802
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         start, size = page_start(request.page_token), page_size(request.page_size, MAX_PAGE)
         nodes = await self._service.list_nodes()
         return pb.ListNodesResponse(
@@ -28,12 +29,12 @@ class AdminEndpoint:
         )
 
     @unary
-    async def DrainNode(self, request: pb.DrainNodeRequest, context: Context) -> pb.DrainNodeResponse:  # noqa: N802
+    async def DrainNode(self, request: pb.DrainNodeRequest, context: Context) -> pb.DrainNodeResponse:
         common.optional_name(request.request_id, "request_id")
         return pb.DrainNodeResponse(changed=await self._service.drain_node(common.name(request.node_id, "node_id")))
 
     @unary
-    async def GetHealth(self, request: pb.GetHealthRequest, context: Context) -> pb.GetHealthResponse:  # noqa: N802
+    async def GetHealth(self, request: pb.GetHealthRequest, context: Context) -> pb.GetHealthResponse:
         return wire.health_to_pb(self._service.health())
 
 
@@ -44,7 +45,7 @@ class WorkerEndpoint:
         self._service = service
         self._streams = streams
 
-    async def Session(self, requests: object, context: Context) -> None:  # noqa: N802
+    async def Session(self, requests: object, context: Context) -> None:
         stream = WorkerStream(context, self._service.accept_worker)
         self._streams.add(stream)
         try:

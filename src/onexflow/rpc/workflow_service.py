@@ -1,3 +1,4 @@
+# ruff: noqa: N802 - the methods have the names of the wire
 """WorkflowService over ports.client_link.OrchestratorService: translation only, no decisions."""
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class WorkflowEndpoint:
         self._streams = streams
 
     @unary
-    async def StartWorkflow(self, request: pb.StartWorkflowRequest, context: Context) -> pb.StartWorkflowResponse:  # noqa: N802
+    async def StartWorkflow(self, request: pb.StartWorkflowRequest, context: Context) -> pb.StartWorkflowResponse:
         started = await self._start(wire.start(request, trace=traceparent(context)))
         response = pb.StartWorkflowResponse(start=wire.start_outcome_to_pb(started))
         if request.wait:
@@ -43,7 +44,7 @@ class WorkflowEndpoint:
         return response
 
     @unary
-    async def GetResult(self, request: pb.GetResultRequest, context: Context) -> pb.GetResultResponse:  # noqa: N802
+    async def GetResult(self, request: pb.GetResultRequest, context: Context) -> pb.GetResultResponse:
         key = wire.key(request)
         if not request.wait:
             state = (await self._service.describe_run(key)).state
@@ -53,38 +54,38 @@ class WorkflowEndpoint:
         return pb.GetResultResponse(outcome=wire.run_outcome_to_pb(outcome), state=outcome.state)
 
     @unary
-    async def PauseRun(self, request: pb.PauseRunRequest, context: Context) -> pb.PauseRunResponse:  # noqa: N802
+    async def PauseRun(self, request: pb.PauseRunRequest, context: Context) -> pb.PauseRunResponse:
         outcome = await self._service.control(wire.control(request, "pause"))
         return pb.PauseRunResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
-    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:  # noqa: N802
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:
         outcome = await self._service.control(wire.control(request, "resume"))
         return pb.ResumeRunResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
-    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:  # noqa: N802
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
         outcome = await self._service.control(wire.control(request, "cancel"))
         return pb.CancelRunResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
-    async def ResolveTask(self, request: pb.ResolveTaskRequest, context: Context) -> pb.ResolveTaskResponse:  # noqa: N802
+    async def ResolveTask(self, request: pb.ResolveTaskRequest, context: Context) -> pb.ResolveTaskResponse:
         outcome = await self._service.control(wire.resolve(request))
         return pb.ResolveTaskResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
-    async def DescribeRun(self, request: pb.DescribeRunRequest, context: Context) -> pb.DescribeRunResponse:  # noqa: N802
+    async def DescribeRun(self, request: pb.DescribeRunRequest, context: Context) -> pb.DescribeRunResponse:
         view = await self._service.describe_run(wire.key(request))
         return pb.DescribeRunResponse(run=wire.fit_run_view(wire.run_view_to_pb(view)))
 
     @unary
-    async def GetHistory(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:  # noqa: N802
+    async def GetHistory(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
         limit = wire.page_size(request.page_size, wire.MAX_PAGE)
         events = await self._service.read_history(wire.key(request), max(request.from_sequence, 1), limit)
         return pb.GetHistoryResponse(events=_fitting([wire.event_view_to_pb(event) for event in events]))
 
     @unary
-    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:  # noqa: N802
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         runs, cursor = await self._service.list_runs(
             wire.namespace(request.namespace),
             common.optional_name(request.workflow_type, "workflow_type"),
@@ -95,7 +96,7 @@ class WorkflowEndpoint:
         return pb.ListRunsResponse(runs=[wire.run_summary_to_pb(run) for run in runs], next_page_token=cursor)
 
     @unary
-    async def RegisterDefinition(  # noqa: N802
+    async def RegisterDefinition(
         self, request: pb.RegisterDefinitionRequest, context: Context
     ) -> pb.RegisterDefinitionResponse:
         size = len(request.definition)
@@ -108,16 +109,14 @@ class WorkflowEndpoint:
         return pb.RegisterDefinitionResponse(info=wire.definition_info_to_pb(info))
 
     @unary
-    async def GetDefinition(self, request: pb.GetDefinitionRequest, context: Context) -> pb.GetDefinitionResponse:  # noqa: N802
+    async def GetDefinition(self, request: pb.GetDefinitionRequest, context: Context) -> pb.GetDefinitionResponse:
         info, definition = await self._service.get_definition(
             wire.namespace(request.namespace), common.name(request.workflow_type, "workflow_type"), request.version
         )
         return pb.GetDefinitionResponse(info=wire.definition_info_to_pb(info), definition=definition)
 
     @unary
-    async def ListDefinitions(  # noqa: N802
-        self, request: pb.ListDefinitionsRequest, context: Context
-    ) -> pb.ListDefinitionsResponse:
+    async def ListDefinitions(self, request: pb.ListDefinitionsRequest, context: Context) -> pb.ListDefinitionsResponse:
         start = wire.page_start(request.page_token)
         size = wire.page_size(request.page_size, wire.MAX_PAGE)
         found = await self._service.list_definitions(wire.namespace(request.namespace))
@@ -126,7 +125,7 @@ class WorkflowEndpoint:
             next_page_token=str(start + size) if start + size < len(found) else "",
         )
 
-    async def FollowRun(self, request: pb.FollowRunRequest, context: Context) -> None:  # noqa: N802
+    async def FollowRun(self, request: pb.FollowRunRequest, context: Context) -> None:
         try:
             follower = _Follower()
             stop = self._service.follow_run(wire.key(request), max(request.from_sequence, 1), follower.take)
@@ -138,7 +137,7 @@ class WorkflowEndpoint:
         finally:
             stop()
 
-    async def Connect(self, requests: object, context: Context) -> None:  # noqa: N802
+    async def Connect(self, requests: object, context: Context) -> None:
         stream = ClientStream(context, self._service)
         self._streams.add(stream)
         try:
