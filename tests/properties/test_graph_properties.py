@@ -225,8 +225,8 @@ def test_plain_paths_mean_what_jmespath_means(steps: list[str], document: Any) -
     text = ".".join(steps)
     quick = compile_expression(text)
     slow = compile_expression(f"{text} | @")
-    assert quick.search is None
-    assert slow.search is not None
+    assert quick.parsed is None
+    assert slow.parsed is not None
     assert quick.evaluate(document) == slow.evaluate(document)
     assert (quick.roots, quick.tasks) == (slow.roots, slow.tasks)
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from onexflow.codec.definitions import load_definition
+from onexflow.codec.definitions import MAX_YAML, load_definition
 from onexflow.core.definition import (
     MAX_EXPRESSION,
     MAX_TASKS,
@@ -21,7 +21,7 @@ from onexflow.core.definition import (
     WorkflowDefinition,
 )
 from onexflow.core.graph import compile_graph
-from onexflow.core.mapping import MAX_ITEMS
+from onexflow.core.mapping import MAX_ITEMS, MAX_MADE, MAX_MADE_ITEMS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "definitions.md").read_text()
 
@@ -58,7 +58,8 @@ def test_defaults_and_limits_are_the_documented_ones() -> None:
         if isinstance(field.default, int | float):
             assert row(field.name).endswith(f"| {field.default:g} |"), field.name
     assert f"rounds in all (default {RunRetry().max_attempts})" in row("retry")
-    assert (MAX_TASKS, MAX_EXPRESSION, MAX_ITEMS, MAX_TEXT) == (10_000, 4096, 100_000, 4 * 1024 * 1024)
+    assert (MAX_TASKS, MAX_EXPRESSION, MAX_ITEMS) == (10_000, 4096, 100_000)
+    assert (MAX_TEXT, MAX_YAML, MAX_MADE, MAX_MADE_ITEMS) == (4 << 20, 1 << 20, 6 << 20, 64 << 20)
 
 
 def test_every_section_that_is_linked_exists() -> None:

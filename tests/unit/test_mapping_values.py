@@ -225,6 +225,55 @@ def test_whatever_goes_wrong_is_a_mapping_error_with_its_place(text: str, input:
         Run(made, input).input_of("b")
 
 
+DOUBLED = " | ".join(["[@,@]"] * 40)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[input.n] | {DOUBLED}",
+        f"[input.n] | {DOUBLED} | [][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][][]",
+        f"[input.n] | {DOUBLED} | to_string(@)",
+        f"[input.n] | [{DOUBLED}, {DOUBLED}] | [0] == [1]",
+        f"[input.n] | {DOUBLED} | contains(@, `5`)",
+        "join(input.text, input.texts)",
+        "input.list[*].[`[" + "0," * 1000 + "0]`]",
+        "input.list[*].[`[" + "0," * 1000 + "0]`][][]",
+        "[" + ",".join(["sort(input.list)"] * 200) + "] && 'x'",
+        "[" + ",".join(["input.list[::-1]"] * 200) + "] && 'x'",
+        "[" + ",".join(["input.list[?@ > `3`]"] * 150) + "] && 'x'",
+        " | ".join(["input.text", *["to_string([@])"] * 200]),
+    ],
+    ids=["value", "flatten", "to_string", "equal", "contains", "join", "literal", "flat literal", "sort", "slice",
+         "filter", "escapes"],
+)  # fmt: skip
+def test_a_hostile_expression_costs_seconds_at_most(text: str) -> None:
+    made = graph(task("a", input={"f": text}))
+    run = Run(made, {"n": 1, "text": '"' * 100_000, "texts": ["x"] * 100_000, "list": list(range(100_000))})
+    with pytest.raises(MappingError, match="too much work"):
+        run.input_of("a")
+
+
+def test_honest_work_on_a_long_list_is_within_the_budget() -> None:
+    made = graph(task("a", input="length(input[?qty > `1` && sku != 'x'].{id: id, n: qty})"))
+    assert Run(made, [{"id": n, "qty": n % 3, "sku": "abc"} for n in range(50_000)]).input_of("a") == 16_666
+
+
+def test_what_mappings_make_has_a_limit() -> None:
+    made = graph(
+        task("a"), task("b"), task("c", depends_on=("a", "b")), task("m", map="input.l", input={"a": "input.t"}),
+        task("n", input={"t": "[input.t, input.t]"}),
+    )  # fmt: skip
+    big = "x" * 4_000_000
+    run = Run(made, {"l": [1] * 20, "t": big}, a=big, b=big)
+    with pytest.raises(MappingError, match=r"tasks\[2\]: the object has more than 6291456 bytes"):
+        run.input_of("c")
+    with pytest.raises(MappingError, match=r"tasks\[3\]\.input: the inputs of all items have more than 67108864 bytes"):
+        run.items_of("m")
+    with pytest.raises(MappingError, match=r"tasks\[4\]\.input\.t: the value has 8000007 bytes; 6291456 is the limit"):
+        run.input_of("n")
+
+
 def test_a_condition_that_cannot_be_evaluated() -> None:
     made = graph(task("a", when="length(input) > `3`"))
     with pytest.raises(MappingError, match=r"tasks\[0\]\.when: .*length"):

@@ -8,7 +8,6 @@ interpreter and means the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 
 from onexflow.core.definition import MAX_EXPRESSION
+from onexflow.core.evaluation import evaluate
 
 _IDENTIFIER: Final = r'(?:[A-Za-z_][A-Za-z0-9_]*|"[^"\\]+")'
 _PLAIN: Final = re.compile(rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*", re.ASCII)
@@ -42,16 +42,17 @@ class Expression:
     every_task: bool
     #: It uses the document itself (`@`).
     everything: bool
-    search: Callable[[Any], Any] | None
+    #: The syntax tree if it is not a plain path.
+    parsed: Any
 
     def evaluate(self, document: Any) -> Any:
         """The value on `document`. Raises ExpressionError."""
-        if self.search is None:
+        if self.parsed is None:
             for step in self.path:
                 document = document.get(step) if isinstance(document, dict) else None
             return document
         try:
-            return self.search(document)
+            return evaluate(self.parsed, document)
         except RecursionError:
             raise ExpressionError("the expression or its data is nested too deeply") from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -87,7 +88,7 @@ def compile_expression(text: str) -> Expression:
         tasks=frozenset(uses.tasks),
         every_task=uses.every_task,
         everything=uses.everything,
-        search=compiled.search,
+        parsed=compiled.parsed,
     )
 
 
@@ -107,7 +108,7 @@ def _plain(text: str) -> Expression:
         tasks=frozenset(path[1:2]) if tasks else frozenset(),
         every_task=tasks and len(path) == 1,
         everything=False,
-        search=None,
+        parsed=None,
     )
 
 

@@ -20,6 +20,9 @@ from onexflow.core.payload import JSON, NULL, Payload, PayloadCodec
 
 #: Most items of one mapped task.
 MAX_ITEMS: Final = 100_000
+#: Most bytes of one payload that a mapping makes, and of all inputs of one mapped task.
+MAX_MADE: Final = 6 * 1024 * 1024
+MAX_MADE_ITEMS: Final = 64 * 1024 * 1024
 
 
 class MappingError(ValueError):
@@ -86,12 +89,16 @@ def map_items(graph: Graph, task: int, values: Values, codec: PayloadCodec) -> l
         raise MappingError(rule.place, f"the value is {_kind(items)}, not a list")
     _check_count(rule.place, len(items))
     if made is None:
-        return [_encode(codec, item, rule.place) for item in items]
+        return [_encode(codec, item, rule.place) for item in items]  # together no larger than the list
     document = _document(graph, _read(made, values), values, codec)
-    inputs = []
+    inputs: list[Payload] = []
+    size = 0
     for index, item in enumerate(items):
         document["item"], document["index"] = item, index
         inputs.append(_from_document(made, document, values, codec))
+        size += len(inputs[-1].data)
+        if size > MAX_MADE_ITEMS:
+            raise MappingError(made.place, f"the inputs of all items have more than {MAX_MADE_ITEMS} bytes together")
     return inputs
 
 
@@ -130,7 +137,7 @@ def _from_document(rule: InputRule, document: dict[str, Any], values: Values, co
             return _payload(field.source, values)
         return _encode(codec, _evaluate(field, document), field.place)
 
-    return _joined((name, made(field)) for name, field in rule.fields)
+    return _joined(rule.place, ((name, made(field)) for name, field in rule.fields))
 
 
 def _passes(rule: Rule, values: Values) -> bool:
@@ -151,12 +158,19 @@ def _joined_results(graph: Graph, tasks: Sequence[int], values: Values, place: s
                 f"the result of {name!r} is encoded as {result.encoding!r} and cannot be part of a JSON object; "
                 "write a mapping that leaves it out or takes it alone",
             )
-    return _joined(results)
+    return _joined(place, results)
 
 
-def _joined(fields: Iterable[tuple[str, Payload]]) -> Payload:
-    body = b",".join(b"%b:%b" % (msgspec.json.encode(name), payload.data) for name, payload in fields)
-    return Payload(b"{%b}" % body)
+def _joined(place: str, fields: Iterable[tuple[str, Payload]]) -> Payload:
+    """The object of the payloads, each as it is written."""
+    parts: list[bytes] = []
+    size = 0
+    for name, payload in fields:
+        parts.append(b"%b:%b" % (msgspec.json.encode(name), payload.data))
+        size += len(parts[-1])
+        if size > MAX_MADE:
+            raise MappingError(place, f"the object has more than {MAX_MADE} bytes; pass on less, or references")
+    return Payload(b"{%b}" % b",".join(parts))
 
 
 def _split(place: str, payload: Payload) -> list[Payload]:
@@ -212,9 +226,12 @@ def _decode(codec: PayloadCodec, payload: Payload, place: str, what: str) -> Any
 
 def _encode(codec: PayloadCodec, value: Any, place: str) -> Payload:
     try:
-        return codec.encode(value)
+        payload = codec.encode(value)
     except InvalidArgument as error:
         raise MappingError(place, str(error)) from error
+    if len(payload.data) > MAX_MADE:
+        raise MappingError(place, f"the value has {len(payload.data)} bytes; {MAX_MADE} is the limit")
+    return payload
 
 
 def _kind(value: Any) -> str:
