@@ -6,8 +6,14 @@ that a node went which did not.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shutil
+import socket
+import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -182,7 +188,7 @@ async def test_frozen_and_thawed(server: EmbeddedEtcd, make_scene: MakeScene, le
 
 async def test_wiped(server: EmbeddedEtcd, make_scene: MakeScene) -> None:
     """Same port, nothing in it: noticed, written again, and what has not returned yet is not called dead."""
-    async with etcd_harness(server.endpoint) as harness:
+    async with etcd_harness(server.endpoint, return_time=2.0) as harness:
         scene = await make_scene(harness)
         gone = await harness.started()
         await gone.register(node("gone"))
@@ -379,3 +385,78 @@ async def test_the_embedded_etcd_keeps_its_port_and_leaves_nothing(server: Embed
     await server.stop()
     assert not root.exists()
     await server.start()
+
+
+async def test_an_embedded_etcd_whose_port_was_taken_waits_for_it(server: EmbeddedEtcd) -> None:
+    await server.kill()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", server.port))
+        other.listen()
+        with pytest.raises(RegistryUnavailable, match=server.endpoint):
+            await server.start(timeout=1.0)
+    await server.start()
+
+
+async def test_the_embedded_etcd_dies_with_its_supervisor() -> None:
+    """Also when that is killed: nobody is left to end it."""
+    program = """
+import asyncio
+from onexflow.registry.etcd.embedded import EmbeddedEtcd
+
+async def main():
+    etcd = EmbeddedEtcd()
+    await etcd.start()
+    print("running", etcd.pid, etcd._root, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+    if find_etcd() is None:
+        pytest.skip(NO_ETCD)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    supervisor = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, env=environment
+    )
+    assert supervisor.stdout is not None
+    line = b""
+    while not line.startswith(b"running"):
+        line = await asyncio.wait_for(supervisor.stdout.readline(), 15)
+        assert line
+    _, pid, root = line.decode().split(maxsplit=2)
+    supervisor.kill()
+    await supervisor.wait()
+    end = time.monotonic() + 5
+    while _runs(int(pid)):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)
+    shutil.rmtree(root.strip())
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def test_listing_again_and_again_changes_nothing(server: EmbeddedEtcd, make_scene: MakeScene) -> None:
+    async with etcd_harness(server.endpoint, relist_interval=0.0) as harness:
+        scene = await make_scene(harness)
+        for number in range(50):
+            await scene.worker.register(node(f"n{number}"))
+            if number % 2:
+                await scene.worker.unregister("effect", f"n{number}")
+        await scene.change(slots=3)
+        await harness.until(lambda: scene.events[-1].record == node(slots=3))
+        assert len(scene.observer.members()) == 26
+        shown = {record.node_id: record for record in scene.observer.members()}
+        rebuilt: dict[str, NodeRecord] = {"w1": node()}
+        for event in scene.events:
+            if event.type == "down":
+                del rebuilt[event.record.node_id]
+            else:
+                assert (event.type == "up") == (event.record.node_id not in rebuilt)
+                rebuilt[event.record.node_id] = event.record
+        assert rebuilt == shown

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -51,7 +51,10 @@ class BaseRegistry:
         self._fenced: set[bytes] = set()
         self._announced: dict[bytes, ShardAnnouncement] = {}
         self._assigned: dict[bytes, Assignment] = {}
+        self._pins: dict[str, set[bytes]] = {}
         self._unwanted: set[bytes] = set()
+        #: Keys that may have to be written.
+        self._suspects: set[bytes] = set()
         self._members: dict[bytes, NodeRecord] = {}
         self._listeners: dict[int, MemberListener] = {}
         self._listener_id = 0
@@ -67,12 +70,14 @@ class BaseRegistry:
         self._records[key] = record
         self._fresh.add(key)
         self._fenced.discard(key)
+        self._suspects.add(key)
         await self._settle()
 
     async def unregister(self, kind: NodeKind, node_id: str) -> None:
         key = keys.node_key(kind, node_id)
         if self._records.pop(key, None) is not None:
             self._fresh.discard(key)
+            self._suspects.add(key)
             await self._settle()
 
     def members(self, kind: NodeKind | None = None) -> Sequence[NodeRecord]:
@@ -89,7 +94,9 @@ class BaseRegistry:
         return stop
 
     async def announce(self, shards: Sequence[ShardAnnouncement]) -> None:
+        self._suspects.update(self._announced)
         self._announced = {keys.shard_key(item.shard): item for item in shards}
+        self._suspects.update(self._announced)
         await self._settle()
 
     async def announcements(self) -> Sequence[ShardAnnouncement]:
@@ -98,15 +105,27 @@ class BaseRegistry:
 
     async def assign(self, assignment: Assignment) -> None:
         key = keys.assignment_key(assignment.key)
+        self._unpin(key)
         self._assigned[key] = assignment
+        self._pins.setdefault(assignment.node_id, set()).add(key)
         self._unwanted.discard(key)
+        self._suspects.add(key)
         await self._settle()
 
     async def unassign(self, key: RunKey) -> None:
         name = keys.assignment_key(key)
-        self._assigned.pop(name, None)
+        self._unpin(name)
         self._unwanted.add(name)
+        self._suspects.add(name)
         await self._settle()
+
+    def _unpin(self, key: bytes) -> None:
+        before = self._assigned.pop(key, None)
+        if before is not None:
+            pins = self._pins[before.node_id]
+            pins.discard(key)
+            if not pins:
+                del self._pins[before.node_id]
 
     async def assignments(self, node_id: str | None = None) -> Sequence[Assignment]:
         shown = sorted(self.view.shown.items())
@@ -115,36 +134,47 @@ class BaseRegistry:
 
     # ------------------------------------------------------------------------------------------- what is to be written
     def plan(self, lease: int) -> list[Write]:
-        """The writes that are missing while `lease` is this process's. Empty: all that is wanted is there."""
-        actual = self.view.actual
-        self._unwanted &= actual.keys()
-        wanted = dict(self._wanted(lease))
+        """The writes that are missing while `lease` is this process's. Empty: all that is wanted is there.
+
+        Looks only at keys under suspicion: what was asked for, changed, or may have changed unseen (`suspect_all`).
+        """
         writes: list[Write] = []
-        for key, (value, owner) in wanted.items():
-            have = actual.get(key)
-            if have is None or have.value != value or have.lease != owner:
-                writes.append(Write(key, value, owner, have.revision if have else 0))
-            else:
-                self._fresh.discard(key)
-        for key, have in actual.items():
-            stale = have.lease == lease and key not in wanted and not key.startswith(keys.ASSIGNMENTS)
-            if stale or key in self._unwanted:
+        for key in tuple(self._suspects):
+            have = self.view.actual.get(key)
+            want = self._wanted(key, lease)
+            if want is not None and (have is None or (have.value, have.lease) != want):
+                writes.append(Write(key, *want, have.revision if have else 0))
+            elif want is None and have is not None and (key in self._unwanted or self._is_leftover(key, have, lease)):
                 writes.append(Write(key, None, 0, have.revision))
+            else:
+                self._suspects.discard(key)
+                self._unwanted.discard(key)
+                self._fresh.discard(key)
         return writes
 
-    def _wanted(self, lease: int) -> Iterator[tuple[bytes, tuple[bytes, int]]]:
-        for key, record in self._records.items():
-            if not self._is_fenced(key, record, lease):
-                yield key, (keys.dump(record), lease)
-        for key, shard in self._announced.items():
+    def suspect_all(self) -> None:
+        """The lease is another, or something may have gone unseen: look at everything of ours again."""
+        for mine in (self._records, self._announced, self._assigned, self._unwanted):
+            self._suspects.update(mine)
+
+    def _wanted(self, key: bytes, lease: int) -> tuple[bytes, int] | None:
+        """What the key should hold, and on which lease; None when it is no affair of ours (any more)."""
+        record = self._records.get(key)
+        if record is not None:
+            return None if self._is_fenced(key, record, lease) else (keys.dump(record), lease)
+        shard = self._announced.get(key)
+        if shard is not None:
             have = self.view.actual.get(key)
             other = keys.load_shard(have.value) if have is not None and have.lease != lease else None
-            if other is None or other.owner == shard.owner or other.epoch <= shard.epoch:
-                yield key, (keys.dump(shard), lease)
-        for key, assignment in self._assigned.items():
-            owner = self._lease_of(assignment.node_id)
-            if owner:
-                yield key, (keys.dump_assignment(assignment), owner)
+            superseded = other is not None and other.owner != shard.owner and other.epoch > shard.epoch
+            return None if superseded else (keys.dump(shard), lease)
+        assignment = self._assigned.get(key)
+        owner = self._lease_of(assignment.node_id) if assignment is not None else 0
+        return (keys.dump_assignment(assignment), owner) if assignment is not None and owner else None
+
+    def _is_leftover(self, key: bytes, have: Kv, lease: int) -> bool:
+        """Ours, and not wanted any more. Assignments on our lease are those of whoever assigned them."""
+        return have.lease == lease and not key.startswith(keys.ASSIGNMENTS)
 
     def _is_fenced(self, key: bytes, record: NodeRecord, lease: int) -> bool:
         """Whether another, later process holds the name of this record. A call to `register` comes before it."""
@@ -171,15 +201,6 @@ class BaseRegistry:
                 return have.lease
         return 0
 
-    def concerns(self, key: bytes) -> bool:
-        """Whether a change of this key can make a write necessary."""
-        return (
-            key in self._records
-            or key in self._announced
-            or key in self._unwanted
-            or (bool(self._assigned) and (key in self._assigned or keys.is_member(key)))
-        )
-
     async def _settle(self) -> None:
         """Write what is wanted, and return when it is seen in the view, or at once when the registry is away."""
         raise NotImplementedError
@@ -191,8 +212,14 @@ class BaseRegistry:
             before, after = keys.load_node(old.value), keys.load_node(new.value)
             if before and after and before.incarnation == record.incarnation != after.incarnation:
                 self._fence(key, record, after.incarnation)
-        if self.concerns(key):
+        if key in self._records or key in self._announced or key in self._assigned or key in self._unwanted:
+            self._suspects.add(key)
             self._touched()
+        if keys.is_member(key) and (old is None or new is None or old.lease != new.lease):
+            pins = self._pins.get(keys.node_id_of(key))
+            if pins:
+                self._suspects.update(pins)
+                self._touched()
 
     def _touched(self) -> None:
         """Something changed that may have to be written again."""

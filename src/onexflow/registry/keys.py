@@ -12,7 +12,7 @@ Values are JSON, one object each; names are percent-encoded.
 from __future__ import annotations
 
 from typing import Final, get_args
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from uuid import UUID
 
 import msgspec
@@ -59,6 +59,11 @@ def assignment_key(key: RunKey) -> bytes:
 
 def is_member(key: bytes) -> bool:
     return key.startswith(MEMBERS)
+
+
+def node_id_of(key: bytes) -> str:
+    """The node of a member's key."""
+    return unquote(key.rpartition(b"/")[2].decode(errors="replace"))
 
 
 def dump(value: NodeRecord | ShardAnnouncement) -> bytes:

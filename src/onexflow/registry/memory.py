@@ -182,6 +182,7 @@ class MemoryRegistry(BaseRegistry):
         if not self._hub.renew(self._lease):
             self._lease = self._hub.grant()
         self.view.reset(dict(self._hub.keys), self._hub.revision)
+        self.suspect_all()
         self._settle_now()
 
     async def _settle(self) -> None:
@@ -225,4 +226,5 @@ class MemoryRegistry(BaseRegistry):
                 renew_at = now + hub.ttl / 3
                 if now - self._beat <= hub.beat_limit and not hub.renew(self._lease):
                     self._lease = hub.grant()
+                    self.suspect_all()
                     self._settle_now()

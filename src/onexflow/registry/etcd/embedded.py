@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import random
 import re
 import shutil
 import signal
@@ -108,18 +109,23 @@ class EmbeddedEtcd:
         """
         if self._process is not None and self._process.poll() is None:
             return
-        if self._root is None:
-            self._root = Path(tempfile.mkdtemp(prefix="onexflow-etcd-"))
-            self.port, self._peer_port = _free_ports()
-        if self._data is None:
-            self._token = uuid4().hex
-            self._data = self._root / self._token
-        command = await asyncio.to_thread(self._command)
-        with (self._root / "etcd.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - it forks at once
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        await self._wait_ready(timeout)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        chosen = self._root is not None
+        self._root = self._root or Path(tempfile.mkdtemp(prefix="onexflow-etcd-"))
+        while True:
+            if not chosen:
+                self.port, self._peer_port = _free_ports()
+            if self._data is None:
+                self._token = uuid4().hex
+                self._data = self._root / self._token
+            why = await self._spawn(end - loop.time())
+            if not why:
+                break
+            if loop.time() >= end or "address already in use" not in why:  # somebody else may have the port for now
+                await (self.kill() if chosen else self.stop())
+                raise RegistryUnavailable(f"The embedded etcd did not start at {self.endpoint}: {why}")
+            await asyncio.sleep(0.1)
         _log.info("registry.embedded", endpoint=self.endpoint, note="embedded etcd: development only, nothing is kept")
 
     async def stop(self) -> None:
@@ -183,25 +189,32 @@ class EmbeddedEtcd:
         tied = [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid())] if sys.platform == "linux" else []
         return [*tied, *command]
 
-    async def _wait_ready(self, timeout: float) -> None:
-        assert self._process is not None
-        client = EtcdClient(EtcdSettings(endpoints=(self.endpoint,), try_timeout=0.5, call_timeout=0.2))
-        last = "no answer"
+    async def _spawn(self, timeout: float) -> str:
+        """Start the process and wait until it answers. Returns why it does not, else nothing."""
+        assert self._root is not None
+        command = await asyncio.to_thread(self._command)
+        with (self._root / "etcd.log").open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - it forks at once
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        client = EtcdClient(EtcdSettings(endpoints=(self.endpoint,), try_timeout=0.3, call_timeout=0.0))
+        why = "no answer"
         try:
             async with asyncio.timeout(timeout):
                 while self._process.poll() is None:
                     try:
                         await client.range(b"/onexflow/ready/")
-                        return
                     except EtcdError as error:
-                        last = str(error)
-                last = f"it ended with {self._process.returncode}"
+                        why = str(error)
+                        await asyncio.sleep(0.01)
+                    else:
+                        return ""
         except TimeoutError:
             pass
         finally:
             await client.close()
-        tail = self.log()[-2000:]
-        raise RegistryUnavailable(f"The embedded etcd did not start at {self.endpoint}: {last}", {"log": tail})
+        ended = self._process.poll()
+        return why if ended is None else f"it ended with {ended}: {self.log()[-1000:]}"
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -210,7 +223,15 @@ class EmbeddedEtcd:
 
 
 def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as two:
-        for each in (one, two):
-            each.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], two.getsockname()[1]
+    """Two ports below those that the system gives to outgoing connections.
+
+    Of these one could be taken while etcd is down, and a client that tries again and again could even connect to itself.
+    """
+    found: list[int] = []
+    for port in random.sample(range(20000, 32000), 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+            if len(found) == 2:
+                return found[0], found[1]
+    raise RegistryUnavailable("There is no free port for the embedded etcd.")

@@ -38,7 +38,7 @@ class EtcdRegistry(BaseRegistry):
         self._settings = settings
         self._prefix = settings.prefix.encode()
         self._client = EtcdClient(settings)
-        self._watcher = Watcher(self._client, self.view, self._touched, self._expiry_suspect)
+        self._watcher = Watcher(self._client, self.view, self._live, self._expiry_suspect)
         self._keeper = LeaseKeeper(settings, self._leased_on_thread, self._unleased_on_thread)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -139,10 +139,15 @@ class EtcdRegistry(BaseRegistry):
     def _leased(self, lease: int) -> None:
         self._lease = lease
         self._lease_failure = ""
+        self.suspect_all()
         self._touched()
 
     def _unleased(self, why: str) -> None:
         self._lease_failure = why
+
+    def _live(self) -> None:
+        self.suspect_all()
+        self._touched()
 
     def _expiry_suspect(self) -> bool:
         """Whether leases may have ended because etcd was away, ours being proof that it did not renew."""
