@@ -6,7 +6,7 @@ import asyncio
 import errno
 import ipaddress
 import socket
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -70,12 +70,13 @@ class GrpcServer:
         if self._server is not None:
             return self.address
         host, port = self._checked_address()
+        _check_free(host, port)
         server = grpc.aio.server(options=server_options())
         self._add_services(server)
         try:
             bound = server.add_insecure_port(self._address)
         except RuntimeError as error:
-            raise _bind_error(host, port) from error
+            raise PortBusy(f"{host}:{port} is in use.", {"address": self._address}) from error
         await self._follow_health()
         await server.start()
         self._server = server
@@ -161,14 +162,16 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _bind_error(host: str, port: int) -> PortBusy | InvalidConfiguration:
-    """Why the port could not be had: gRPC does not say, a second try does."""
+def _check_free(host: str, port: int) -> None:
+    """Raise what is wrong with the address: gRPC says only that something is, and its server cannot be taken back."""
     name = f"{host}:{port}"
     try:
         family, kind, proto, _, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as probe:
-            probe.bind(cast("Any", where))
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen(1)
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            return InvalidConfiguration(f"{name} cannot be served: {error.strerror or error}.", {"address": name})
-    return PortBusy(f"{name} is in use.", {"address": name})
+        if error.errno == errno.EADDRINUSE:
+            raise PortBusy(f"{name} is in use.", {"address": name}) from error
+        raise InvalidConfiguration(f"{name} cannot be served: {error.strerror or error}.", {"address": name}) from error
