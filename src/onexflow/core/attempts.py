@@ -18,7 +18,7 @@ from onexflow.core.commands import (
     ReturnAttempt,
     StopAttempt,
 )
-from onexflow.core.definition import RetryPolicy
+from onexflow.core.definition import MAX_SECONDS, RetryPolicy
 from onexflow.core.errors import InvalidArgument, InvalidTransition, UnknownTask, WorkerLost
 from onexflow.core.events import (
     INLINE,
@@ -210,7 +210,7 @@ def stop(turn: Turn, command: StopAttempt) -> None:
     """An attempt has stopped without a result. If nobody told it to, its worker did (drain): not counted."""
     task, index = command.task, command.item
     item = _accepted(turn, task, index, command.epoch, command.offset)
-    if item is None:
+    if item is None or item.status == "waiting_for_input":
         return
     if item.stopping:
         _retry_or_give_up(turn, task, index, turn.timed_out(task, item.stopping), "timeout")
@@ -228,7 +228,7 @@ def give_back(turn: Turn, command: ReturnAttempt) -> None:
     if item.status == "scheduled":
         turn.dispatch(command.task, command.item, 1, item.offset)
     elif item.status == "waiting_for_input":
-        _schedule_again(turn, command.task, command.item)
+        _schedule_again(turn, command.task, command.item, "returned")
     elif item.stopping:
         _retry_or_give_up(turn, command.task, command.item, turn.timed_out(command.task, item.stopping), "timeout")
     else:
@@ -291,8 +291,11 @@ def _retry_or_give_up(turn: Turn, task: int, index: int, error: Failure, kind: s
     if not may_retry(policy, error, item.counted):
         _give_up(turn, task, index, error, kind)
         return
-    wait = (error.context or {}).get("retry_after")
-    seconds = float(wait) if isinstance(wait, int | float) else delay(policy, item.counted, turn.context.jitter())
+    asked = (error.context or {}).get("retry_after")
+    if isinstance(asked, int | float) and 0 <= asked <= MAX_SECONDS:
+        seconds = float(asked)
+    else:
+        seconds = delay(policy, item.counted, turn.context.jitter())
     if item.status == "waiting_for_input":
         _schedule_again(turn, task, index)
         return
@@ -309,9 +312,11 @@ def _give_up(turn: Turn, task: int, index: int, error: Failure, kind: str) -> No
     graph, state = turn.graph, turn.state
     items = state.tasks[task].items
     retry = graph.definition.retry
+    # Tasks that fail while a round is already waited for are held for that one.
+    is_opened = state.status == "retrying" or state.retry_at > 0
     if (
         retry is not None
-        and state.retries + 1 < retry.max_attempts
+        and state.retries + (not is_opened) < retry.max_attempts
         and not graph.specs[task].allow_failure
         and kind in {"", "timeout", "lost"}
         and state.status in {"running", "paused", "retrying"}
@@ -321,6 +326,12 @@ def _give_up(turn: Turn, task: int, index: int, error: Failure, kind: str) -> No
         if state.status == "running":
             retry_run(turn)
         return
+    _fail(turn, task, index, error, kind)
+
+
+def _fail(turn: Turn, task: int, index: int, error: Failure, kind: str) -> None:
+    """The item has failed, and so has its task: its other items are stopped."""
+    graph, items = turn.graph, turn.state.tasks[task].items
     for other, item in enumerate(items):
         if item.status in {"scheduled", "running"} and (other != index or kind == "timeout"):
             turn.instructions.append(CancelAttempt(task, other, item.epoch, item.offset, "its task has failed"))
@@ -358,9 +369,10 @@ def fire(turn: Turn, command: FireTimer) -> None:
         if item.status == "scheduled" and current:
             _give_up(turn, task, index, turn.timed_out(task, "schedule_to_start"), "timeout")
     elif command.kind == "schedule_to_close":
-        _give_up(turn, task, index, turn.timed_out(task, "schedule_to_close"), "timeout")
+        # Final, also for the run's own retry: it bounds all attempts, and this one may still be running.
+        _fail(turn, task, index, turn.timed_out(task, "schedule_to_close"), "timeout")
     elif command.kind == "cancel_grace":
-        if item.stopping and current and item.status == "running":
+        if item.stopping and current and item.status == "running" and item.idempotent:
             _retry_or_give_up(turn, task, index, turn.timed_out(task, item.stopping), "timeout")
     elif current and not item.stopping and item.status in {"scheduled", "running"}:
         _stop_running(turn, task, index, command.kind)

@@ -105,7 +105,9 @@ class TaskScheduled(Event, tag=9, frozen=True):
     #: INLINE: `inputs` holds one payload an item; else where the one input comes from.
     source: int = RUN_INPUT
     inputs: list[Payload] = []
-    kind: str = ""  #: "" | "again" (same input as the attempt before) | "resolved" (someone asked for it)
+    #: "" | "again" (same input as the attempt before) | "resolved" (someone asked for it)
+    #: | "returned" (what was waited for had never begun)
+    kind: str = ""
 
 
 class TaskStarted(Event, tag=10, frozen=True):
@@ -209,7 +211,7 @@ AnyEvent = (
 #: The closed list of kinds of each type. A kind that is not here comes from a newer release: kept, shown, not folded.
 KINDS: Final[dict[str, tuple[str, ...]]] = {
     **{event.type: ("",) for event in EVENTS},
-    "task.scheduled": ("", "again", "resolved"),
+    "task.scheduled": ("", "again", "resolved", "returned"),
     "task.completed": ("", "resolved", "empty"),
     "task.failed": ("", "timeout", "lost", "resolved", "mapping"),
     "task.retry": ("", "timeout", "lost", "returned", "run"),

@@ -153,7 +153,7 @@ def _move_item(graph: Graph, state: RunState, task: int, item: ItemState, target
 
 def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: int, offset: int, at: int) -> None:
     task = state.tasks[event.task]
-    if task.status == "pending" or task.status == "blocked":
+    if task.status in {"pending", "blocked"}:
         state.ready.pop(event.task, None)
         task.of = event.of
         task.status = "scheduled"
@@ -177,6 +177,8 @@ def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: in
         return
     for index in range(first, first + event.count):
         item = task.items[index]
+        if item.status == "waiting_for_input" and event.kind == "again":
+            item.counted += 1  # the failure that was waited for came late; there is no task.retry to count it
         _move_item(graph, state, event.task, item, "scheduled")
         item.attempt = event.attempt
         item.epoch, item.offset = epoch, offset
