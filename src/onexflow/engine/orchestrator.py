@@ -30,6 +30,7 @@ from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.core.instructions import FinishRun
 from onexflow.core.machine import WORKFLOW_STATES
 from onexflow.core.payload import PayloadCodec
+from onexflow.core.state import RunState
 from onexflow.core.turn import SECOND, Turn
 from onexflow.engine import views
 from onexflow.engine.attempts import AttemptBook
@@ -37,6 +38,7 @@ from onexflow.engine.control import answered_before, request_record
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.nodes import node_views
+from onexflow.engine.observed import Observed
 from onexflow.engine.queries import FollowListener, Queries
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
@@ -58,6 +60,7 @@ from onexflow.ports.event_store import EventStore
 from onexflow.ports.registry import NodeRecord, Prober, Registry, ShardAnnouncement
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
+from onexflow.telemetry import tracing
 
 log = structlog.get_logger("onexflow.orchestrator")
 
@@ -104,12 +107,14 @@ class Orchestrator:
             lease_ttl=lease_ttl,
             on_join=self._book.join,
             on_leave=self._book.leave,
+            on_told=self._on_told,
         )
         self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
         self._housekeeping = Housekeeping(self._kernel, self._book, registry)
         self._kernel.carry_out = self._carry_out
         self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
         self._kernel.on_durable = self._queries.on_durable
+        self._observed = Observed(self._kernel, self._book, self._sessions)
         self._waiters: dict[RunKey, list[WaitReply]] = {}
         self._ended: dict[RunKey, RunOutcome] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -177,6 +182,16 @@ class Orchestrator:
         await self._kernel.abandon()
         await self.stop("the orchestrator was ended")
 
+    def _on_told(self) -> None:
+        """A worker has said what it holds: once all that are registered have, nothing more can be adopted."""
+        if self._adoption is None:
+            return
+        told = {s.incarnation for s in self._sessions.by_worker.values() if len(s.told) == len(self._kernel.shards)}
+        workers = {member.incarnation for member in self._registry.members() if member.kind != "orchestrator"}
+        if workers and workers <= told:
+            self._adoption.cancel()
+            self._end_adoption()
+
     def _end_adoption(self) -> None:
         self._adoption = None
         adopted = self._book.end_adoption()
@@ -211,11 +226,13 @@ class Orchestrator:
         self._book.carry_out(run, turn)
         if run.is_over and turn.instructions and isinstance(turn.instructions[-1], FinishRun):
             outcome = views.outcome_of(run.key, run.state)
-            self._kernel.lane.when_durable(lambda error: self._finish(outcome, error))
+            state = run.state
+            self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, error))
 
-    def _finish(self, outcome: RunOutcome, error: Coded | None) -> None:
+    def _finish(self, state: RunState, outcome: RunOutcome, error: Coded | None) -> None:
         if error is not None:
             return
+        self._observed.ended(state, outcome)
         self._ended[outcome.key] = outcome
         if len(self._ended) > 1000:
             del self._ended[next(iter(self._ended))]
@@ -268,6 +285,7 @@ class Orchestrator:
     def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
         now = self._kernel.store.now()
         start_at = now + int(request.delay * SECOND) if request.delay else 0
+        span = self._observed.begin(key, request.trace)
         command = StartRun(
             namespace=key.namespace,
             instance=key.instance_id.bytes,
@@ -276,13 +294,14 @@ class Orchestrator:
             causation_id=request.causation_id,
             start_at=start_at,
             timeout_at=max(now, start_at) + int(request.timeout * SECOND) if request.timeout else 0,
-            trace=request.trace,
+            trace=request.trace if span is None else tracing.format_traceparent(span.get_span_context()),
             principal=request.principal,
             request_id=request.request_id,
         )
         try:
             run, turn = self._kernel.start(graph, key, command, digest)
         except SPIError as error:
+            self._observed.begun(key, span, error)
             reply(error)
             return
         self._carry_out(run, turn)
@@ -295,7 +314,12 @@ class Orchestrator:
                 f"the run failed at once: {state.error.message}",
                 {"run": str(key), "state": "failed", "error": state.error.type, **(state.error.context or {})},
             )
-        self._kernel.lane.when_durable(lambda error: reply(answer if error is None else error))
+
+        def begun(error: Coded | None) -> None:
+            self._observed.begun(key, span, error)
+            reply(answer if error is None else error)
+
+        self._kernel.lane.when_durable(begun)
 
     async def _start_known(
         self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply

@@ -70,6 +70,8 @@ class WorkerSession:
         self.inflight: dict[Token, Attempt] = {}
         self.outbox: list[Assignment] = []
         self.cancels: list[Token] = []
+        #: Shards of which this worker has said what it holds.
+        self.told: set[int] = set()
         self.is_draining = False
         self.is_open = True
         self.said_goodbye = False
@@ -172,6 +174,7 @@ class Sessions:
         lease_ttl: float,
         on_join: Callable[[WorkerSession], None],
         on_leave: Callable[[WorkerSession], None],
+        on_told: Callable[[], None],
     ) -> None:
         self.hub = hub
         self._orchestrator_id = orchestrator_id
@@ -180,6 +183,7 @@ class Sessions:
         self._lease_ttl = lease_ttl
         self._on_join = on_join
         self._on_leave = on_leave
+        self._on_told = on_told
         self.by_worker: dict[str, WorkerSession] = {}
         #: Attempts whose worker is out of sight, by its incarnation.
         self.orphans: dict[str, dict[Token, Attempt]] = {}
@@ -250,6 +254,8 @@ class Sessions:
                 self.hub.give_back(attempt)
         if not orphans:
             self.orphans.pop(session.incarnation, None)
+        session.told.add(held.shard)
+        self._on_told()
 
     def on_close(self, session: WorkerSession, *, planned: bool) -> None:
         self._unnamed.discard(session)
