@@ -141,6 +141,22 @@ def test_a_window_holds_twenty_milliseconds_of_work() -> None:
     assert ledger.window == 0
 
 
+def test_credits_are_asked_back_when_the_window_has_shrunk() -> None:
+    ledger: Ledger[str] = Ledger(4, prefetch=True)
+    ledger.attach("a")
+    ledger.took(0.001)
+    assert ledger.grants() == {"a": 84}
+    for _ in range(50):
+        ledger.took(1.0)
+    assert ledger.recalls() == {"a": 80}
+    assert ledger.recalls() == {}  # asked once
+    ledger.give_back("a", 60)  # 20 were on their way
+    for _ in range(20):
+        assert ledger.spend("a")
+    ledger.queued = 20
+    assert ledger.granted == 4
+
+
 def test_one_slot_goes_round() -> None:
     ledger: Ledger[str] = Ledger(1, prefetch=False)
     served = []

@@ -124,12 +124,14 @@ class Ledger(Generic[L]):
         return given
 
     def recalls(self) -> dict[L, int]:
-        """Credits to ask back, by link: those above its share, while another link is short of its own."""
-        if len(self._accounts) < 2:
+        """Credits to ask back, by link: those above its share, while another link is short of its own, or while far more
+        are out than there is room for, because the window has shrunk."""
+        over = self.granted - self.room
+        if not self._accounts or (len(self._accounts) < 2 and over <= self.slots):
             return {}
         shares = self._shares()
-        short = sum(max(0, min(shares[k], a.waiting) - a.granted) for k, a in self._accounts.items())
-        short -= max(0, self.room - self.granted) + sum(a.asked for a in self._accounts.values())
+        short = sum(max(0, min(shares[k], a.waiting) - a.granted) for k, a in self._accounts.items()) - max(0, -over)
+        short = max(short, over if over > self.slots else 0) - sum(a.asked for a in self._accounts.values())
         asked: dict[L, int] = {}
         for link, account in self._accounts.items():
             over = min(account.granted - shares[link] - account.asked, short)

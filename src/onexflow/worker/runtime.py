@@ -458,23 +458,18 @@ class WorkerRuntime:
         )
 
     def _tell_credits(self) -> None:
-        """Called after each batch of results: what is free now is given out."""
+        """Called after each batch of results: what is free now is given out, what lies idle elsewhere is asked back."""
         told: dict[OrchestratorPeer, dict[str, int]] = {}
         for role, lane in self._lanes.items():
             for peer, count in lane.ledger.grants().items():
                 told.setdefault(peer, {})[role] = count
         for peer, granted in told.items():
             peer.link.send(Credits(granted))
-        if len(self._peers) > 1:
-            self._reclaim()
-
-    def _reclaim(self) -> None:
-        """Ask back what one orchestrator does not use and another waits for."""
-        told: dict[OrchestratorPeer, dict[str, int]] = {}
+        asked: dict[OrchestratorPeer, dict[str, int]] = {}
         for role, lane in self._lanes.items():
             for peer, count in lane.ledger.recalls().items():
-                told.setdefault(peer, {})[role] = count
-        for peer, wanted in told.items():
+                asked.setdefault(peer, {})[role] = count
+        for peer, wanted in asked.items():
             peer.link.send(Reclaim(wanted))
 
     def _send_to_owner(self, shard: int, message: FromWorker) -> None:
