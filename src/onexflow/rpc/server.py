@@ -20,7 +20,6 @@ from onexflow.rpc.client_session import ClientStream
 from onexflow.rpc.stream import FLUSH_WITHIN
 from onexflow.rpc.worker_session import WorkerStream
 from onexflow.rpc.workflow_service import WorkflowEndpoint
-from onexflow.telemetry import metrics, names
 from onexflow.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -80,7 +79,6 @@ class GrpcServer:
         await self._follow_health()
         await server.start()
         self._server = server
-        metrics.gauge(names.STREAMS_OPEN, self._open_streams)
         self._health_watch = asyncio.create_task(self._watch_health(), name="onexflow-health")
         self.address = f"{host}:{bound}"
         return self.address
@@ -137,9 +135,6 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-
-    def _open_streams(self) -> list[tuple[float, metrics.Attributes]]:
-        return [(len(self._workers), {names.ROLE: "worker"}), (len(self._clients), {names.ROLE: "client"})]
 
     async def _watch_health(self) -> None:
         while True:

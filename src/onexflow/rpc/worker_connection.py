@@ -22,7 +22,6 @@ from onexflow.rpc.channel import open_channel
 from onexflow.rpc.outbox import Outbox
 from onexflow.rpc.status import from_rpc_error
 from onexflow.spi.exceptions import SPIError
-from onexflow.telemetry import metrics, names
 from onexflow.v1 import worker_pb2_grpc
 
 #: Seconds for the connection and Welcome.
@@ -59,8 +58,6 @@ class WorkerConnections:
         self._streams: dict[str, _WorkerStream] = {}
         self._closing = False
         self._changed = asyncio.Event()
-        self._reconnects = metrics.counter(names.RECONNECTS)
-        self._known: set[str] = set()  #: orchestrators that had a stream before
         self.last_error: SPIError | None = None
 
     @property
@@ -157,9 +154,6 @@ class WorkerConnections:
             if other is not stream and other.orchestrator_id == welcome.orchestrator_id:
                 other.superseded = True
                 other.close()
-        if welcome.orchestrator_id in self._known:
-            self._reconnects.add(1)
-        self._known.add(welcome.orchestrator_id)
         _log.info("worker_stream_up", address=stream.address, orchestrator=welcome.orchestrator_id)
         for address in welcome.orchestrators:
             self._keep(canonical(address))
