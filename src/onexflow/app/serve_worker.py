@@ -22,7 +22,7 @@ from onexflow.ports.worker_link import ROLES, Role
 from onexflow.rpc.liveness import LivenessServer
 from onexflow.rpc.worker_connection import WorkerConnections, connect_worker
 from onexflow.spi.exceptions import SPIError
-from onexflow.telemetry import logging
+from onexflow.telemetry import logging, metrics, names
 from onexflow.worker import Worker
 from onexflow.worker.runtime import WorkerRuntime
 
@@ -50,6 +50,7 @@ async def serve(settings: WorkerSettings) -> int:
     runtime = WorkerRuntime(
         worker, worker_id=name, incarnation=incarnation, slots=slots, clock=clock, ids=ids, build_id=__version__
     )
+    _observe(runtime)
     with StopSignals() as stop:
         background: list[asyncio.Task[None]] = []
         try:
@@ -83,6 +84,25 @@ async def serve(settings: WorkerSettings) -> int:
             end_telemetry()
     _log.info("worker.stopped", reason=stop.reason)
     return exits.OK
+
+
+def _observe(runtime: WorkerRuntime) -> None:
+    """Let collectors read the worker's books."""
+
+    def slots() -> list[tuple[float, metrics.Attributes]]:
+        seen = runtime.statistics()
+        return [
+            (count, {names.ROLE: role, names.STATE: state})
+            for role, total in seen.slots.items()
+            for state, count in (("running", seen.running[role]), ("free", total - seen.running[role]))
+        ]
+
+    def results() -> list[tuple[float, metrics.Attributes]]:
+        seen = runtime.statistics()
+        return [(seen.completed, {names.OUTCOME: "completed"}), (seen.failed, {names.OUTCOME: "failed"})]
+
+    metrics.observe(names.WORKER_SLOTS, slots)
+    metrics.observe(names.WORKER_RESULTS, results)
 
 
 def _slots(settings: WorkerSettings) -> dict[Role, int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import structlog
 from opentelemetry import metrics, trace
 
+from onexflow.telemetry import metrics as instruments
 from onexflow.telemetry import tracing
 
 _log = structlog.get_logger("onexflow.telemetry")
@@ -53,6 +54,7 @@ def wire(service: str, instance: str, environment: Mapping[str, str] = os.enviro
     if environment.get("OTEL_METRICS_EXPORTER", "otlp") != "none":
         meters = MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())], resource=resource)
         metrics.set_meter_provider(meters)
+        instruments.use(meters)
     tracing.use()
 
     def end() -> None:

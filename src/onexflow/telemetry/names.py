@@ -23,7 +23,8 @@ class Metric(NamedTuple):
     """An instrument."""
 
     name: str
-    kind: Literal["counter", "histogram", "gauge"]
+    #: A sum is a counter that is read when somebody collects, as a gauge is.
+    kind: Literal["counter", "histogram", "gauge", "sum"]
     unit: str
     meaning: str
     attributes: tuple[str, ...] = ()
@@ -37,15 +38,13 @@ TASK: Final = "onexflow.task"
 ATTEMPT: Final = "onexflow.attempt"
 ROLE: Final = "onexflow.role"
 STATE: Final = "onexflow.state"
-WORKER: Final = "onexflow.worker"
 OUTCOME: Final = "onexflow.outcome"
-REASON: Final = "onexflow.reason"
 
 # ------------------------------------------------------------------------------------------------------------ spans
-START: Final = SpanName("start {}", "client: a run is started, from the call to its acknowledgement")
-RUN: Final = SpanName("run {}", "orchestrator: a run, from its creation to its end")
-EXECUTE: Final = SpanName("execute {}", "worker: one attempt of a task, from its start to its result")
-RESULT: Final = SpanName("result {}", "orchestrator: the result of an attempt is recorded")
+START: Final = SpanName("start {}", "orchestrator: a run is created, until that is durable; child of the caller's span")
+RUN: Final = SpanName("run {}", "orchestrator: the whole run, from its creation to its end, with its outcome")
+EXECUTE: Final = SpanName("execute {}", "worker: one attempt of a task, current while the handler runs")
+RESULT: Final = SpanName("result {}", "orchestrator: the results of a task are taken into the run")
 
 SPANS: Final = (START, RUN, EXECUTE, RESULT)
 
@@ -54,36 +53,25 @@ RUNS_STARTED: Final = Metric("onexflow.runs.started", "counter", "{run}", "runs 
 RUNS_ENDED: Final = Metric(
     "onexflow.runs.ended", "counter", "{run}", "runs that reached a terminal state", (WORKFLOW, STATE)
 )
-RUNS_ACTIVE: Final = Metric("onexflow.runs.active", "gauge", "{run}", "open runs held in memory")
 RUN_DURATION: Final = Metric(
     "onexflow.run.duration", "histogram", "s", "from creation to the terminal state", (WORKFLOW, STATE)
 )
-TASKS_DISPATCHED: Final = Metric("onexflow.tasks.dispatched", "counter", "{task}", "attempts sent to workers", (ROLE,))
-TASKS_COMPLETED: Final = Metric("onexflow.tasks.completed", "counter", "{task}", "results recorded", (ROLE,))
-TASKS_FAILED: Final = Metric("onexflow.tasks.failed", "counter", "{task}", "attempts that failed", (ROLE, REASON))
-RESULTS_REFUSED: Final = Metric(
-    "onexflow.results.refused", "counter", "{result}", "results of superseded attempts, refused", (REASON,)
+RUNS_ACTIVE: Final = Metric("onexflow.runs.active", "gauge", "{run}", "open runs held in memory")
+ATTEMPTS_ACTIVE: Final = Metric("onexflow.attempts.active", "gauge", "{attempt}", "attempts waiting or running")
+WORKERS: Final = Metric("onexflow.workers.connected", "gauge", "{worker}", "workers with an open stream")
+EVENTS: Final = Metric("onexflow.store.events", "sum", "{event}", "events made durable")
+COMMITS: Final = Metric("onexflow.store.commits", "sum", "{commit}", "group commits; events a commit is their ratio")
+SUPERSEDED: Final = Metric(
+    "onexflow.results.superseded", "sum", "{result}", "results that the log does not wait for, refused"
 )
-TASK_WAIT: Final = Metric(
-    "onexflow.task.schedule_to_start", "histogram", "s", "from schedule to the start on a worker", (ROLE,)
+WORKER_SLOTS: Final = Metric(
+    "onexflow.worker.slots", "gauge", "{slot}", "slots of a worker: running, free", (ROLE, STATE)
 )
-TASK_EXECUTION: Final = Metric(
-    "onexflow.task.execution", "histogram", "s", "how long a handler ran", (ROLE, TASK, OUTCOME)
+WORKER_RESULTS: Final = Metric(
+    "onexflow.worker.attempts", "sum", "{attempt}", "attempts that a worker has ended: completed, failed", (OUTCOME,)
 )
-QUEUE_DEPTH: Final = Metric("onexflow.queue.depth", "gauge", "{task}", "tasks waiting for a worker", (ROLE,))
-APPEND_DURATION: Final = Metric(
-    "onexflow.store.append.duration", "histogram", "s", "one group commit, from hand-over to durable"
-)
-APPEND_EVENTS: Final = Metric("onexflow.store.append.events", "counter", "{event}", "events made durable")
-LOOP_LAG: Final = Metric("onexflow.loop.lag", "gauge", "s", "how late the shard loop turns")
-TIMER_DRIFT: Final = Metric("onexflow.timer.drift", "histogram", "s", "how late timers fire")
-LEASES_LOST: Final = Metric("onexflow.lease.lost", "counter", "{lease}", "memberships that etcd ended or forgot")
-STREAMS_OPEN: Final = Metric("onexflow.streams.open", "gauge", "{stream}", "sessions of workers and clients", (ROLE,))
-RECONNECTS: Final = Metric("onexflow.stream.reconnects", "counter", "{stream}", "sessions that were made again")
-WORKER_SLOTS: Final = Metric("onexflow.worker.slots", "gauge", "{slot}", "slots of a worker", (ROLE, STATE))
 
 METRICS: Final = (
-    RUNS_STARTED, RUNS_ENDED, RUNS_ACTIVE, RUN_DURATION, TASKS_DISPATCHED, TASKS_COMPLETED, TASKS_FAILED,
-    RESULTS_REFUSED, TASK_WAIT, TASK_EXECUTION, QUEUE_DEPTH, APPEND_DURATION, APPEND_EVENTS, LOOP_LAG, TIMER_DRIFT,
-    LEASES_LOST, STREAMS_OPEN, RECONNECTS, WORKER_SLOTS,
+    RUNS_STARTED, RUNS_ENDED, RUN_DURATION, RUNS_ACTIVE, ATTEMPTS_ACTIVE, WORKERS, EVENTS, COMMITS, SUPERSEDED,
+    WORKER_SLOTS, WORKER_RESULTS,
 )  # fmt: skip

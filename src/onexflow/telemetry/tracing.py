@@ -34,16 +34,21 @@ _SCOPE: Final = "onexflow"
 _VERSION_LENGTH: Final = 55  # 00-<32>-<16>-<2>
 _NOTHING: Final = contextlib.nullcontext(INVALID_SPAN)
 _tracer: Tracer | None = None
+_given: TracerProvider | None = None
 
 
 def use(provider: TracerProvider | None = None) -> bool:
-    """Trace with `provider` from now on; None: with the process's global one. Returns whether anybody records.
+    """Trace with `provider` from now on; None: with the one that was given before, or the process's global one.
+
+    Returns whether anybody records. A no-op provider takes back what was given.
 
     A client, a worker and an orchestrator each call this once when they start, so that the hot path need not ask
     again. A global provider that is set later is not seen before the next call.
     """
-    global _tracer  # noqa: PLW0603 - one tracer a process, as in OpenTelemetry itself
-    chosen = provider if provider is not None else trace.get_tracer_provider()
+    global _tracer, _given  # noqa: PLW0603 - one tracer a process, as in OpenTelemetry itself
+    if provider is not None:
+        _given = None if isinstance(provider, NoOpTracerProvider) else provider
+    chosen = provider or _given or trace.get_tracer_provider()
     _tracer = None if isinstance(chosen, ProxyTracerProvider | NoOpTracerProvider) else chosen.get_tracer(_SCOPE)
     return _tracer is not None
 

@@ -37,6 +37,13 @@ def test_without_an_sdk_nothing_is_recorded_and_blocks_run() -> None:
     tracing.start("x").end()
 
 
+def test_a_provider_that_was_given_stays(exporter: InMemorySpanExporter) -> None:
+    assert tracing.use()
+    with tracing.span("x"):
+        pass
+    assert len(exporter.get_finished_spans()) == 1
+
+
 def test_a_span_continues_its_remote_parent(exporter: InMemorySpanExporter) -> None:
     with tracing.span("execute charge", parent=REMOTE, attributes={"onexflow.attempt": 1}):
         inside = tracing.traceparent()
