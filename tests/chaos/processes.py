@@ -46,7 +46,7 @@ class Processes:
     async def spawn(self, name: str, module: str, *arguments: str) -> asyncio.subprocess.Process:
         environment = {
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
             "ONEXFLOW_CHAOS_FOLDER": str(self.folder),
             "ONEXFLOW_CHAOS_SECONDS": str(self.seconds),
         }

@@ -72,7 +72,7 @@ class Cluster:
         )  # fmt: skip
 
     async def _spawn(self, binary: str, *arguments: str) -> asyncio.subprocess.Process:
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", f"onexflow.app.{binary}", *arguments, env=environment
         )
