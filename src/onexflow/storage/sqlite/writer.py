@@ -183,12 +183,12 @@ class Writer:
         matching: list[ShardAppend] = []
         refused: dict[int, tuple[int, int]] = {}
         for part in batch:
-            has = held.get(part.shard, (0, 0))
+            has = held.get(part.shard)
             if has == (part.epoch, part.head):
                 matching.append(part)
                 held[part.shard] = (part.epoch, part.next)
             else:
-                refused[part.shard] = has
+                refused[part.shard] = has or (0, 0)
         return matching, refused
 
     def _put(self, load: Load, new_kinds: dict[tuple[bytes, bytes], int]) -> None:

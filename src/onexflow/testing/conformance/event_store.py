@@ -192,6 +192,8 @@ class EventStoreSuite:
 
     async def test_an_unknown_shard_is_refused(self, store: EventStore) -> None:
         assert (await store.append([one_row(99, 1, 1)])).refused == {99: (0, 0)}
+        outcome = await store.append([ShardAppend(shard=8, epoch=0, head=0, next=0)])
+        assert (outcome.stored, outcome.refused) == (frozenset(), {8: (0, 0)})
 
     async def test_the_same_append_twice_stores_once(self, store: EventStore) -> None:
         await self.claimed(store, 0)
