@@ -44,9 +44,8 @@ OUTCOME: Final = "onexflow.outcome"
 START: Final = SpanName("start {}", "orchestrator: a run is created, until that is durable; child of the caller's span")
 RUN: Final = SpanName("run {}", "orchestrator: the whole run, from its creation to its end, with its outcome")
 EXECUTE: Final = SpanName("execute {}", "worker: one attempt of a task, current while the handler runs")
-RESULT: Final = SpanName("result {}", "orchestrator: the results of a task are taken into the run")
 
-SPANS: Final = (START, RUN, EXECUTE, RESULT)
+SPANS: Final = (START, RUN, EXECUTE)
 
 # ---------------------------------------------------------------------------------------------------------- metrics
 RUNS_STARTED: Final = Metric("onexflow.runs.started", "counter", "{run}", "runs created", (WORKFLOW,))
