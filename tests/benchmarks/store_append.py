@@ -42,15 +42,15 @@ class Load:
                 self._iid += 1
                 rows.append(Row(head + n * 3, 3, 1, self._iid, 1, DATA))
                 if self._with_runs:
-                    key = RunKey("default", "bench", uuid.UUID(int=time.time_ns() << 60 | uuid.uuid4().int >> 68)).to_bytes()
+                    key = RunKey(
+                        "default", "bench", uuid.UUID(int=time.time_ns() << 60 | uuid.uuid4().int >> 68)
+                    ).to_bytes()
                     runs.append(RunRecord(self._iid, key, 2, self._iid, self._iid, b"h" * 32, 3))
             if self._with_runs:
                 parked.append(ParkedRecord(self._iid, 1, "timer"))
             self._heads[shard] = head + 3 * count
             parts.append(
-                ShardAppend(
-                    shard=shard, epoch=1, head=head, next=head + 3 * count, rows=rows, runs=runs, parked=parked
-                )
+                ShardAppend(shard=shard, epoch=1, head=head, next=head + 3 * count, rows=rows, runs=runs, parked=parked)
             )
         return parts
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--commits", type=int, default=500)
     arguments = parser.parse_args()
     sys.setswitchinterval(0.0002)
-    print(f"{'load':<28}{'loop':<8}{'p50 ms':>9}{'p90 ms':>9}{'p99 ms':>9}{'max ms':>9}{'rows/s':>10}")
+    sys.stdout.write(f"{'load':<30}{'loop':<8}{'p50 ms':>9}{'p90 ms':>9}{'p99 ms':>9}{'max ms':>9}{'rows/s':>10}\n")
     for with_runs in (False, True):
         for busy in (False, True):
             with tempfile.TemporaryDirectory(dir=arguments.folder or None) as folder:
@@ -105,7 +105,8 @@ def main() -> None:
             shown = [times[int(len(times) * part)] * 1000 for part in (0.5, 0.9, 0.99)] + [times[-1] * 1000]
             name = f"{ROWS} rows" + (f" + {ROWS} runs + 8 parked" if with_runs else "")
             line = "".join(f"{value:>9.2f}" for value in shown)
-            print(f"{name:<28}{'busy' if busy else 'idle':<8}{line}{ROWS * len(times) / sum(times):>10.0f}")
+            rate = ROWS * len(times) / sum(times)
+            sys.stdout.write(f"{name:<30}{'busy' if busy else 'idle':<8}{line}{rate:>10.0f}\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from onexflow.core.errors import InvalidArgument, StoreUnavailable
+from onexflow.core.errors import InvalidArgument
 from onexflow.ports.event_store import (
     CheckpointRecord,
     DefinitionRecord,
@@ -54,7 +54,7 @@ class Readers:
 
     def close(self) -> None:
         """Wait for the reads under way and close the connections. Blocks."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True)
         for connection in self._open:
             connection.close()
         self._open.clear()
@@ -71,8 +71,6 @@ class Readers:
                     connection.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise translate(error, str(self._path)) from error
-        except MemoryError as error:
-            raise StoreUnavailable(f"A read of the store {self._path} needs more memory than there is.") from error
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
