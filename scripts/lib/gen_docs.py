@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onexflow.config import OrchestratorSettings, Settings, WorkerSettings
 from onexflow.config.sources import meanings, paths
+from onexflow.core import machine
 from onexflow.core.errors import BY_CODE
 from onexflow.core.explanations import EXPLANATIONS
 from onexflow.telemetry import names
@@ -51,6 +52,63 @@ def errors() -> str:
             "",
             f"*What to do*: {text.action}",
         ]
+    return "\n".join(lines) + "\n"
+
+
+#: What it means to be in a state, to the person who looks.
+RUN_STATES = {
+    "pending": "created; waits for its start time, if it was given one",
+    "initializing": "its setup tasks run; the others wait for them",
+    "running": "its tasks are scheduled as their dependencies complete",
+    "paused": "nothing new is dispatched; what runs may end and is recorded; waits to be resumed",
+    "completed": "it has its result",
+    "failed": "a task that it needs has failed for good, and no attempt of the run is left",
+    "cancelled": "somebody cancelled it; running attempts were told to stop",
+    "timeout": "its own time limit has passed",
+    "retrying": "it failed, and waits for the delay of its own retry policy before it runs again",
+    "waiting_for_dependency": "waits for another run (not reached yet: child runs are to come)",
+    "compensating": "undoes what its effects did (not reached yet: compensation is to come)",
+    "compensated": "undone (not reached yet)",
+}
+TASK_STATES = {
+    "pending": "nothing is missing but the decision to schedule it",
+    "blocked": "waits for tasks that it depends on",
+    "scheduled": "may be dispatched; waits for a worker with its handler and a free slot",
+    "running": "an attempt of it is authorised",
+    "completed": "it has its result",
+    "failed": "no attempt is left, or the error is not to be retried",
+    "timeout": "one of its timeouts has passed and no attempt is left",
+    "cancelled": "its run was cancelled or ended",
+    "retrying": "waits for the delay before its next attempt",
+    "waiting_for_input": "nobody knows whether its effect happened: waits for a late result or for `run resolve`",
+    "skipped": "its condition was false, or a task that it depends on did not complete",
+}
+
+
+def states() -> str:
+    """docs/states.md: both state machines."""
+    lines = [
+        "# States",
+        NOTE,
+        (
+            "What a run and a task can be, and every legal change. Anything else is refused with `InvalidTransition` "
+            "([OXF-3002](errors.md#oxf-3002)). A terminal state is never left."
+        ),
+    ]
+    machines = (
+        ("Runs", machine.WORKFLOW_STATES, machine.WORKFLOW_TRANSITIONS, RUN_STATES, "pending"),
+        ("Tasks", machine.TASK_STATES, machine.TASK_TRANSITIONS, TASK_STATES, "blocked"),
+    )
+    for title, every, transitions, meanings_of, first in machines:
+        lines += ["", f"## {title}", "", "| state | meaning | may become |", "|---|---|---|"]
+        lines += [
+            f"| `{state}` | {meanings_of[state]} | {', '.join(f'`{after}`' for after in transitions[state]) or '(final)'} |"
+            for state in every
+        ]
+        lines += ["", "```mermaid", "stateDiagram-v2", f"    [*] --> {first}"]
+        lines += [f"    {state} --> {after}" for state in every for after in transitions[state]]
+        lines += [f"    {state} --> [*]" for state in every if not transitions[state]]
+        lines += ["```"]
     return "\n".join(lines) + "\n"
 
 
@@ -114,6 +172,7 @@ def _defaults(tree: type[Settings]) -> Settings:
 
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors,
+    "states.md": states,
     "configuration.md": configuration,
     "telemetry.md": telemetry,
 }
