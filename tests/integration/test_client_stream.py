@@ -191,12 +191,23 @@ async def test_following_survives_a_lost_stream() -> None:
 
 async def test_bad_arguments_name_their_field() -> None:
     async with FakeOrchestrator() as fake, await onexflow.connect(fake.address) as client:
-        for bad in ({"delay": -1}, {"timeout": -1}):
+        for bad in ({"delay": -1}, {"timeout": float("nan")}, {"instance_id": ""}):
             with pytest.raises(InvalidArgument) as caught:
                 await client.start("greet", **bad)
             assert caught.value.context["field"] in bad
         with pytest.raises(InvalidArgument):
             await client.start("greet", object())
+        with pytest.raises(InvalidArgument, match="cannot be sent"):
+            await client.start("greet", version=-1)
+        with pytest.raises(InvalidArgument, match="cannot be sent"):
+            await client.start("\ud800")
+        with pytest.raises(InvalidArgument, match="is the most") as caught:
+            await client.start("greet", "x" * (2 << 20))
+        assert caught.value.context["field"] == "input"
+        for oversized in (client.start("g" * (3 << 20)), client.get("g" * (3 << 20), RUN).result()):
+            with pytest.raises(InvalidArgument, match="is the most"):
+                await oversized
+        assert fake.streams == 1, "none of them reached the stream"
         with pytest.raises(InvalidArgument, match="exactly one"):
             await client.get("greet", RUN).resolve("charge")
     with pytest.raises(InvalidArgument, match="host:port"):

@@ -44,7 +44,13 @@ class Output:
         print(json.dumps(plain(value), ensure_ascii=False))
 
     def show(self, what: RenderableType) -> None:
-        self.console.print(what)
+        if self.console.is_terminal:
+            self.console.print(what)
+            return
+        with self.console.capture() as captured:
+            self.console.print(what)
+        # The padding of the last column is of no use to a program that reads lines.
+        print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
     def line(self, text: str) -> None:
         print(text)

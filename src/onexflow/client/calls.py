@@ -12,15 +12,18 @@ from collections import deque
 from typing import Final
 
 from onexflow.codec.wire import common as wire_common
-from onexflow.core.errors import DeadlineExceeded, Draining, ShardMoved
+from onexflow.codec.wire.common import MAX_PAYLOAD
+from onexflow.core.errors import DeadlineExceeded, Draining, InvalidArgument, ShardMoved
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import common_pb2
 from onexflow.v1 import workflow_pb2 as pb
 
 MAX_CALLS: Final = 64
 MAX_BYTES: Final = 1 << 20
-#: What a call takes on the wire beside its payload: names, ids, lengths.
-OVERHEAD: Final = 256
+#: What a call takes on the wire beside its request: its id and lengths.
+OVERHEAD: Final = 24
+#: No call is larger: a payload, and room for names. A message beyond gRPC's own limit would end the stream of all.
+MAX_CALL: Final = MAX_PAYLOAD + (64 << 10)
 #: Answers that say nothing of the call itself, only that this orchestrator is not the one to ask now.
 ASK_AGAIN: Final = (Draining, ShardMoved)
 #: Seconds before such a call is sent again.
@@ -38,12 +41,13 @@ class Call:
         future: asyncio.Future[pb.Answer],
         start: pb.StartWorkflowRequest | None,
         key: common_pb2.RunKey | None,
+        size: int,
     ) -> None:
         self.id = id
         self.future = future
         self.start = start
         self.key = key
-        self.size = OVERHEAD if start is None else OVERHEAD + len(start.input.data)
+        self.size = size
 
 
 class Calls:
@@ -76,8 +80,12 @@ class Calls:
         Unavailable. Cancelling gives the call up: a start may have happened all the same."""
         if self._closed is not None:
             raise self._closed
+        what = start if start is not None else key
+        size = OVERHEAD + (what.ByteSize() if what is not None else 0)
+        if size > MAX_CALL:
+            raise InvalidArgument(f"the call has {size:,} bytes; {MAX_CALL:,} is the most", field="start")
         self._last_id += 1
-        call = Call(self._last_id, self._loop.create_future(), start, key)
+        call = Call(self._last_id, self._loop.create_future(), start, key, size)
         self._queue.append(call)
         self.work.set()
         timer = None if timeout is None else self._loop.call_later(timeout, self._expire, call, timeout)

@@ -23,10 +23,11 @@ from onexflow.codec.payload import decode_value, encode_value
 from onexflow.codec.wire import admin as wire_admin
 from onexflow.codec.wire import common as wire_common
 from onexflow.codec.wire import workflow as wire
+from onexflow.codec.wire.common import MAX_PAYLOAD
 from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
-from onexflow.core.payload import Payload
+from onexflow.core.payload import JSON, Payload
 from onexflow.ports.client_link import (
     ControlOutcome,
     DefinitionInfo,
@@ -319,23 +320,31 @@ class Client:
         timeout: float,
         request_id: str,
     ) -> pb.StartWorkflowRequest:
-        if delay < 0 or timeout < 0:
-            field = "delay" if delay < 0 else "timeout"
-            raise InvalidArgument(f"{field}: no negative number of seconds", field=field)
         payload = input if isinstance(input, Payload) else encode_value(input)
-        return pb.StartWorkflowRequest(
-            namespace=self.namespace,
-            workflow_type=workflow_type,
-            instance_id="" if instance_id is None else str(instance_uuid(instance_id)),
-            version=version,
-            input=common_pb2.Payload(data=payload.data, encoding=payload.encoding),
-            correlation_id=str(correlation_id),
-            causation_id=causation_id,
-            request_id=request_id or new_request_id(),
-            delay=delay,
-            timeout=timeout,
-            trace=tracing.traceparent(),
-        )
+        if len(payload.data) > MAX_PAYLOAD:
+            raise InvalidArgument(f"input: {len(payload.data):,} bytes; {MAX_PAYLOAD:,} is the most", field="input")
+        try:
+            request = pb.StartWorkflowRequest(
+                namespace=self.namespace, workflow_type=workflow_type, request_id=request_id or new_request_id()
+            )
+            # Setting a field costs as much as the rest of a call: those that say nothing stay unset.
+            request.input.data = payload.data
+            if payload.encoding != JSON:
+                request.input.encoding = payload.encoding
+            if instance_id is not None:
+                request.instance_id = str(instance_uuid(instance_id))
+            if correlation_id:
+                request.correlation_id = str(correlation_id)
+            if version or causation_id:
+                request.version, request.causation_id = version, causation_id
+            if delay or timeout:
+                request.delay = wire_common.seconds(delay, "delay")
+                request.timeout = wire_common.seconds(timeout, "timeout")
+        except (TypeError, ValueError) as error:  # not text, a lone surrogate, a number that is out of range
+            raise InvalidArgument(f"the start cannot be sent: {error}", field="start") from error
+        if trace := tracing.traceparent():
+            request.trace = trace
+        return request
 
     def _value(self, outcome: pb.RunOutcome, workflow_type: str, instance_id: str) -> Any:
         if outcome.state != "completed":
