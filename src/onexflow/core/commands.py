@@ -40,6 +40,12 @@ class CancelRun(Command, frozen=True):
     reason: str = ""
 
 
+class AssignRun(Command, frozen=True):
+    """Send the run's tasks to that node from now on, while it is there; "" takes the assignment back."""
+
+    node: str
+
+
 class AuthoriseAttempt(Command, frozen=True):
     """A worker has a free slot for a scheduled effect: write that it may run there, before it is sent."""
 

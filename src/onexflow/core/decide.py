@@ -13,6 +13,7 @@ from typing import Any
 
 from onexflow.core import attempts
 from onexflow.core.commands import (
+    AssignRun,
     AuthoriseAttempt,
     CancelRun,
     Command,
@@ -168,6 +169,17 @@ def _cancel(turn: Turn, command: CancelRun) -> None:
         _end(turn, WorkflowCancelled(command.reason), command.reason or "the run was cancelled")
 
 
+def _assign(turn: Turn, command: AssignRun) -> None:
+    state = turn.state
+    if state.status in TERMINAL_WORKFLOW_STATES:
+        raise InvalidTransition(
+            f"a run that is {state.status} cannot be assigned",
+            {"run": str(state.key), "current_state": state.status, "required_state": "open"},
+        )
+    if state.node != command.node:
+        turn.emit(StateTransitioned("run.assigned", state.status, state.status, node=command.node))
+
+
 def _fire(turn: Turn, command: FireTimer) -> None:
     state = turn.state
     if state.status in TERMINAL_WORKFLOW_STATES:
@@ -201,6 +213,7 @@ _DECISIONS: dict[type[Command], Callable[[Turn, Any], None]] = {
     PauseRun: _pause,
     ResumeRun: _resume,
     CancelRun: _cancel,
+    AssignRun: _assign,
     FireTimer: _fire,
     AuthoriseAttempt: attempts.authorise,
     CompleteItems: _attempt(attempts.complete),

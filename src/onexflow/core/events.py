@@ -181,6 +181,8 @@ class StateTransitioned(Event, tag=16, frozen=True):
     reason: str = ""
     due_at: int = 0
     error: Failure | None = None
+    #: The node that a run is assigned to (run.assigned); "" = to none.
+    node: str = ""
 
 
 class CompensationStarted(Event, tag=17, frozen=True):
@@ -216,7 +218,7 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
     "task.failed": ("", "timeout", "lost", "resolved", "mapping"),
     "task.retry": ("", "timeout", "lost", "returned", "run"),
     "state.transitioned": (
-        "run.initializing", "run.retrying", "run.running",
+        "run.initializing", "run.retrying", "run.running", "run.assigned",
         "task.skipped", "task.waiting_for_input", "attempt.stopping",
     ),
 }  # fmt: skip

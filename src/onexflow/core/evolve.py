@@ -274,6 +274,8 @@ def _on_transition(graph: Graph, state: RunState, event: StateTransitioned, epoc
         item.stopping = ""
     elif kind == "attempt.stopping":
         state.tasks[event.tasks[0]].items[event.item].stopping = event.reason
+    elif kind == "run.assigned":
+        state.node = event.node
     elif kind == "run.initializing":
         _move_run(state, "initializing")
         for task in graph.setup_roots:

@@ -103,6 +103,8 @@ class RunState(msgspec.Struct, array_like=True):
     open_setup: int = 0
     #: Why the run will fail as soon as it may: a task that matters has failed for good.
     failing: Failure | None = None
+    #: The node that the run is assigned to: its tasks go there while the node is connected.
+    node: str = ""
 
     @property
     def key(self) -> RunKey:

@@ -108,14 +108,20 @@ class AttemptBook:
         """A run was read back: wait for what its workers hold, arm its timers, dispatch what never left."""
         for task, index, item in open_items(run):
             token = Token(run.shard.id, item.epoch, item.offset, index)
-            if token in self.attempts or item.status not in {"scheduled", "running"}:
+            known = self.attempts.get(token)
+            if known is not None:  # the run was read back while it was at work
+                known.run = run
+                run.attempts[token] = known
+                continue
+            if item.status not in {"scheduled", "running"}:
                 continue
             attempt = Attempt(run, task, index, token)
             if item.status == "running":
                 self._keep(attempt)
                 attempt.sent = True
+                attempt.sent_at = attempt.progress_at = asyncio.get_running_loop().time()
                 self._watch(item.incarnation, item.worker, member_liveness(item.incarnation), [attempt])
-            elif index < run.state.tasks[task].window:
+            elif index < run.state.tasks[task].window and run.may_dispatch(task):
                 self._keep(attempt)
                 if self._adopting is not None and attempt.role != "effect":
                     self._adopting.append(attempt)
@@ -217,7 +223,7 @@ class AttemptBook:
         if not session.is_open:
             return  # the session's end has made it an orphan; it was never sent
         attempt.sent = True
-        attempt.progress_at = asyncio.get_running_loop().time()
+        attempt.sent_at = attempt.progress_at = asyncio.get_running_loop().time()
         session.outbox.append(self._assignment(attempt))
         self._mark(session)
 
@@ -233,8 +239,7 @@ class AttemptBook:
         else:
             payload = state.tasks[source].result or NULL
         timeouts = graph.specs[task].timeouts
-        if attempt.role != "effect" and (timeouts.start_to_close or timeouts.heartbeat):
-            self._arm_pure(attempt, timeouts.start_to_close, timeouts.heartbeat)
+        self._arm_pure(attempt)
         name = graph.names[task]
         return Assignment(
             token=attempt.token,
@@ -253,11 +258,15 @@ class AttemptBook:
             progress=self.progress.get((attempt.token.shard, run.iid, task, attempt.item)) if self.progress else None,
         )
 
-    def _arm_pure(self, attempt: Attempt, start_to_close: float, heartbeat: float) -> None:
+    def _arm_pure(self, attempt: Attempt) -> None:
+        """A pure attempt is with a worker: nothing in the log says so, its timers are the engine's own."""
+        timeouts = attempt.run.graph.specs[attempt.task].timeouts
+        if attempt.role == "effect" or not (timeouts.start_to_close or timeouts.heartbeat):
+            return
         now, token = self._kernel.store.now(), attempt.token
-        for kind, seconds in (("start_to_close", start_to_close), ("heartbeat", heartbeat)):
+        for kind, seconds in (("start_to_close", timeouts.start_to_close), ("heartbeat", timeouts.heartbeat)):
             if seconds:
-                command = FireTimer(kind, attempt.task, attempt.item, token.epoch, token.offset)  # type: ignore[arg-type]
+                command = FireTimer(kind, attempt.task, attempt.item, token.epoch, token.offset)  # type: ignore[arg-type]  # a timer's kind is one of its own words
                 self.timers.add(now + int(seconds * SECOND), attempt.run, command)
 
     def _mark(self, session: WorkerSession) -> None:
@@ -305,6 +314,51 @@ class AttemptBook:
         if attempt is not None:
             attempt.progress_at = asyncio.get_running_loop().time()
             self.progress[token.shard, attempt.run.iid, attempt.task, attempt.item] = message.details
+
+    def on_adopted(self, session: WorkerSession, attempt: Attempt) -> None:
+        """A worker runs it, as it said: its clocks begin anew, and a stop that it may not have heard is told again."""
+        attempt.sent_at = attempt.progress_at = asyncio.get_running_loop().time()
+        self._arm_pure(attempt)
+        if attempt.run.state.tasks[attempt.task].items[attempt.item].stopping:
+            session.cancels.append(attempt.token)
+            self._mark(session)
+
+    def on_unknown(self, session: WorkerSession, tokens: Sequence[Token]) -> None:
+        """A worker runs what is not in memory: of a parked run, awaited as a late result, or superseded."""
+        self._in_background(self._judge_unknown(session, tokens))
+
+    async def _judge_unknown(self, session: WorkerSession, tokens: Sequence[Token]) -> None:
+        await self._kernel.lane.durable()
+        unwanted = []
+        for token in tokens:
+            found = await self._find(token)
+            item = found.run.state.tasks[found.task].items[found.item] if found is not None else None
+            held = self.attempts.get(token)
+            if item is None or item.status != "waiting_for_input" and (held is None or held.session is not session):
+                unwanted.append(token)
+        if unwanted:
+            session.send(Cancel(unwanted, "not known to the log"))
+
+    async def _find(self, token: Token) -> Attempt | None:
+        """The attempt with that token, if its run is open and waits for its end. Durable state only."""
+        shard = self._kernel.shards.get(token.shard)
+        if shard is None or token.offset >= shard.durable:
+            return None
+        rows = await self._kernel.store.read_shard(shard.id, token.offset, 1)
+        run = await self._kernel.find_numbered(shard, rows[0].iid) if rows else None
+        found = _item_of(run, token) if run is not None and not run.is_over else None
+        return Attempt(run, *found, token) if run is not None and found is not None else None
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except SPIError as error:
+                log.warning("lookup.failed", error=str(error))
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)
 
     def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None:
         """Decide what came in; acknowledge it when that is durable."""

@@ -1,5 +1,7 @@
 """Which attempt goes to which worker: one queue for each (role, handler), five priority bands, credits.
 
+Attempts of a run that is assigned to a node wait in a queue of that node's own; when it goes, they join the others.
+
 The worker is the authority over its slots: an attempt is placed only against a credit that it gave. Pure attempts leave
 with the turn that scheduled them; an effect is placed first, its `task.started` written, and sent when that is durable.
 Placement fills few workers in rotation instead of spreading one by one: messages with many attempts are cheap.
@@ -58,10 +60,10 @@ class Dispatcher:
 
     def __init__(self, place: Callable[[Attempt, WorkerSession], bool]) -> None:
         self._place = place
-        self._queues: dict[tuple[str, str], HandlerQueue] = {}
+        self._queues: dict[tuple[str, str, str], HandlerQueue] = {}
 
-    def queue(self, role: str, handler: str) -> HandlerQueue:
-        key = (role, handler)
+    def queue(self, role: str, handler: str, node: str = "") -> HandlerQueue:
+        key = (role, handler, node)
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = HandlerQueue()
@@ -69,7 +71,7 @@ class Dispatcher:
 
     def enqueue(self, attempt: Attempt, *, first: bool = False) -> None:
         """Place the attempt on a worker now, or keep it until a credit comes: last in its band, or first."""
-        queue = self._queues.get((attempt.role, attempt.handler)) or self.queue(attempt.role, attempt.handler)
+        queue = self._queue_of(attempt)
         session = queue.free_session(attempt.role)
         if session is None:
             band = queue.bands[BANDS[attempt.run.graph.specs[attempt.task].priority]]
@@ -79,6 +81,14 @@ class Dispatcher:
                 band.append(attempt)
         else:
             self._give(attempt, session)
+
+    def _queue_of(self, attempt: Attempt) -> HandlerQueue:
+        node = attempt.run.state.node
+        if node:
+            own = self._queues.get((attempt.role, attempt.handler, node))
+            if own is not None and own.sessions:
+                return own
+        return self._queues.get((attempt.role, attempt.handler, "")) or self.queue(attempt.role, attempt.handler)
 
     def _give(self, attempt: Attempt, session: WorkerSession) -> None:
         session.credits[attempt.role] -= 1
@@ -90,32 +100,41 @@ class Dispatcher:
         if not session.takes_work:
             return
         for role, handler in session.handler_keys:
-            queue = self._queues.get((role, handler))
-            while queue and session.credits.get(role, 0) > 0:
-                attempt = queue.pop()
-                if attempt is None:
-                    break
-                self._give(attempt, session)
+            for node in (session.worker_id, ""):
+                queue = self._queues.get((role, handler, node))
+                while queue and session.credits.get(role, 0) > 0:
+                    attempt = queue.pop()
+                    if attempt is None:
+                        break
+                    self._give(attempt, session)
 
     def add(self, session: WorkerSession) -> None:
         for role, handler in session.handler_keys:
             self.queue(role, handler).sessions.append(session)
+            self.queue(role, handler, session.worker_id).sessions.append(session)
 
     def remove(self, session: WorkerSession) -> None:
         for role, handler in session.handler_keys:
-            sessions = self.queue(role, handler).sessions
-            if session in sessions:
-                sessions.remove(session)
+            for node in (session.worker_id, ""):
+                sessions = self.queue(role, handler, node).sessions
+                if session in sessions:
+                    sessions.remove(session)
+        for role, handler in session.handler_keys:
+            own = self.queue(role, handler, session.worker_id)
+            if not own.sessions:
+                del self._queues[role, handler, session.worker_id]
+                while (attempt := own.pop()) is not None:
+                    self.enqueue(attempt)
 
     def serves(self, role: str, handler: str) -> bool:
         """Is any worker with this handler connected?"""
-        queue = self._queues.get((role, handler))
+        queue = self._queues.get((role, handler, ""))
         return queue is not None and any(session.takes_work for session in queue.sessions)
 
     def waiting(self) -> dict[str, int]:
         """Number of attempts that wait for a credit, by role."""
         counts: dict[str, int] = {}
-        for (role, _), queue in self._queues.items():
+        for (role, _, _), queue in self._queues.items():
             if queue:
                 counts[role] = counts.get(role, 0) + len(queue)
         return counts

@@ -8,13 +8,13 @@ turn, everything else when `CommitLane` says that it is durable. No task of the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from hashlib import blake2b
 
 import msgspec
 import structlog
 
-from onexflow.core.commands import CancelRun, Command, PauseRun, ResolveItem, ResumeRun, StartRun
+from onexflow.core.commands import AssignRun, CancelRun, Command, PauseRun, ResolveItem, ResumeRun, StartRun
 from onexflow.core.errors import (
     Coded,
     Draining,
@@ -57,7 +57,7 @@ from onexflow.ports.client_link import (
 )
 from onexflow.ports.clock import Clock, IdSource
 from onexflow.ports.event_store import EventStore
-from onexflow.ports.registry import NodeRecord, Prober, Registry, ShardAnnouncement
+from onexflow.ports.registry import Assignment, NodeRecord, Prober, Registry, ShardAnnouncement
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
 from onexflow.telemetry import tracing
@@ -238,6 +238,8 @@ class Orchestrator:
             del self._ended[next(iter(self._ended))]
         for reply in self._waiters.pop(outcome.key, ()):
             reply(outcome)
+        if state.node:
+            self._spawn(self._mirror(outcome.key, ""))
 
     # ---- starts and waits
 
@@ -390,7 +392,10 @@ class Orchestrator:
             except SPIError as error:
                 reply(error)
 
-        task = asyncio.get_running_loop().create_task(guarded())
+        self._spawn(guarded())
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -413,7 +418,16 @@ class Orchestrator:
             run.shard.pending.requests.append(record)
             self._kernel.lane.mark()
         await self._queries.durable()
+        if request.action == "assign" and outcome.changed:
+            await self._mirror(request.key, request.node_id)
         return outcome
+
+    async def _mirror(self, key: RunKey, node_id: str) -> None:
+        """Show an assignment in the registry: there it lives as long as this process; the truth is in the run."""
+        if node_id:
+            await self._registry.assign(Assignment(key=key, node_id=node_id, assigned_at=self._clock.now()))
+        else:
+            await self._registry.unassign(key)
 
     def _command(self, run: Run, request: ControlRequest) -> Command:
         match request.action:
@@ -423,6 +437,11 @@ class Orchestrator:
                 return ResumeRun(request.reason)
             case "cancel":
                 return CancelRun(request.reason)
+            case "assign":
+                known = {member.node_id for member in self._registry.members() if member.kind != "orchestrator"}
+                if request.node_id and request.node_id not in known | set(self._sessions.by_worker):
+                    raise UnknownNode(f"there is no worker {request.node_id}", {"node": request.node_id})
+                return AssignRun(request.node_id)
             case "resolve":
                 task = run.graph.index.get(request.task)
                 if task is None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Attempt:
     """One attempt of one item: queued here, authorised, or on a worker. Known by its token."""
 
-    __slots__ = ("handler", "item", "progress_at", "role", "run", "sent", "session", "task", "token", "withdrawn")
+    __slots__ = ("handler", "item", "progress_at", "role", "run", "sent", "sent_at", "session", "task", "token",
+                 "withdrawn")  # fmt: skip
 
     def __init__(self, run: Run, task: int, item: int, token: Token) -> None:
         self.run = run
@@ -33,6 +34,8 @@ class Attempt:
         self.sent = False
         #: It is not wanted any more: skipped when its turn in a queue comes.
         self.withdrawn = False
+        #: Loop time at which it left, for the start_to_close timeout of pure tasks: a token may be sent twice.
+        self.sent_at = 0.0
         #: Loop time of the last sign of progress, for the heartbeat timeout.
         self.progress_at = 0.0
 

@@ -31,7 +31,10 @@ from onexflow.ports.worker_link import (
     Hello,
     Pong,
     Progress,
+    Reclaim,
+    Reclaimed,
     Results,
+    ShardEpoch,
     ToWorker,
     Welcome,
     WorkerDraining,
@@ -55,6 +58,8 @@ class Attempts(Protocol):
     def lose(self, attempt: Attempt, worker: str) -> None: ...
     def give_back(self, attempt: Attempt) -> None: ...
     def on_credits(self, session: WorkerSession) -> None: ...
+    def on_adopted(self, session: WorkerSession, attempt: Attempt) -> None: ...
+    def on_unknown(self, session: WorkerSession, tokens: Sequence[Token]) -> None: ...
     def epochs(self) -> dict[int, int]: ...
     def addresses(self) -> tuple[str, ...]: ...
 
@@ -139,6 +144,8 @@ class WorkerSession:
                 self._sessions.hub.on_progress(message.token, message)
             case Held():
                 self._sessions.on_held(self, message)
+            case Reclaim():
+                self._give_back_credits(message.wanted)
             case WorkerDraining():
                 self.is_draining = True
             case Goodbye():
@@ -147,6 +154,12 @@ class WorkerSession:
                 pass
             case Hello():
                 raise ProtocolViolation("Hello may be said once a stream")
+
+    def _give_back_credits(self, wanted: dict[str, int]) -> None:
+        returned = {role: min(count, self.credits.get(role, 0)) for role, count in wanted.items()}
+        for role, count in returned.items():
+            self.credits[role] = self.credits.get(role, 0) - count
+        self.send(Reclaimed(returned))
 
     def _on_credits(self, message: Credits) -> None:
         for role, count in message.granted.items():
@@ -243,11 +256,14 @@ class Sessions:
                 unknown.append(token)
                 continue
             orphans.pop(token, None)
+            if attempt.session is not None:
+                attempt.session.inflight.pop(token, None)
             attempt.session = session
             attempt.sent = True
             session.inflight[token] = attempt
+            self.hub.on_adopted(session, attempt)
         if unknown:
-            session.send(Cancel(unknown, "not known to the log"))
+            self.hub.on_unknown(session, unknown)
         for token, attempt in list(orphans.items()):
             if token.shard == held.shard and token not in running:
                 del orphans[token]
@@ -268,24 +284,39 @@ class Sessions:
         inflight, session.inflight = session.inflight, {}
         for attempt in inflight.values():
             attempt.session = None
-        if planned:
-            for attempt in inflight.values():
+        sent = [] if planned else [attempt for attempt in inflight.values() if attempt.sent]
+        if sent:
+            self.watch(session.incarnation, session.worker_id, session.hello.liveness, sent)
+        for attempt in inflight.values():
+            if planned or not attempt.sent:
                 self.hub.give_back(attempt)
-        elif inflight:
-            self.watch(session.incarnation, session.worker_id, session.hello.liveness, inflight.values())
 
     # ---- proof of death
 
     def watch(self, incarnation: str, worker: str, liveness: str, attempts: Iterable[Attempt]) -> None:
-        """Keep attempts of a worker that is out of sight until their fate is known."""
+        """Keep attempts of a worker that is out of sight until their fate is known. One that is in sight is asked."""
         orphans = self.orphans.setdefault(incarnation, {})
         orphans.update({attempt.token: attempt for attempt in attempts})
+        session = self.by_worker.get(worker)
+        if session is not None and session.incarnation == incarnation:
+            self.ask(session, {attempt.token.shard for attempt in orphans.values()})
         if incarnation not in self._watches:
             task = asyncio.get_running_loop().create_task(self._watch(incarnation, worker, liveness))
             self._watches[incarnation] = task
-            task.add_done_callback(lambda _: self._watches.pop(incarnation, None))
+
+    def ask(self, session: WorkerSession, shards: Iterable[int]) -> None:
+        """Have a worker say again what it holds of these shards. One that has not said it yet will, by itself."""
+        epochs = self.hub.epochs()
+        for shard in session.told.intersection(shards):
+            session.send(ShardEpoch(shard, epochs[shard]))
 
     async def _watch(self, incarnation: str, worker: str, liveness: str) -> None:
+        try:
+            await self._look_after(incarnation, worker, liveness)
+        finally:
+            del self._watches[incarnation]  # in the same breath as the last look: the next orphan is watched anew
+
+    async def _look_after(self, incarnation: str, worker: str, liveness: str) -> None:
         loop = asyncio.get_running_loop()
         silent_since = loop.time()
         while incarnation in self.orphans:

@@ -80,6 +80,7 @@ def view_of(run: Run, serves: Serves, owner: str) -> RunView:
         next_wake_at=wake,
         shard=run.shard.id,
         owner=owner,
+        node_id=state.node,
     )
 
 

@@ -58,11 +58,12 @@ class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
     error: Failure | None = None
 
 
-Action = Literal["pause", "resume", "cancel", "resolve"]
+Action = Literal["pause", "resume", "cancel", "resolve", "assign"]
 
 
 class ControlRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Pause, resume, cancel a run, or resolve a task of unknown outcome (exactly one of retry, result, fail)."""
+    """Pause, resume, cancel a run, resolve a task of unknown outcome (exactly one of retry, result, fail), or assign the
+    run to a node (its tasks go there while it is connected; "" takes that back)."""
 
     key: RunKey
     action: Action
@@ -73,6 +74,7 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True):
     retry: bool = False
     result: Payload | None = None
     fail: str = ""
+    node_id: str = ""
     principal: str = ""
 
 
@@ -136,6 +138,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     next_wake_at: int = 0
     shard: int = 0
     owner: str = ""
+    node_id: str = ""  #: the node that the run is assigned to
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True):
