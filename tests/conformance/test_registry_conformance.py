@@ -23,6 +23,6 @@ class TestMemoryRegistry(RegistryConformance):
 
 class TestEtcdRegistry(RegistryConformance):
     @pytest.fixture
-    async def harness(self, etcd: EmbeddedEtcd) -> AsyncIterator[EtcdHarness]:  # noqa: F811
+    async def harness(self, etcd: EmbeddedEtcd) -> AsyncIterator[EtcdHarness]:  # noqa: F811 - the fixture by its name
         async with etcd_harness(etcd.endpoint) as harness:
             yield harness

@@ -146,7 +146,7 @@ async def test_a_stream_that_is_broken_by_the_orchestrator_is_opened_again_soon(
     runtime = FakeRuntime()
     connections = await connect_worker(runtime, await server.start())
     for count in range(1, 4):
-        await runtime.until(lambda count=count: len(runtime.messages) == count)  # type: ignore[misc]
+        await runtime.until(lambda count=count: len(runtime.messages) == count)  # type: ignore[misc]  # count is bound, not given
         service.peers[-1].link.close("again")
     await runtime.until(lambda: len(runtime.messages) == 4)
     assert runtime.reasons == ["again"] * 3

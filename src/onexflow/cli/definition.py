@@ -18,7 +18,7 @@ app = cyclopts.App(name="definition", help="Workflow definitions: check and regi
 
 
 @app.command(name="list")
-async def list_(*, common: Common = Common()) -> None:  # noqa: B008 - frozen; how cyclopts takes shared options
+async def list_(*, common: Common = Common()) -> None:
     """What is registered: types and versions."""
     async with session(common) as client:
         found = await client.definitions()
@@ -67,7 +67,7 @@ def check(file: str, /, *, output: Literal["table", "json"] = "table") -> None:
 
 
 @app.command
-async def register(file: str, /, *, common: Common = Common()) -> None:  # noqa: B008
+async def register(file: str, /, *, common: Common = Common()) -> None:
     """Register a definition file. Registering the same again changes nothing.
 
     Example: onexflow definition register order.yaml

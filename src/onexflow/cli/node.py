@@ -12,7 +12,7 @@ app = cyclopts.App(name="node", help="The orchestrators and workers of the clust
 
 
 @app.command(name="list")
-async def list_(*, common: Common = Common()) -> None:  # noqa: B008 - frozen; how cyclopts takes shared options
+async def list_(*, common: Common = Common()) -> None:
     """Every process that the orchestrator knows, one line a role."""
     async with session(common) as client:
         nodes = await client.nodes()
@@ -36,7 +36,7 @@ async def list_(*, common: Common = Common()) -> None:  # noqa: B008 - frozen; h
 
 
 @app.command
-async def show(node_id: str, /, *, common: Common = Common()) -> None:  # noqa: B008
+async def show(node_id: str, /, *, common: Common = Common()) -> None:
     """One process: its roles, its handlers, what it does.
 
     Parameters
@@ -73,7 +73,7 @@ async def show(node_id: str, /, *, common: Common = Common()) -> None:  # noqa: 
 
 
 @app.command
-async def drain(node_id: str, /, *, common: Common = Common()) -> None:  # noqa: B008
+async def drain(node_id: str, /, *, common: Common = Common()) -> None:
     """Tell a worker to finish what it has and to take nothing new.
 
     Parameters

@@ -37,7 +37,7 @@ async def start(
     delay: float = 0.0,
     timeout: float = 0.0,
     wait: Annotated[bool, Parameter(name=["--wait", "-w"])] = False,
-    common: Common = Common(),  # noqa: B008 - frozen; how cyclopts takes shared options
+    common: Common = Common(),
 ) -> None:
     """Start a run of a registered workflow type. It is durable when this returns.
 
@@ -96,7 +96,7 @@ async def list_(
     type: Annotated[str, Parameter(name=["--type", "-t"])] = "",
     state: Annotated[tuple[str, ...], Parameter(name=["--state", "-s"])] = (),
     limit: int = 50,
-    common: Common = Common(),  # noqa: B008
+    common: Common = Common(),
 ) -> None:
     """Runs, newest first.
 
@@ -127,7 +127,7 @@ async def list_(
 
 
 @app.command
-async def show(run: str, /, *, common: Common = Common()) -> None:  # noqa: B008
+async def show(run: str, /, *, common: Common = Common()) -> None:
     """A run as it stands: its tasks, and what it waits for.
 
     Parameters
@@ -150,7 +150,7 @@ async def history(
     *,
     from_sequence: Annotated[int, Parameter(name=["--from"])] = 1,
     follow: Annotated[bool, Parameter(name=["--follow", "-f"])] = False,
-    common: Common = Common(),  # noqa: B008
+    common: Common = Common(),
 ) -> None:
     """Every event of a run, in order.
 
@@ -187,7 +187,7 @@ async def result(
     /,
     *,
     timeout: float | None = None,
-    common: Common = Common(),  # noqa: B008
+    common: Common = Common(),
 ) -> None:
     """The result of a run, as JSON; waits for its end.
 
@@ -203,7 +203,7 @@ async def result(
 
 
 @app.command
-async def pause(run: str, /, *, reason: str = "", common: Common = Common()) -> None:  # noqa: B008
+async def pause(run: str, /, *, reason: str = "", common: Common = Common()) -> None:
     """Stop dispatching a run's tasks. What runs ends and is recorded.
 
     Parameters
@@ -218,7 +218,7 @@ async def pause(run: str, /, *, reason: str = "", common: Common = Common()) -> 
 
 
 @app.command
-async def resume(run: str, /, *, reason: str = "", common: Common = Common()) -> None:  # noqa: B008
+async def resume(run: str, /, *, reason: str = "", common: Common = Common()) -> None:
     """Let a paused run go on.
 
     Parameters
@@ -233,7 +233,7 @@ async def resume(run: str, /, *, reason: str = "", common: Common = Common()) ->
 
 
 @app.command
-async def cancel(run: str, /, *, reason: str = "", common: Common = Common()) -> None:  # noqa: B008
+async def cancel(run: str, /, *, reason: str = "", common: Common = Common()) -> None:
     """End a run. Its running attempts are told to stop.
 
     Parameters
@@ -258,7 +258,7 @@ async def resolve(
     result: str | None = None,
     fail: str = "",
     reason: str = "",
-    common: Common = Common(),  # noqa: B008
+    common: Common = Common(),
 ) -> None:
     """Decide a task that waits because nobody knows whether its effect happened.
 
@@ -292,7 +292,7 @@ async def resolve(
 
 
 @app.command
-async def watch(run: str, /, *, common: Common = Common()) -> int:  # noqa: B008
+async def watch(run: str, /, *, common: Common = Common()) -> int:
     """Look on while a run does its work, until it ends. Exit code 5 when it fails.
 
     In a terminal its tasks are shown live; elsewhere, and with -o json, each event is a line.

@@ -45,34 +45,34 @@ class RunHandle:
     async def result(self, timeout: float | None = None) -> Any:
         """The run's result, decoded; waits for its end. Raises RunFailed (context: state, error_type, task …) when it
         ended without one, DeadlineExceeded after `timeout` seconds (the run goes on), UnknownRun."""
-        return await self._client._result(self.key, timeout)  # noqa: SLF001 - a handle is a part of its client
+        return await self._client._result(self.key, timeout)
 
     async def outcome(self, timeout: float | None = None) -> RunOutcome:
         """How the run ended, whatever way; waits for it. Raises DeadlineExceeded, UnknownRun."""
-        return await self._client._outcome(self.key, timeout)  # noqa: SLF001
+        return await self._client._outcome(self.key, timeout)
 
     async def state(self) -> RunView:
         """The run as it stands, with its tasks."""
-        return await self._client._describe(self.key)  # noqa: SLF001
+        return await self._client._describe(self.key)
 
     async def history(self, from_sequence: int = 1) -> list[EventView]:
         """All its events from that sequence on, in order."""
-        return [event async for event in self._client._history(self.key, from_sequence)]  # noqa: SLF001
+        return [event async for event in self._client._history(self.key, from_sequence)]
 
     def follow(self, from_sequence: int = 1) -> AsyncIterator[EventView]:
         """Its events as they become durable, each once and in order, until its last. Survives lost connections."""
-        return self._client._follow(self.key, from_sequence)  # noqa: SLF001
+        return self._client._follow(self.key, from_sequence)
 
     async def pause(self, reason: str = "") -> ControlOutcome:
         """Stop dispatching; what runs ends and is recorded."""
-        return await self._client._control("pause", self.key, reason)  # noqa: SLF001
+        return await self._client._control("pause", self.key, reason)
 
     async def resume(self, reason: str = "") -> ControlOutcome:
-        return await self._client._control("resume", self.key, reason)  # noqa: SLF001
+        return await self._client._control("resume", self.key, reason)
 
     async def cancel(self, reason: str = "") -> ControlOutcome:
         """End the run; running attempts are told to stop."""
-        return await self._client._control("cancel", self.key, reason)  # noqa: SLF001
+        return await self._client._control("cancel", self.key, reason)
 
     async def resolve(
         self,
@@ -90,6 +90,4 @@ class RunHandle:
         if given != 1:
             raise InvalidArgument("exactly one of retry, result and fail is needed", field="decision")
         payload = None if result is _NOTHING else encode_value(result)
-        return await self._client._resolve(  # noqa: SLF001
-            self.key, task, item, retry=retry, result=payload, fail=fail, reason=reason
-        )
+        return await self._client._resolve(self.key, task, item, retry=retry, result=payload, fail=fail, reason=reason)

@@ -223,7 +223,7 @@ def _put(held: _Shard, part: ShardAppend) -> None:
     for record in part.runs:
         before = held.runs.get(record.iid)
         if before is not None:  # the name and the birth of a run never change
-            record = record._replace(key=before.key, created_at=before.created_at)  # noqa: PLW2901
+            record = record._replace(key=before.key, created_at=before.created_at)  # noqa: PLW2901 - the record as it is stored
         held.runs[record.iid] = record
         held.by_key[record.key] = record.iid
     for request in part.requests:

@@ -341,8 +341,8 @@ class EventStoreSuite:
             assert not page.cursor
             return [(shard, record.iid) for shard, record in page.runs]
 
-        def wanted(test: object) -> list[tuple[int, int]]:
-            return [(shard, n) for n in range(24, 0, -1) for shard in (1, 0) if test(n)]  # type: ignore[operator]
+        def wanted(test: Callable[[int], bool]) -> list[tuple[int, int]]:
+            return [(shard, n) for n in range(24, 0, -1) for shard in (1, 0) if test(n)]
 
         assert await listed("default") == wanted(lambda n: n % 4 in (0, 1))
         assert await listed("default", "mail") == wanted(lambda n: n % 4 == 1)
