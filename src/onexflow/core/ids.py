@@ -65,6 +65,17 @@ def idempotency_key(key: RunKey, task: str, item: int) -> str:
     return f"{key.instance_id}:{key.namespace}:{key.workflow_type}:{task}:{item}"
 
 
+def instance_of_request(request_id: str) -> UUID:
+    """The instance id of a start that names none: the same for the same request id, so that the start is made once.
+
+    A request id that is a UUIDv7 is taken as it is: its time tells an owner whether it can have been seen before."""
+    try:
+        given = UUID(request_id)
+    except ValueError:
+        return derived_uuid(f"request:{request_id}")
+    return given if given.version == 7 else derived_uuid(f"request:{request_id}")
+
+
 def derived_uuid(text: str) -> UUID:
     """A UUID for an id that is not one: the same text gives the same UUID everywhere."""
     return uuid5(NAMESPACE_OID, f"onexflow:{text}")

@@ -26,7 +26,7 @@ from onexflow.core.errors import (
     UnknownTask,
 )
 from onexflow.core.graph import Graph
-from onexflow.core.ids import RunKey, derived_uuid
+from onexflow.core.ids import RunKey, instance_of_request
 from onexflow.core.instructions import FinishRun
 from onexflow.core.machine import WORKFLOW_STATES
 from onexflow.core.payload import PayloadCodec
@@ -278,8 +278,7 @@ class Orchestrator:
     def _key_of(self, request: StartRequest, graph: Graph) -> tuple[RunKey, bytes]:
         instance = request.instance_id
         if instance is None:
-            scope = f"{request.namespace}:{request.workflow_type}:{request.request_id}"
-            instance = derived_uuid(scope) if request.request_id else self._ids.uuid()
+            instance = instance_of_request(request.request_id) if request.request_id else self._ids.uuid()
         digest = blake2b(request.input.data, digest_size=16)
         digest.update(f"\0{request.input.encoding}\0{request.correlation_id}\0{request.version}".encode())
         return RunKey(request.namespace, request.workflow_type, instance), digest.digest()
