@@ -6,7 +6,8 @@ Implements what `Sessions` asks (`Attempts`) and carries out the instructions ab
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
 import structlog
 
@@ -20,7 +21,7 @@ from onexflow.core.commands import (
     ReturnAttempt,
     StopAttempt,
 )
-from onexflow.core.errors import Coded, InternalError
+from onexflow.core.errors import Coded, InternalError, Unavailable
 from onexflow.core.events import INLINE, RUN_INPUT
 from onexflow.core.ids import Token, idempotency_key
 from onexflow.core.instructions import ArmTimer, CancelAll, CancelAttempt, Dispatch, SendAuthorised
@@ -32,7 +33,8 @@ from onexflow.engine.readback import open_items, timers_of
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import WorkerSession
 from onexflow.engine.timers import Timers
-from onexflow.ports.worker_link import Assignment, AttemptResult, Demand, Progress
+from onexflow.ports.worker_link import Assignment, AttemptResult, Cancel, Demand, Progress
+from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.attempts")
 
@@ -41,6 +43,16 @@ Watch = Callable[[str, str, str, Iterable[Attempt]], None]
 
 #: Events of a run that may be undurable while its next pure task leaves: bounds the depth of speculation.
 SPECULATION = 64
+
+
+class _Answer:
+    """What a worker is told of its results: recorded, or not wanted. One in neither it keeps, and sends again."""
+
+    __slots__ = ("discarded", "recorded")
+
+    def __init__(self) -> None:
+        self.recorded: list[Token] = []
+        self.discarded: list[Token] = []
 
 
 class AttemptBook:
@@ -119,7 +131,7 @@ class AttemptBook:
             if item.status == "running":
                 self._keep(attempt)
                 attempt.sent = True
-                attempt.sent_at = attempt.progress_at = asyncio.get_running_loop().time()
+                attempt.sent_at = attempt.progress_at = _loop_time()
                 self._watch(item.incarnation, item.worker, member_liveness(item.incarnation), [attempt])
             elif index < run.state.tasks[task].window and run.may_dispatch(task):
                 self._keep(attempt)
@@ -223,7 +235,7 @@ class AttemptBook:
         if not session.is_open:
             return  # the session's end has made it an orphan; it was never sent
         attempt.sent = True
-        attempt.sent_at = attempt.progress_at = asyncio.get_running_loop().time()
+        attempt.sent_at = attempt.progress_at = _loop_time()
         session.outbox.append(self._assignment(attempt))
         self._mark(session)
 
@@ -312,12 +324,12 @@ class AttemptBook:
     def on_progress(self, token: Token, message: Progress) -> None:
         attempt = self.attempts.get(token)
         if attempt is not None:
-            attempt.progress_at = asyncio.get_running_loop().time()
+            attempt.progress_at = _loop_time()
             self.progress[token.shard, attempt.run.iid, attempt.task, attempt.item] = message.details
 
     def on_adopted(self, session: WorkerSession, attempt: Attempt) -> None:
         """A worker runs it, as it said: its clocks begin anew, and a stop that it may not have heard is told again."""
-        attempt.sent_at = attempt.progress_at = asyncio.get_running_loop().time()
+        attempt.sent_at = attempt.progress_at = _loop_time()
         self._arm_pure(attempt)
         if attempt.run.state.tasks[attempt.task].items[attempt.item].stopping:
             session.cancels.append(attempt.token)
@@ -334,7 +346,8 @@ class AttemptBook:
             found = await self._find(token)
             item = found.run.state.tasks[found.task].items[found.item] if found is not None else None
             held = self.attempts.get(token)
-            if item is None or item.status != "waiting_for_input" and (held is None or held.session is not session):
+            awaited = item is not None and item.status == "waiting_for_input"
+            if not awaited and (held is None or held.session is not session):
                 unwanted.append(token)
         if unwanted:
             session.send(Cancel(unwanted, "not known to the log"))
@@ -362,52 +375,53 @@ class AttemptBook:
 
     def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None:
         """Decide what came in; acknowledge it when that is durable."""
-        tokens: list[Token] = []
-        discarded: list[Token] = []
+        answer = _Answer()
         group: list[ItemResult] = []
         first: Attempt | None = None
         started_at = 0
         for result in results:
             attempt = self.attempts.get(result.token)
             if attempt is None:
-                self._look_up(session, result)
+                self._in_background(self._resolve_unknown(session, result))
                 continue
             if first is not None and not (
                 result.status == "completed" and attempt.run is first.run and attempt.task == first.task
             ):
-                self._complete(session, first, group, started_at, discarded)
+                self._complete(session, first, group, started_at, answer)
                 first, group = None, []
-            tokens.append(result.token)
+            if result.status in {"stopped", "returned"} and attempt.session not in (None, session):
+                answer.discarded.append(result.token)  # it runs elsewhere by now, under the same token
+                continue
             self._forget(attempt)
             if result.status == "completed":
                 if first is None:
                     first, started_at = attempt, result.started_at
                 group.append(ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result))
             else:
-                self._end(session, attempt, result, discarded)
+                self._end(session, attempt, result, answer)
         if first is not None:
-            self._complete(session, first, group, started_at, discarded)
-        if tokens:
-            if discarded:
-                dropped = set(discarded)
-                tokens = [token for token in tokens if token not in dropped]
-            self._acknowledge(session, tokens, discarded)
+            self._complete(session, first, group, started_at, answer)
+        self._acknowledge(session, answer)
 
-    def _acknowledge(self, session: WorkerSession, tokens: list[Token], discarded: list[Token]) -> None:
+    def _acknowledge(self, session: WorkerSession, answer: _Answer) -> None:
+        recorded, discarded = answer.recorded, answer.discarded
+        if not recorded and not discarded:
+            return
+
         def release(error: Coded | None) -> None:
             if error is None:
-                shards = {token.shard for token in tokens}
-                session.acknowledge(tokens, discarded, {s: self._kernel.shards[s].durable for s in shards})
+                shards = {token.shard for token in recorded}
+                session.acknowledge(recorded, discarded, {s: self._kernel.shards[s].durable for s in shards})
 
         self._kernel.lane.when_durable(release)
 
     def _complete(
-        self, session: WorkerSession, attempt: Attempt, group: list[ItemResult], started_at: int, discarded: list[Token]
+        self, session: WorkerSession, attempt: Attempt, group: list[ItemResult], started_at: int, answer: _Answer
     ) -> None:
         command = CompleteItems(attempt.task, group, session.worker_id, session.incarnation, started_at)
-        self._decide(attempt.run, command, discarded)
+        self._decide(attempt.run, command, [(r.item, r.epoch, r.offset) for r in group], answer)
 
-    def _end(self, session: WorkerSession, attempt: Attempt, result: AttemptResult, discarded: list[Token]) -> None:
+    def _end(self, session: WorkerSession, attempt: Attempt, result: AttemptResult, answer: _Answer) -> None:
         task, item = attempt.task, attempt.item
         epoch, offset = result.token.epoch, result.token.offset
         command: FailAttempt | StopAttempt | ReturnAttempt
@@ -420,51 +434,49 @@ class AttemptBook:
             command = StopAttempt(task, item, epoch, offset)
         else:
             command = ReturnAttempt(task, item, epoch, offset)
-        self._decide(attempt.run, command, discarded)
+        self._decide(attempt.run, command, [(item, epoch, offset)], answer)
 
     def _decide(
         self,
         run: Run,
         command: CompleteItems | FailAttempt | StopAttempt | ReturnAttempt | LoseAttempt,
-        discarded: list[Token],
+        places: list[tuple[int, int, int]],
+        answer: _Answer,
     ) -> None:
-        if run.is_over:
-            self.superseded += 1
+        """Decide about the attempts at `places`, and say in `answer` what became of them."""
+        shard = run.shard.id
+        superseded = places
+        if not run.is_over:
+            try:
+                superseded = self._kernel.decide(run, command).superseded
+            except (InternalError, Unavailable):
+                return  # the run is read back, and its workers are asked again: they keep what has no answer
+            except SPIError as error:
+                log.exception("result.refused", run=str(run.key), error=str(error))
+        self.superseded += len(superseded)
+        if not superseded:
+            answer.recorded.extend(Token(shard, epoch, offset, item) for item, epoch, offset in places)
             return
-        try:
-            turn = self._kernel.decide(run, command)
-        except InternalError:
-            return  # the run was taken out of memory and is read back; the worker keeps the result until then
-        for item, epoch, offset in turn.superseded:
-            self.superseded += 1
-            discarded.append(Token(run.shard.id, epoch, offset, item))
-
-    def _look_up(self, session: WorkerSession, result: AttemptResult) -> None:
-        """A result of an attempt that is not in memory: superseded, recorded before, or of a parked run."""
-        task = asyncio.get_running_loop().create_task(self._resolve_unknown(session, result))
-        self._lookups.add(task)
-        task.add_done_callback(self._lookups.discard)
+        dropped = set(superseded)
+        for place in places:
+            item, epoch, offset = place
+            side = answer.discarded if place in dropped else answer.recorded
+            side.append(Token(shard, epoch, offset, item))
 
     async def _resolve_unknown(self, session: WorkerSession, result: AttemptResult) -> None:
-        token = result.token
-        shard = self._kernel.shards.get(token.shard)
-        discarded: list[Token] = []
-        if shard is not None and token.offset < shard.durable:
-            rows = await self._kernel.store.read_shard(shard.id, token.offset, 1)
-            run = await self._kernel.find_numbered(shard, rows[0].iid) if rows else None
-            if run is not None and not run.is_over:
-                found = _item_of(run, token)
-                if found is not None:
-                    attempt = Attempt(run, *found, token)
-                    if result.status == "completed":
-                        group = [ItemResult(attempt.item, token.epoch, token.offset, result.result)]
-                        self._complete(session, attempt, group, result.started_at, discarded)
-                    else:
-                        self._end(session, attempt, result, discarded)
-                    self._acknowledge(session, [] if discarded else [token], discarded)
-                    return
-        self.superseded += 1
-        self._acknowledge(session, [], [token])
+        """A result of an attempt that is not in memory: superseded, recorded before, or of a parked run."""
+        await self._kernel.lane.durable()
+        answer = _Answer()
+        attempt = await self._find(result.token)
+        if attempt is None:
+            self.superseded += 1
+            answer.discarded.append(result.token)
+        elif result.status == "completed":
+            group = [ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result)]
+            self._complete(session, attempt, group, result.started_at, answer)
+        else:
+            self._end(session, attempt, result, answer)
+        self._acknowledge(session, answer)
 
     def lose(self, attempt: Attempt, worker: str) -> None:
         """The attempt's worker is dead. What was never sent did not start."""
@@ -488,7 +500,7 @@ class AttemptBook:
     def _repeat(self, run: Run, command: LoseAttempt | ReturnAttempt) -> None:
         self._repeating = True
         try:
-            self._decide(run, command, [])
+            self._decide(run, command, [], _Answer())
         finally:
             self._repeating = False
 
@@ -503,14 +515,19 @@ class AttemptBook:
             return
         if command.kind == "heartbeat" and attempt is not None:
             seconds = run.graph.specs[command.task].timeouts.heartbeat
-            left = attempt.progress_at + seconds - asyncio.get_running_loop().time()
+            left = attempt.progress_at + seconds - _loop_time()
             if left > 0:
+                self.timers.add(self._kernel.store.now() + int(left * SECOND), run, command)
+                return
+        if command.kind == "start_to_close" and attempt is not None and attempt.role != "effect":
+            left = attempt.sent_at + run.graph.specs[command.task].timeouts.start_to_close - _loop_time()
+            if left > 0:  # it was sent again, under the same token
                 self.timers.add(self._kernel.store.now() + int(left * SECOND), run, command)
                 return
         try:
             self._kernel.decide(run, command)
-        except InternalError:
-            return
+        except SPIError as error:
+            log.warning("timer.failed", run=str(run.key), timer=command.kind, error=str(error))
 
     def stop(self) -> None:
         self.timers.stop()
@@ -524,3 +541,7 @@ def _item_of(run: Run, token: Token) -> tuple[int, int] | None:
         if index == token.item and item.epoch == token.epoch and item.offset == token.offset:
             return task, index
     return None
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()

@@ -165,7 +165,13 @@ class Kernel:
         """Create a run. The caller has made sure that its key is new."""
         shard = self.shard_of(key)
         now = self.store.now()
-        turn = start(graph, command, self._context(shard, now))
+        try:
+            turn = start(graph, command, self._context(shard, now))
+        except SPIError:
+            raise
+        except Exception as error:
+            log.exception("start.failed", run=str(key))
+            raise InternalError(f"starting the run failed: {error!r}", {"run": str(key)}) from error
         run = Run(shard, shard.next_iid, graph, turn.state, start_hash)
         shard.next_iid += 1
         shard.add(run)
@@ -180,12 +186,12 @@ class Kernel:
         shard = run.shard
         if run.is_broken:
             raise Unavailable(f"run {run.key} is being read back", {"run": str(run.key)})
+        seq = run.state.seq
         try:
             turn = decide(run.graph, run.state, command, self._context(shard, run.state.updated_at))
-        except InternalError:
-            self._quarantine(run)
-            raise
-        except SPIError:
+        except SPIError as error:
+            if run.state.seq != seq or isinstance(error, InternalError):  # refused halfway: a bug
+                self._quarantine(run)
             raise
         except Exception as error:
             self._quarantine(run)

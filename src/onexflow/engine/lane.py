@@ -95,6 +95,20 @@ class CommitLane:
         else:
             release(None)
 
+    async def durable(self) -> None:
+        """Return when everything decided so far is durable. Raises when it never will be."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def release(error: Coded | None) -> None:
+            if not done.done():
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
+
+        self.when_durable(release)
+        await done
+
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:

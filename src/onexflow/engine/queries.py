@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from onexflow.core.errors import Coded, InvalidArgument, UnknownRun
+from onexflow.core.errors import InvalidArgument, UnknownRun
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATE_INDEX, WORKFLOW_STATES
@@ -45,17 +45,7 @@ class Queries:
 
     async def durable(self) -> None:
         """Return when everything decided so far is durable. Raises StoreUnavailable when it never will be."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def release(error: Coded | None) -> None:
-            if not done.done():
-                if error is None:
-                    done.set_result(None)
-                else:
-                    done.set_exception(error)
-
-        self._kernel.lane.when_durable(release)
-        await done
+        await self._kernel.lane.durable()
 
     async def describe(self, key: RunKey) -> RunView:
         run = await self._kernel.find(key)

@@ -28,8 +28,12 @@ class InProcessStream:
 
     def put(self, message: FromWorker | ToWorker, *, down: bool) -> None:
         if self.is_open:
-            (self._to_worker if down else self._to_orchestrator).append(message)  # type: ignore[arg-type]
+            (self._to_worker if down else self._to_orchestrator).append(message)  # type: ignore[arg-type]  # each direction has its own messages
             self._schedule()
+
+    def pending_down(self, kind: type[ToWorker]) -> list[ToWorker]:
+        """The messages of that kind that the worker has not got yet."""
+        return [message for message in self._to_worker if isinstance(message, kind)]
 
     def release(self) -> None:
         """Deliver again, what was held first."""
