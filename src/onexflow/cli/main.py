@@ -103,7 +103,7 @@ def _run(arguments: list[str]) -> int:
         raise
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else exits.FAILED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last place: every error becomes a line and an exit code
         return report(error)
     return result if isinstance(result, int) else exits.OK
 

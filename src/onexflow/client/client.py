@@ -64,7 +64,7 @@ async def connect(
     tracing.use()
     client = Client(Channels(parse_addresses(addresses)), namespace, call_timeout, patience, client_id)
     try:
-        await client._connected(timeout)  # noqa: SLF001 - the way in
+        await client._connected(timeout)
     except BaseException:
         await client.close()
         raise

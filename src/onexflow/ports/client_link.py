@@ -16,7 +16,7 @@ import msgspec
 
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import NULL, Failure, Payload
-from onexflow.ports.worker_link import AcceptWorker
+from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
 
 
@@ -196,7 +196,8 @@ class OrchestratorService(Protocol):
     """One orchestrator. `reply` gets the named outcome or an SPIError instance."""
 
     orchestrator_id: str
-    accept_worker: AcceptWorker
+    def accept_worker(self, link: WorkerLink) -> WorkerPeer:
+        """A worker has opened a stream: what its messages are given to."""
 
     def start_run(self, request: StartRequest, reply: Callable[[StartOutcome | SPIError], None]) -> None: ...
 
