@@ -196,6 +196,7 @@ class OrchestratorService(Protocol):
     """One orchestrator. `reply` gets the named outcome or an SPIError instance."""
 
     orchestrator_id: str
+
     def accept_worker(self, link: WorkerLink) -> WorkerPeer:
         """A worker has opened a stream: what its messages are given to."""
 

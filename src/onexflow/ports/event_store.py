@@ -23,7 +23,7 @@ class Row(NamedTuple):
     """What one turn appended to one run: `count` events from `offset` on, packed (`codec.rows`)."""
 
     offset: int  #: of the first event
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     epoch: int
     iid: int  #: number of the run within its shard
     seq: int  #: sequence number of the first event in the run, from 1
