@@ -47,7 +47,9 @@ async def main() -> int:
     text = f"{machine()}\n\n{table(results)}\n"
     print(text)
     if arguments.write:
-        Path(arguments.write).write_text(f"# Chaos\n\nEvery round's promises held (a broken one ends the command).\n\n{text}")
+        Path(arguments.write).write_text(
+            f"# Chaos\n\nEvery round's promises held (a broken one ends the command).\n\n{text}"
+        )
     return 0
 
 

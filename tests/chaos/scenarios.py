@@ -147,7 +147,12 @@ async def kill_orchestrator(chains: int = 200) -> Figures:
         assert not [key for key in again if key in effects], "an effect ran twice"
         # A token's second part is its epoch: the new owner's first decision that reached a worker.
         resumed = min(e.start_ns for e in found if e.token.split(".")[1] != "1")
-        return {**figures, "ran on": len(ran_on), "run again": len(again), "resumed after ms": (resumed - killed_at) / 1e6}
+        return {
+            **figures,
+            "ran on": len(ran_on),
+            "run again": len(again),
+            "resumed after ms": (resumed - killed_at) / 1e6,
+        }
 
 
 async def cut_streams(chains: int = 100, cuts: int = 20) -> Figures:

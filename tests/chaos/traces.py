@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections import defaultdict
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ def executions(folder: Path) -> list[Execution]:
                 open_ones[key, token] = int(at)
             else:
                 found.append(Execution(key, token, open_ones.pop((key, token)), int(at), int(pid)))
-        pid = int(file.stem.rpartition("-")[2])
-        found.extend(Execution(key, token, at, 0, pid) for (key, token), at in open_ones.items())
+        own = int(file.stem.rpartition("-")[2])
+        found.extend(Execution(key, token, at, 0, own) for (key, token), at in open_ones.items())
     return sorted(found, key=lambda execution: execution.start_ns)
 
 
@@ -50,7 +51,7 @@ def overlapping(found: list[Execution], killed_at: int = 0) -> list[str]:
     """Keys whose body ran twice at the same time. An execution without an end lasted until its process was killed."""
     guilty = []
     for key, runs in by_key(found).items():
-        for before, after in zip(runs, runs[1:], strict=False):
+        for before, after in itertools.pairwise(runs):
             end = before.end_ns or killed_at or after.start_ns
             if end > after.start_ns:
                 guilty.append(key)

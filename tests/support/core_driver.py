@@ -120,9 +120,9 @@ class Model:
     def fire(self, kind: str, name: str = "a", item: int = 0) -> Turn:
         """A timer of the run, or of the current attempt of an item."""
         if kind in {"start", "run_timeout", "run_retry"}:
-            return self.do(FireTimer(kind))  # type: ignore[arg-type]  # tests name kinds as text
+            return self.do(FireTimer(kind))
         at = self.item(name, item)
-        return self.do(FireTimer(kind, self.graph.index[name], item, at.epoch, at.offset))  # type: ignore[arg-type]
+        return self.do(FireTimer(kind, self.graph.index[name], item, at.epoch, at.offset))
 
     def types(self, since: int = 0) -> list[str]:
         """What happened, as `type` or `type/kind`."""
