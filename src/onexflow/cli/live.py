@@ -53,8 +53,8 @@ def summary(run: RunView) -> str:
     total = sum(max(1, task.items) for task in run.tasks)
     done = sum(task.items_done if task.items > 1 else task.finished_at > 0 for task in run.tasks)
     now = ", ".join(task.name for task in run.tasks if task.state in {"running", "scheduled", "retrying"})
-    waits = f" – {run.blocked_because}" if run.blocked_because else ""
-    return f"{run.state}: {done} of {total} done{f', now {now}' if now else ''}{waits}"
+    doing = f", now {now}" if now else f" – {run.blocked_because}" if run.blocked_because else ""
+    return f"{run.state}: {done} of {total} done{doing}"
 
 
 async def watch_tasks(handle: RunHandle, console: Console) -> None:
