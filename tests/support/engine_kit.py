@@ -57,7 +57,7 @@ class Script:
         return worker
 
     def _handler(self, worker: str, name: str) -> Callable[..., Any]:
-        async def handle(contract, ctx: Context):
+        async def handle(contract: Any, ctx: Context) -> Any:
             at = asyncio.get_running_loop().time()
             self.calls.append(Call(worker, name, ctx.task, ctx.attempt, ctx.token, at, contract))
             self.running[name] += 1

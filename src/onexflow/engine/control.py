@@ -17,25 +17,44 @@ def _body_hash(request: ControlRequest) -> bytes:
     return blake2b(msgspec.msgpack.encode(body), digest_size=16).digest()
 
 
-async def answered_before(store: EventStore, shard: Shard, request: ControlRequest) -> ControlOutcome | None:
-    """The stored answer to this request id. Raises InvalidArgument when it was used with another body."""
-    if not request.request_id:
-        return None
-    pending = shard.pending.requests
-    namespace = request.key.namespace
-    record = next((r for r in pending if (r.namespace, r.request_id) == (namespace, request.request_id)), None)
-    record = record or await store.find_request(shard.id, namespace, request.request_id)
+class Answers:
+    """The answers given under request ids. All are in the store; those of late are here too, as they may not be durable."""
+
+    LIMIT = 10_000
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._recent: dict[tuple[str, str], RequestRecord] = {}
+
+    def recent(self, request: ControlRequest) -> ControlOutcome | None:
+        """The answer lately given to this request id. Not to be told before it is durable.
+
+        Raises InvalidArgument when the id was used with another body."""
+        return _outcome(request, self._recent.get((request.key.namespace, request.request_id)))
+
+    async def stored(self, shard: Shard, request: ControlRequest) -> ControlOutcome | None:
+        """As `recent`, of any age."""
+        if not request.request_id:
+            return None
+        return _outcome(request, await self._store.find_request(shard.id, request.key.namespace, request.request_id))
+
+    def keep(self, shard: Shard, request: ControlRequest, outcome: ControlOutcome) -> bool:
+        """Write the answer with the next append. False when the caller gave no request id."""
+        if not request.request_id:
+            return False
+        namespace, request_id = request.key.namespace, request.request_id
+        response = msgspec.msgpack.encode(outcome)
+        record = RequestRecord(namespace, request_id, _body_hash(request), response, self._store.now())
+        shard.pending.requests.append(record)
+        self._recent[namespace, request_id] = record
+        if len(self._recent) > self.LIMIT:
+            del self._recent[next(iter(self._recent))]
+        return True
+
+
+def _outcome(request: ControlRequest, record: RequestRecord | None) -> ControlOutcome | None:
     if record is None:
         return None
     if record.body_hash != _body_hash(request):
         raise InvalidArgument("this request_id was used with another body", field="request_id")
     return msgspec.msgpack.decode(record.response, type=ControlOutcome)
-
-
-def request_record(request: ControlRequest, outcome: ControlOutcome, now: int) -> RequestRecord | None:
-    """What is stored beside the events of the call; None when the caller gave no request id."""
-    if not request.request_id:
-        return None
-    return RequestRecord(
-        request.key.namespace, request.request_id, _body_hash(request), msgspec.msgpack.encode(outcome), now
-    )

@@ -14,10 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from onexflow.core.errors import Coded, ShardMoved, StoreFull, StoreUnavailable
+import structlog
+
+from onexflow.core.errors import Coded, InternalError, ShardMoved, StoreFull, StoreUnavailable
 from onexflow.engine.run import Run
 from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import EventStore, ShardAppend
+
+log = structlog.get_logger("onexflow.lane")
 
 #: Called once: with None when durable, with the error when it never will be.
 Release = Callable[[Coded | None], None]
@@ -87,13 +91,13 @@ class CommitLane:
     def when_durable(self, release: Release) -> None:
         """Call `release` once everything decided so far is durable: now, if it is."""
         if self._lost is not None:
-            release(self._lost)
+            _tell(release, self._lost)
         elif self._dirty:
             self._collecting.append(release)
         elif self._in_flight is not None:
             self._in_flight.append(release)
         else:
-            release(None)
+            _tell(release, None)
 
     async def durable(self) -> None:
         """Return when everything decided so far is durable. Raises when it never will be."""
@@ -117,13 +121,17 @@ class CommitLane:
             self._dirty = False
             releases, self._collecting = self._collecting, []
             self._in_flight = releases
-            batch, touched = self._take(loop.time())
             self.pending_since = loop.time()
             try:
+                batch, touched = self._take(loop.time())
                 if batch:
                     await self._append(batch)
             except Coded as error:
                 self._give_up(error, releases)
+                return
+            except Exception as error:
+                log.exception("commit.failed")
+                self._give_up(InternalError(f"a commit failed: {error!r}"), releases)
                 return
             self.pending_since = 0.0
             self._in_flight = None
@@ -133,7 +141,7 @@ class CommitLane:
             self.commits += 1
             self._on_stored([(run, seq) for run, seq in self._taken_runs])
             for release in releases:
-                release(None)
+                _tell(release, None)
             if not self._dirty:
                 self._idle.set()
 
@@ -181,4 +189,12 @@ class CommitLane:
         self._collecting = []
         self._on_lost(error)
         for release in waiting:
-            release(error)
+            _tell(release, error)
+
+
+def _tell(release: Release, error: Coded | None) -> None:
+    """One that waits must not hurt the others, nor the lane."""
+    try:
+        release(error)
+    except Exception:
+        log.exception("release.failed")

@@ -34,7 +34,7 @@ from onexflow.core.state import RunState
 from onexflow.core.turn import SECOND, Turn
 from onexflow.engine import views
 from onexflow.engine.attempts import AttemptBook
-from onexflow.engine.control import answered_before, request_record
+from onexflow.engine.control import Answers
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.nodes import node_views
@@ -110,6 +110,7 @@ class Orchestrator:
             on_told=self._on_told,
         )
         self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
+        self._answers = Answers(store)
         self._housekeeping = Housekeeping(self._kernel, self._book, registry)
         self._kernel.carry_out = self._carry_out
         self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
@@ -403,18 +404,19 @@ class Orchestrator:
     async def control(self, request: ControlRequest) -> ControlOutcome:
         if self._lost is not None:
             raise self._lost
-        before = await answered_before(self._kernel.store, self._kernel.shard_of(request.key), request)
-        if before is not None:
-            return before
+        shard = self._kernel.shard_of(request.key)
+        before = self._answers.recent(request) or await self._answers.stored(shard, request)
         run = await self._kernel.find(request.key)  # nothing is awaited from here to the decision
+        before = before or self._answers.recent(request)
+        if before is not None:
+            await self._queries.durable()
+            return before
         command = self._command(run, request)
         meta = {"principal": request.principal} if request.principal else None
         turn = self._kernel.decide(run, command, meta)
         state = run.state
         outcome = ControlOutcome(changed=bool(turn.events), state=state.status, sequence=state.seq)
-        record = request_record(request, outcome, self._kernel.store.now())
-        if record is not None:
-            run.shard.pending.requests.append(record)
+        if self._answers.keep(run.shard, request, outcome):
             self._kernel.lane.mark()
         await self._queries.durable()
         if request.action == "assign" and outcome.changed:

@@ -1,0 +1,248 @@
+"""Nothing but speculative dispatch of pure tasks runs ahead of the disk: the power is cut, the disk fails, is full, lies."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from onexflow.core.builder import workflow
+from onexflow.core.errors import StoreFull, StoreUnavailable, Unavailable, UnknownRun
+from onexflow.core.ids import RunKey
+from onexflow.ports.client_link import StartRequest
+from onexflow.ports.worker_link import Ack
+from onexflow.storage.memory import MemoryStore
+from onexflow.testing import Cluster, Fault, FaultyStore, VirtualClock, virtual_time
+from support.engine_kit import Script, ready, single, types
+
+
+def faulty() -> tuple[FaultyStore, Cluster]:
+    clock = VirtualClock()
+    store = FaultyStore(MemoryStore(clock))
+    return store, Cluster(store=store, clock=clock)
+
+
+class Asked:
+    """A call that is under way: has it answered?"""
+
+    def __init__(self, call: Any) -> None:
+        self.task = asyncio.ensure_future(call)
+
+    @property
+    def is_open(self) -> bool:
+        return not self.task.done()
+
+    async def answer(self) -> Any:
+        return await self.task
+
+
+def pair() -> Any:
+    """A pure task, and an effect behind it."""
+    flow = workflow("pair")
+    first = flow.compute("a", handler="calc", input="input")
+    flow.effect("b", handler="charge", depends_on=[first])
+    return flow
+
+
+@virtual_time
+async def test_while_a_commit_is_held_only_pure_tasks_leave() -> None:
+    script = Script()
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, script, pair(), single("effect", "send"))
+        instance = cluster.ids.uuid()
+        key = RunKey("default", "pair", instance)
+        store.hold()
+        start = Asked(cluster.start("pair", 5, instance_id=instance))
+        other = Asked(cluster.start("single", 5))
+        await script.called("calc")
+        await asyncio.sleep(5)
+        stream = cluster.workers["w1"].stream
+        calls = [
+            start,
+            other,
+            Asked(cluster.wait(key)),
+            Asked(cluster.state(key)),
+            Asked(cluster.history(key)),
+            Asked(cluster.start("pair", 5, instance_id=instance)),
+            Asked(cluster.control(key, "pause", request_id="r1")),
+            Asked(cluster.control(key, "pause", request_id="r1")),
+        ]
+        await asyncio.sleep(5)
+        assert all(call.is_open for call in calls), "nothing is answered"
+        assert not [m for m in stream.log if isinstance(m, Ack) and (m.tokens or m.discarded)]
+        assert script.count("charge") == script.count("send") == 0, "no effect has left"
+        listed, _ = await cluster.engine.list_runs("default")
+        assert not listed
+        store.release()
+        assert (await start.answer()).created
+        assert not (await calls[5].answer()).created
+        assert (await calls[6].answer()) == (await calls[7].answer())
+        await cluster.control(key, "resume")
+        assert (await calls[2].answer()).state == "completed"
+        assert script.count("charge") == 1
+
+
+@virtual_time
+async def test_a_power_cut_leaves_nothing_of_the_batch() -> None:
+    script = Script()
+    clock = VirtualClock()
+    disk = MemoryStore(clock)
+    store = FaultyStore(disk)
+    cluster = Cluster(store=store, clock=clock)
+    async with cluster:
+        await ready(cluster, script, pair())
+        store.hold()
+        instance = cluster.ids.uuid()
+        calls = [Asked(cluster.start("pair", 5, instance_id=instance))]
+        key = RunKey("default", "pair", instance)
+        await script.called("calc")
+        calls.append(Asked(cluster.wait(key)))
+        calls.append(Asked(cluster.state(key)))
+        await asyncio.sleep(1)
+        store.cut_power()
+        for call in calls:
+            with pytest.raises(Unavailable) as raised:
+                await call.answer()
+            assert raised.value.retryable
+        assert isinstance(cluster.fatal, StoreUnavailable)
+        with pytest.raises(Unavailable):
+            await cluster.start("pair", 5)
+        with pytest.raises(Unavailable):
+            await cluster.control(key, "pause")
+        with pytest.raises(Unavailable):
+            await cluster.wait(key)
+        assert script.count("charge") == 0
+        await cluster.crash_orchestrator()
+        cluster.store = disk
+        await cluster.restart_orchestrator()
+        with pytest.raises(UnknownRun):
+            await cluster.state(key)
+        assert await cluster.run("pair", 5, instance_id=instance) == 5
+        assert script.count("charge") == 1
+
+
+@virtual_time
+async def test_a_power_cut_in_the_middle_of_a_run_takes_it_up_where_the_disk_is() -> None:
+    script = Script()
+    gate = script.gate("calc")
+    clock = VirtualClock()
+    disk = MemoryStore(clock)
+    store = FaultyStore(disk)
+    cluster = Cluster(store=store, clock=clock)
+    async with cluster:
+        await ready(cluster, script, pair())
+        key = (await cluster.start("pair", 5)).key
+        await script.called("calc")
+        store.hold()
+        gate.set()
+        await asyncio.sleep(1)
+        store.cut_power()
+        await asyncio.sleep(1)
+        assert script.count("charge") == 0
+        await cluster.crash_orchestrator()
+        cluster.store = disk
+        await cluster.restart_orchestrator()
+        assert await cluster.result(key) == 5
+        assert script.count("calc") == 1, "its result had not been acknowledged: the worker kept it"
+        assert script.count("charge") == 1
+
+
+@pytest.mark.parametrize("fault", [Fault.UNANSWERED, Fault.LOST])
+def test_an_append_of_unknown_outcome_is_stored_once(fault: Fault) -> None:
+    @virtual_time
+    async def scenario() -> None:
+        script = Script()
+        store, cluster = faulty()
+        async with cluster:
+            await ready(cluster, script, pair())
+            store.fail(fault, times=3)
+            key = (await cluster.start("pair", 5)).key
+            store.fail(fault, times=3)
+            assert await cluster.result(key) == 5
+            events = await cluster.history(key)
+            assert [e.sequence for e in events] == list(range(1, len(events) + 1))
+            assert types(events).count("task.completed") == 2
+            assert script.count("charge") == 1
+            assert await cluster.run("pair", 6) == 6
+
+    scenario()
+
+
+@virtual_time
+async def test_a_full_disk_refuses_new_runs_and_running_ones_go_on_when_there_is_space() -> None:
+    script = Script()
+    gate = script.gate("calc")
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, script, pair())
+        key = (await cluster.start("pair", 5)).key
+        await script.called("calc")
+        store.fail(Fault.FULL, times=None)
+        gate.set()
+        await asyncio.sleep(5)
+        with pytest.raises(StoreFull) as raised:
+            await cluster.start("pair", 6)
+        assert raised.value.retryable
+        assert "full" in cluster.engine.health().details["store"]
+        assert script.count("charge") == 0
+        store.heal()
+        assert await cluster.result(key) == 5
+        assert await cluster.run("pair", 6) == 6
+        assert "store" not in cluster.engine.health().details
+
+
+@virtual_time
+async def test_a_deposed_owner_acknowledges_nothing() -> None:
+    script = Script()
+    gate = script.gate("calc")
+    clock = VirtualClock()
+    disk = MemoryStore(clock)
+    cluster = Cluster(store=disk, clock=clock)
+    async with cluster:
+        await ready(cluster, script, pair())
+        key = (await cluster.start("pair", 5)).key
+        await script.called("calc")
+        for shard, epoch, _ in await disk.owners():
+            await disk.claim(shard, epoch, "another")
+        gate.set()
+        with pytest.raises(Unavailable):
+            await cluster.result(key)
+        assert cluster.fatal is not None
+        assert cluster.fatal.code == "OXF-1103"
+        assert script.count("charge") == 0
+        await cluster.crash_orchestrator()
+        await cluster.restart_orchestrator()
+        assert await cluster.result(key) == 5
+
+
+@virtual_time
+async def test_a_bug_in_the_store_ends_the_owner_instead_of_stalling_it() -> None:
+    script = Script()
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, script, pair())
+
+        async def append(batch: Any) -> Any:
+            raise TypeError("a bug")
+
+        store.append = append  # type: ignore[method-assign]
+        with pytest.raises(Exception, match="a bug"):
+            await asyncio.wait_for(cluster.start("pair", 5), 60)
+        assert cluster.fatal is not None
+        assert not cluster.engine.health().serving
+
+
+@virtual_time
+async def test_a_reply_that_raises_hurts_only_itself() -> None:
+    script = Script()
+    _, cluster = faulty()
+    async with cluster:
+        await ready(cluster, script, pair())
+
+        def reply(_: Any) -> None:
+            raise ValueError("the client's own bug")
+
+        cluster.engine.start_run(StartRequest(workflow_type="pair"), reply)
+        assert await asyncio.wait_for(cluster.run("pair", 5), 60) == 5
