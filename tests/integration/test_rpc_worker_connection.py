@@ -11,8 +11,10 @@ from onexflow.core.errors import ProtocolViolation, Unavailable
 from onexflow.core.ids import Token
 from onexflow.core.payload import Payload
 from onexflow.ports import worker_link as link
+from onexflow.rpc import worker_session
 from onexflow.rpc.server import GrpcServer
 from onexflow.rpc.worker_connection import WorkerConnections, connect_worker
+from onexflow.testing.faults.relay import Relay
 from support.rpc_kit import FakeService, RecordingPeer
 
 
@@ -202,4 +204,37 @@ async def test_no_orchestrator_is_said_in_time_and_a_refusal_with_its_reason() -
     with pytest.raises(ProtocolViolation, match="Not you"):
         await connections.wait_connected(0.5)
     await connections.close()
+    await server.stop(0)
+
+
+async def test_a_cut_connection_is_made_again_at_once() -> None:
+    service = FakeService()
+    server = GrpcServer(service, "127.0.0.1:0")
+    async with Relay(await server.start()) as relay:
+        runtime = FakeRuntime()
+        connections = await connect_worker(runtime, relay.address)
+        await runtime.until(lambda: len(runtime.messages) == 1)
+        relay.cut()
+        assert await service.peers[0].closed is False
+        await runtime.until(lambda: len(runtime.messages) == 2)
+        await connections.close()
+    await server.stop(0)
+
+
+@pytest.mark.slow
+async def test_a_silent_partition_is_noticed_by_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(worker_session.WorkerStream.__init__.__kwdefaults__, "ping_after", 0.1)
+    monkeypatch.setitem(worker_session.WorkerStream.__init__.__kwdefaults__, "ping_within", 0.2)
+    service = FakeService()
+    server = GrpcServer(service, "127.0.0.1:0")
+    async with Relay(await server.start()) as relay:
+        runtime = FakeRuntime()
+        connections = WorkerConnections(runtime, relay.address, ping=(0.2, 0.3))
+        async with connections:
+            await runtime.until(lambda: len(runtime.messages) == 1)
+            relay.drop()
+            assert await service.peers[0].closed is False
+            await runtime.until(lambda: bool(runtime.reasons))
+            relay.resume()
+            await runtime.until(lambda: sum(isinstance(one, link.Welcome) for one in runtime.messages) == 2)
     await server.stop(0)

@@ -26,6 +26,8 @@ from onexflow.v1 import worker_pb2_grpc
 
 #: Seconds for the connection and Welcome.
 WELCOME_WITHIN: Final = 5.0
+#: Seconds of silence before a ping of the connection, and those for its answer: how soon a dead one is left.
+PING: Final = (2.0, 3.0)
 #: A stream that lived shorter than this counts as a failed attempt, so that pauses grow.
 SETTLED_AFTER: Final = 1.0
 #: Seconds for what is queued when the worker closes the stream.
@@ -50,10 +52,11 @@ class Runtime(Protocol):
 class WorkerConnections:
     """The streams of one worker. `start` and `close` are idempotent; `async with` does both."""
 
-    def __init__(self, runtime: Runtime, addresses: str | Iterable[str]) -> None:
+    def __init__(self, runtime: Runtime, addresses: str | Iterable[str], *, ping: tuple[float, float] = PING) -> None:
         given = addresses.split(",") if isinstance(addresses, str) else addresses
         self._seeds = tuple(dict.fromkeys(canonical(address) for address in given))
         self._runtime = runtime
+        self._ping = ping
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._streams: dict[str, _WorkerStream] = {}
         self._closing = False
@@ -124,7 +127,7 @@ class WorkerConnections:
 
     async def _one_stream(self, address: str) -> bool:
         """A stream from Hello to its end. Raises the reason of a stream that never settled. False: never again."""
-        async with open_channel(address) as channel:
+        async with open_channel(address, ping=self._ping) as channel:
             stream = _WorkerStream(self._runtime, channel, self._on_welcome, address)
             self._streams[address] = stream
             began = asyncio.get_running_loop().time()
