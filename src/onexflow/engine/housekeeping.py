@@ -7,13 +7,13 @@ import asyncio
 
 import structlog
 
-from onexflow.core.errors import StoreUnavailable
 from onexflow.core.turn import SECOND
 from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import next_wake
 from onexflow.engine.run import Run
 from onexflow.ports.registry import Registry
+from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.housekeeping")
 
@@ -52,7 +52,7 @@ class Housekeeping:
                 self.park_idle(swept)
                 try:
                     await self.wake_parked()
-                except StoreUnavailable as error:
+                except SPIError as error:
                     log.warning("parked.unread", error=str(error))
             await asyncio.sleep(TICK_SECONDS)
 

@@ -13,10 +13,9 @@ import structlog
 
 from onexflow.core.commands import Command, StartRun
 from onexflow.core.decide import decide, start
-from onexflow.core.errors import Coded, InternalError, ShardMoved, StoreUnusable, Unavailable, UnknownRun
+from onexflow.core.errors import Coded, InternalError, ShardMoved, Unavailable, UnknownRun
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, shard_of_slot
-from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATES
 from onexflow.core.payload import PayloadCodec
 from onexflow.core.turn import Context, Turn
 from onexflow.engine.catalog import Catalog
@@ -51,7 +50,7 @@ class Kernel:
         self._shard_count = 0
         self._recent: dict[int, RecentRuns] = {}
         self._reloads: set[asyncio.Task[Run | None]] = set()
-        self._loading: dict[RunKey, asyncio.Future[Run | None]] = {}
+        self._loading: dict[RunKey, asyncio.Task[Run | None]] = {}
         #: Called with each decision, after its events are recorded.
         self.carry_out: Callable[[Run, Turn], None] = _ignore
         #: Called when a run enters memory by being read back.
@@ -111,6 +110,8 @@ class Kernel:
         shard = self.shard_of(key)
         record = await self.store.find_run(shard.id, key.to_bytes())
         found = self.resident(key) or (await self._load(shard, record) if record is not None else None)
+        if record is not None and found is None:
+            raise InternalError(f"run {key} cannot be read back: the log of this process says why", {"run": str(key)})
         if found is None:
             raise UnknownRun(f"there is no run {key}", {"run": str(key)})
         return found
@@ -126,29 +127,31 @@ class Kernel:
         """Read a run once, however many ask for it. An unreadable one is reported and hurts nothing else."""
         key = RunKey.from_bytes(record.key)
         loading = self._loading.get(key)
-        if loading is not None:
-            return await asyncio.shield(loading)
-        loading = asyncio.get_running_loop().create_future()
-        self._loading[key] = loading
-        run: Run | None = None
+        if loading is None:
+            loading = asyncio.get_running_loop().create_task(self._read(shard, key, record))
+            self._loading[key] = loading
+            loading.add_done_callback(lambda _: self._loading.pop(key, None))
+        return await asyncio.shield(loading)
+
+    async def _read(self, shard: Shard, key: RunKey, record: RunRecord) -> Run | None:
+        await self.lane.durable()  # its parked row may be on the way
         try:
             run = await read_run(self.store, self.catalog, shard, record)
-            resident = shard.by_key.get(key)
-            if resident is not None:
-                run = resident
-            elif not run.is_over:
-                shard.add(run)
-                if WORKFLOW_STATES[record.state] not in TERMINAL_WORKFLOW_STATES:
-                    parked = await self.store.get_parked(shard.id, record.iid)
-                    if parked is not None:
-                        shard.unpark(run)
-                        self.lane.mark()
-                self.on_loaded(run)
-        except (StoreUnusable, SPIError) as error:
+            parked = await self.store.get_parked(shard.id, record.iid)
+        except Unavailable:
+            raise
+        except SPIError as error:
             log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
-        finally:
-            del self._loading[key]
-            loading.set_result(run)
+            return None
+        resident = shard.by_key.get(key)
+        if resident is not None:
+            return resident
+        if parked is not None:
+            shard.unpark(record.iid)
+            self.lane.mark()
+        if not run.is_over:
+            shard.add(run)
+            self.on_loaded(run)
         return run
 
     # ---- decisions

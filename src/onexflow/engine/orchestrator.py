@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from onexflow.core.commands import AssignRun, CancelRun, Command, PauseRun, ResolveItem, ResumeRun, StartRun
+from onexflow.core.definition import MAX_SECONDS
 from onexflow.core.errors import (
     Coded,
     Draining,
@@ -271,8 +272,11 @@ class Orchestrator:
             raise InvalidArgument(
                 f"the input has {len(request.input.data):,} bytes, the limit is {self._payload_limit:,}", field="input"
             )
-        if request.delay < 0 or request.timeout < 0:
-            raise InvalidArgument("durations must not be negative", field="delay" if request.delay < 0 else "timeout")
+        for field, seconds in (("delay", request.delay), ("timeout", request.timeout)):
+            if not 0 <= seconds <= MAX_SECONDS:
+                raise InvalidArgument(
+                    f"{field} must be between 0 and {MAX_SECONDS:,.0f} seconds, not {seconds}", field=field
+                )
         record = self._kernel.catalog.record(request.namespace, request.workflow_type, request.version)
         return self._kernel.catalog.graph(record)
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from onexflow.engine.shard import Shard
 
 
+#: A run is snapshotted after so many events, so that reading it back stays cheap; one whose snapshots are large less
+#: often (`engine.shard`).
+SNAPSHOT_EVERY = 500
+
+
 class Attempt:
     """One attempt of one item: queued here, authorised, or on a worker. Known by its token."""
 
@@ -45,7 +50,7 @@ class Run:
 
     __slots__ = (
         "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "shard",
-        "snapshot_seq", "start_hash", "state",
+        "snapshot_after", "snapshot_seq", "start_hash", "state",
     )  # fmt: skip
 
     def __init__(self, shard: Shard, iid: int, graph: Graph, state: RunState, start_hash: bytes) -> None:
@@ -59,7 +64,9 @@ class Run:
         self.durable_seq = 0
         #: A decision failed by a bug: nothing more is decided until the run is read back.
         self.is_broken = False
+        #: Event of the last snapshot, and after how many more the next is due.
         self.snapshot_seq = 0
+        self.snapshot_after = SNAPSHOT_EVERY
         self.attempts: dict[Token, Attempt] = {}
         #: Loop time since when nothing of it was under way.
         self.idle_since = 0.0

@@ -16,7 +16,7 @@ from onexflow.core.events import Event
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import WORKFLOW_STATE_INDEX
 from onexflow.core.turn import Turn
-from onexflow.engine.run import Run
+from onexflow.engine.run import SNAPSHOT_EVERY, Run
 from onexflow.ports.event_store import (
     CheckpointRecord,
     ParkedRecord,
@@ -28,8 +28,8 @@ from onexflow.ports.event_store import (
     SnapshotRecord,
 )
 
-#: A run is snapshotted after so many events, so that reading it back stays cheap.
-SNAPSHOT_EVERY = 500
+#: Snapshots are taken so seldom that they cost no more than this an event, however large the run is.
+SNAPSHOT_BYTES = 64
 #: A checkpoint is written after so many events of the shard, or (when anything was appended) so many seconds.
 CHECKPOINT_EVENTS = 5000
 CHECKPOINT_SECONDS = 2.0
@@ -107,9 +107,11 @@ class Shard:
         records = []
         for run in pending.runs.values():
             state = run.state
-            if state.seq - run.snapshot_seq >= SNAPSHOT_EVERY and not run.is_over:
+            if state.seq - run.snapshot_seq >= run.snapshot_after and not run.is_over:
+                data = encode_snapshot(state)
                 run.snapshot_seq = state.seq
-                pending.snapshots[run.iid] = SnapshotRecord(run.iid, state.seq, encode_snapshot(state))
+                run.snapshot_after = max(SNAPSHOT_EVERY, len(data) // SNAPSHOT_BYTES)
+                pending.snapshots[run.iid] = SnapshotRecord(run.iid, state.seq, data)
             records.append(
                 RunRecord(
                     run.iid, run.key.to_bytes(), WORKFLOW_STATE_INDEX[state.status], state.created_at,
@@ -128,7 +130,9 @@ class Shard:
             snapshots=list(pending.snapshots.values()),
         )
         behind = self.next - self.checkpoint_offset
-        if checkpoint and (behind >= CHECKPOINT_EVENTS or (behind and now - self.checkpoint_at >= CHECKPOINT_SECONDS)):
+        is_due = behind >= CHECKPOINT_EVENTS or (behind and now - self.checkpoint_at >= CHECKPOINT_SECONDS)
+        # A run whose parked row goes must be found some other way by the next owner: by the list of hot ones.
+        if checkpoint and (is_due or any(not entry.reason for entry in append.parked)):
             self.checkpoint_offset, self.checkpoint_at = self.next, now
             hot = [iid for iid, run in self.runs.items() if not run.is_over]
             append.checkpoint = CheckpointRecord(self.next, msgspec.msgpack.encode(hot))
@@ -140,7 +144,6 @@ class Shard:
         self.pending.parked[run.iid] = ParkedRecord(run.iid, wake_at, reason)
         self.remove(run)
 
-    def unpark(self, run: Run) -> None:
-        """The run is in memory again: its parked row goes with the next append."""
-        self.pending.parked[run.iid] = ParkedRecord(run.iid, 0, "")
-        self.add(run)
+    def unpark(self, iid: int) -> None:
+        """The run is in memory again, or needs to be looked at no more: its parked row goes with the next append."""
+        self.pending.parked[iid] = ParkedRecord(iid, 0, "")
