@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import onexflow
+from support.programs import finished, serving
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
 HANDLERS = """
     import onexflow
 
@@ -35,42 +30,6 @@ HANDLERS = """
         flow.compute("double")
         return flow.build()
 """
-
-
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("ONEXFLOW_", "OTEL_"))}
-
-
-def finished(program: str, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A start that ends by itself."""
-    return subprocess.run(
-        [str(BIN / program), *arguments],
-        cwd=cwd,
-        env={**environment(), **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=20,
-    )
-
-
-@contextmanager
-def serving(program: str, *arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running program and its first line, which says that it serves."""
-    with (cwd / f"{program}.err").open("w") as err:
-        process = subprocess.Popen(
-            [str(BIN / program), *arguments], cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=err, text=True
-        )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline().strip()
-        assert line, (cwd / f"{program}.err").read_text()
-        yield process, line
-    finally:
-        process.kill()
-        process.wait(10)
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 @pytest.fixture

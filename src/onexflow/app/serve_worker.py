@@ -64,6 +64,7 @@ async def serve(settings: WorkerSettings) -> int:
             background.append(asyncio.create_task(_beat(registry), name="onexflow-beat"))
             connections = await _connect(runtime, settings, registry, stop)
             if connections is not None:
+                _follow(registry, connections)
                 background.append(asyncio.create_task(_watch(connections), name="onexflow-connections"))
                 gc.collect()
                 gc.freeze()
@@ -164,6 +165,17 @@ async def _discovered(registry: Registry, stop: StopSignals) -> tuple[str, ...]:
         return ()
     finally:
         unsubscribe()
+
+
+def _follow(registry: Registry, connections: WorkerConnections) -> None:
+    """Connect to every orchestrator that the registry comes to know, also one that comes back elsewhere."""
+
+    def on_change(event: MemberEvent) -> None:
+        if event.record.kind == "orchestrator" and event.type != "down" and event.record.address:
+            connections.learn((event.record.address,))
+
+    registry.subscribe(on_change)
+    connections.learn(member.address for member in registry.members("orchestrator") if member.address)
 
 
 async def _either(*events: asyncio.Event) -> None:

@@ -73,6 +73,11 @@ class WorkerConnections:
         for address in self._seeds:
             self._keep(address)
 
+    def learn(self, addresses: Iterable[str]) -> None:
+        """Connect to these as well, from now on. What is known already is left as it is."""
+        for address in addresses:
+            self._keep(canonical(address))
+
     async def wait_connected(self, timeout: float) -> None:
         """Return once a stream is up. Raises the newest error, or Unavailable, when none is in time."""
         try:
