@@ -133,7 +133,10 @@ class Shell:
 
     def step(self) -> None:
         kind = self.chance.choice(
-            ("dispatch",) * 4 + ("end",) * 6 + ("timer",) * 2 + ("person", "stray", "stray", "stray", "resolve")
+            ("dispatch",) * 4
+            + ("end",) * 6
+            + ("timer",) * 2
+            + ("person", "stray", "stray", "stray", "resolve", "takeover")
         )
         getattr(self, f"_{kind}")()
 
@@ -189,6 +192,10 @@ class Shell:
         command = self.chance.choice((PauseRun, ResumeRun, ResumeRun, CancelRun))
         if command is not CancelRun or self.chance.random() < 0.1:
             self.do(command("because"))
+
+    def _takeover(self) -> None:
+        """Another owner decides from now on."""
+        self.model.epoch += 1
 
     def _resolve(self) -> None:
         for task, state in enumerate(self.model.state.tasks):

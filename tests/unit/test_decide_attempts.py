@@ -21,7 +21,7 @@ from onexflow.core.commands import (
 )
 from onexflow.core.definition import RetryPolicy, RunRetry, Timeouts
 from onexflow.core.errors import InvalidArgument, InvalidTransition, UnknownTask
-from onexflow.core.instructions import CancelAttempt, SendAuthorised
+from onexflow.core.instructions import CancelAttempt, Dispatch, SendAuthorised
 from onexflow.core.payload import Failure, Payload
 from support.core_driver import BOOM, Model, graph_of, one_task, value
 
@@ -404,6 +404,26 @@ def test_a_timer_of_an_attempt_before_does_nothing() -> None:
     stale = model.item().epoch, model.item().offset
     model.fail()
     assert not model.do(FireTimer("start_to_close", 0, 0, *stale)).events
+
+
+# ---- owners
+
+
+def test_what_an_owner_before_scheduled_is_dispatched_under_its_epoch() -> None:
+    flow = workflow("w")
+    flow.compute("a", map="input", max_parallel=1)
+    model = Model(graph_of(flow), [1, 2, 3])
+    model.epoch = 2
+    model.do(PauseRun())
+    model.do(ResumeRun())
+    assert [i.epoch for i in model.instructions(Dispatch)] == [1]
+    model.on_attempt(ReturnAttempt, "a", 0)
+    assert [i.epoch for i in model.instructions(Dispatch)] == [1]
+    model.complete("a", 0)
+    assert [(i.first, i.epoch) for i in model.instructions(Dispatch)] == [(1, 1)]
+    model.complete("a", 1)
+    model.complete("a", 2)
+    assert model.state.status == "completed"
 
 
 # ---- people

@@ -117,7 +117,7 @@ def take_up(turn: Turn) -> None:
                 else:
                     turn.arm((item.due_at - turn.now) / SECOND, "retry", task, index)
             elif item.status == "scheduled":
-                turn.dispatch(task, index, 1, item.offset)
+                turn.dispatch_held(task, index)
 
 
 def has_held(turn: Turn) -> bool:
@@ -187,7 +187,7 @@ def complete(turn: Turn, command: CompleteItems) -> None:
     if turn.graph.specs[task].max_parallel:
         state = turn.state.tasks[task]
         for index in range(window, state.window if state.items else 0):
-            turn.dispatch(task, index, 1, state.items[index].offset)
+            turn.dispatch_held(task, index)
 
 
 def fail(turn: Turn, command: FailAttempt) -> None:
@@ -226,7 +226,7 @@ def give_back(turn: Turn, command: ReturnAttempt) -> None:
     if item is None:
         return
     if item.status == "scheduled":
-        turn.dispatch(command.task, command.item, 1, item.offset)
+        turn.dispatch_held(command.task, command.item)
     elif item.status == "waiting_for_input":
         _schedule_again(turn, command.task, command.item, "returned")
     elif item.stopping:

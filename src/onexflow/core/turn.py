@@ -62,10 +62,18 @@ class Turn:
         return status == "running" or (status == "initializing" and self.graph.specs[task].setup)
 
     def dispatch(self, task: int, first: int, count: int, offset: int) -> None:
-        """Ask for items to be sent, as far as the task's window reaches. Held back while the run is not active."""
+        """Ask for items that this decision scheduled to be sent, as far as the task's window reaches. Held back while
+        the run is not active."""
         count = min(count, self.state.tasks[task].window - first)
         if count > 0 and self.is_active(task):
             self.instructions.append(Dispatch(task, first, count, self.context.epoch, offset))
+
+    def dispatch_held(self, task: int, index: int) -> None:
+        """As `dispatch`, for an item that was scheduled before: perhaps by an owner before, whose epoch its token has."""
+        state = self.state.tasks[task]
+        if index < state.window and self.is_active(task):
+            item = state.items[index]
+            self.instructions.append(Dispatch(task, index, 1, item.epoch, item.offset))
 
     def arm(
         self, seconds: float, kind: TimerKind, task: int = -1, item: int = 0, token: tuple[int, int] = (0, 0)
