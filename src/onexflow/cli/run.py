@@ -248,6 +248,21 @@ async def cancel(run: str, /, *, reason: str = "", common: Common = Common()) ->
 
 
 @app.command
+async def assign(run: str, node: str = "", /, *, common: Common = Common()) -> None:
+    """Send a run's tasks to one node from now on, while that is connected.
+
+    Parameters
+    ----------
+    run
+        TYPE/ID, or ID alone.
+    node
+        Id of the worker; none takes the assignment back.
+    """
+    async with session(common) as client:
+        _steered(await (await find_run(client, run)).assign(node), common.out)
+
+
+@app.command
 async def resolve(
     run: str,
     task: str,

@@ -306,6 +306,11 @@ class Client:
         answer = await self._unary(lambda seconds: self._channels.workflows.ResolveTask(request, timeout=seconds))
         return wire.control_outcome(answer.outcome)
 
+    async def _assign(self, key: RunKey, node_id: str) -> ControlOutcome:
+        request = pb.AssignRunRequest(key=wire_common.key_to_pb(key), node_id=node_id, request_id=new_request_id())
+        answer = await self._unary(lambda seconds: self._channels.workflows.AssignRun(request, timeout=seconds))
+        return wire.control_outcome(answer.outcome)
+
     # ---- helpers
 
     def _start_request(

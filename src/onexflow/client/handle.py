@@ -74,6 +74,11 @@ class RunHandle:
         """End the run; running attempts are told to stop."""
         return await self._client._control("cancel", self.key, reason)
 
+    async def assign(self, node_id: str) -> ControlOutcome:
+        """Send its tasks to that node from now on, while the node is connected; "" takes that back. Raises
+        UnknownNode."""
+        return await self._client._assign(self.key, node_id)
+
     async def resolve(
         self,
         task: str,

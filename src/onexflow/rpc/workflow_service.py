@@ -74,6 +74,11 @@ class WorkflowEndpoint:
         return pb.ResolveTaskResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
+    async def AssignRun(self, request: pb.AssignRunRequest, context: Context) -> pb.AssignRunResponse:
+        outcome = await self._service.control(wire.assign(request))
+        return pb.AssignRunResponse(outcome=wire.control_outcome_to_pb(outcome))
+
+    @unary
     async def DescribeRun(self, request: pb.DescribeRunRequest, context: Context) -> pb.DescribeRunResponse:
         view = await self._service.describe_run(wire.key(request))
         return pb.DescribeRunResponse(run=wire.fit_run_view(wire.run_view_to_pb(view)))

@@ -39,14 +39,14 @@ and the reason.
 
 Epochs. Keep, for each shard, the highest epoch seen in Welcome, ShardEpoch and tokens. Refuse Assignments and Cancels
 and ignore Acks with a lower epoch: they come from an orchestrator that no longer owns the shard. Answer every
-ShardEpoch with Held: the tokens of that shard that you run or have queued. Unacknowledged results of it follow as
-Results. After Welcome do the same for each epoch in it of which you hold something.
+ShardEpoch, and every epoch in Welcome, with your unacknowledged Results of that shard and then Held: the tokens of it
+that you run or have queued. What is in neither counts as never begun with you, and is sent again.
 
 Credits. The worker is the only authority over its slots. Nothing is sent to it without credit. Credits say how many
 more attempts of a role may be sent on this stream; they sum up, and each Assignment uses one. For effects grant free
-slots only. Demand says how many attempts wait; share the credits by it. Recall takes credits and queued attempts
-back: lower your count by what you had granted and not seen used, return what you had queued as Results with status
-"returned", and send Credits anew when you want more.
+slots only. Demand says how many attempts wait; share the credits by it. Recall takes queued attempts back:
+return up to that many as Results with status "returned". To take back credits that are not used, send Reclaim; the
+Reclaimed that answers it says how many were unused and are void: the others were used before it arrived.
 
 Results and acks. Keep each result until an Ack names its token; send it again on every new stream of the shard's
 owner. "durable" and "discarded" (superseded or unknown) both mean: forget it. An attempt is reported once per stream.
@@ -96,6 +96,7 @@ class SessionRequest(_message.Message):
     WORKER_DRAINING_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
+    RECLAIM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First message of the stream."""
@@ -128,6 +129,10 @@ class SessionRequest(_message.Message):
     def pong(self) -> Global___Pong:
         """Answer to Ping."""
 
+    @_builtins.property
+    def reclaim(self) -> Global___Reclaim:
+        """Unused credits that the worker wants back."""
+
     def __init__(
         self,
         *,
@@ -139,12 +144,13 @@ class SessionRequest(_message.Message):
         worker_draining: Global___WorkerDraining | None = ...,
         goodbye: Global___Goodbye | None = ...,
         pong: Global___Pong | None = ...,
+        reclaim: Global___Reclaim | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "message", b"message", "pong", b"pong", "progress", b"progress", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "message", b"message", "pong", b"pong", "progress", b"progress", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credits", "results", "held", "progress", "worker_draining", "goodbye", "pong"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credits", "results", "held", "progress", "worker_draining", "goodbye", "pong", "reclaim"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -165,6 +171,7 @@ class SessionResponse(_message.Message):
     DEMAND_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
+    RECLAIMED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """Answer to Hello."""
@@ -187,7 +194,7 @@ class SessionResponse(_message.Message):
 
     @_builtins.property
     def recall(self) -> Global___Recall:
-        """Credits and queued attempts to give back."""
+        """Queued attempts to give back."""
 
     @_builtins.property
     def demand(self) -> Global___Demand:
@@ -201,6 +208,10 @@ class SessionResponse(_message.Message):
     def ping(self) -> Global___Ping:
         """Are you there?"""
 
+    @_builtins.property
+    def reclaimed(self) -> Global___Reclaimed:
+        """Answer to Reclaim."""
+
     def __init__(
         self,
         *,
@@ -213,12 +224,13 @@ class SessionResponse(_message.Message):
         demand: Global___Demand | None = ...,
         drain: Global___Drain | None = ...,
         ping: Global___Ping | None = ...,
+        reclaimed: Global___Reclaimed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "message", b"message", "ping", b"ping", "recall", b"recall", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "message", b"message", "ping", b"ping", "recall", b"recall", "reclaimed", b"reclaimed", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "message", b"message", "ping", b"ping", "recall", b"recall", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "message", b"message", "ping", b"ping", "recall", b"recall", "reclaimed", b"reclaimed", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "shard_epoch", "assignments", "ack", "cancel", "recall", "demand", "drain", "ping"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "shard_epoch", "assignments", "ack", "cancel", "recall", "demand", "drain", "ping", "reclaimed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -393,6 +405,94 @@ class Credits(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Credits: _TypeAlias = Credits  # noqa: Y015
+
+@_typing.final
+class Reclaim(_message.Message):
+    """The worker wants unused credits back: another orchestrator is short of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WantedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    WANTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def wanted(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Up to how many, by role."""
+
+    def __init__(
+        self,
+        *,
+        wanted: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reclaim: _TypeAlias = Reclaim  # noqa: Y015
+
+@_typing.final
+class Reclaimed(_message.Message):
+    """Answer to Reclaim."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ReturnedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RETURNED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def returned(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How many were unused, by role: void from here on."""
+
+    def __init__(
+        self,
+        *,
+        returned: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["returned", b"returned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reclaimed: _TypeAlias = Reclaimed  # noqa: Y015
 
 @_typing.final
 class AttemptResult(_message.Message):

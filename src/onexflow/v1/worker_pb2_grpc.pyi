@@ -39,14 +39,14 @@ and the reason.
 
 Epochs. Keep, for each shard, the highest epoch seen in Welcome, ShardEpoch and tokens. Refuse Assignments and Cancels
 and ignore Acks with a lower epoch: they come from an orchestrator that no longer owns the shard. Answer every
-ShardEpoch with Held: the tokens of that shard that you run or have queued. Unacknowledged results of it follow as
-Results. After Welcome do the same for each epoch in it of which you hold something.
+ShardEpoch, and every epoch in Welcome, with your unacknowledged Results of that shard and then Held: the tokens of it
+that you run or have queued. What is in neither counts as never begun with you, and is sent again.
 
 Credits. The worker is the only authority over its slots. Nothing is sent to it without credit. Credits say how many
 more attempts of a role may be sent on this stream; they sum up, and each Assignment uses one. For effects grant free
-slots only. Demand says how many attempts wait; share the credits by it. Recall takes credits and queued attempts
-back: lower your count by what you had granted and not seen used, return what you had queued as Results with status
-"returned", and send Credits anew when you want more.
+slots only. Demand says how many attempts wait; share the credits by it. Recall takes queued attempts back:
+return up to that many as Results with status "returned". To take back credits that are not used, send Reclaim; the
+Reclaimed that answers it says how many were unused and are void: the others were used before it arrived.
 
 Results and acks. Keep each result until an Ack names its token; send it again on every new stream of the shard's
 owner. "durable" and "discarded" (superseded or unknown) both mean: forget it. An attempt is reported once per stream.

@@ -568,6 +568,62 @@ class ResolveTaskResponse(_message.Message):
 Global___ResolveTaskResponse: _TypeAlias = ResolveTaskResponse  # noqa: Y015
 
 @_typing.final
+class AssignRunRequest(_message.Message):
+    """Which node is to do a run's work."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Id of a worker that is registered or connected; empty takes the assignment back."""
+    request_id: _builtins.str
+    """See common.proto."""
+    @_builtins.property
+    def key(self) -> _common_pb2.RunKey:
+        """The run."""
+
+    def __init__(
+        self,
+        *,
+        key: _common_pb2.RunKey | None = ...,
+        node_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "node_id", b"node_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignRunRequest: _TypeAlias = AssignRunRequest  # noqa: Y015
+
+@_typing.final
+class AssignRunResponse(_message.Message):
+    """The run is assigned: stored with it, and shown in the registry while the node's membership lives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcome(self) -> Global___ControlOutcome:
+        """How it went."""
+
+    def __init__(
+        self,
+        *,
+        outcome: Global___ControlOutcome | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignRunResponse: _TypeAlias = AssignRunResponse  # noqa: Y015
+
+@_typing.final
 class DescribeRunRequest(_message.Message):
     """Which run to describe."""
 
@@ -639,6 +695,7 @@ class RunView(_message.Message):
     NEXT_WAKE_AT_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of its definition."""
     state: _builtins.str
@@ -665,6 +722,8 @@ class RunView(_message.Message):
     """Its shard."""
     owner: _builtins.str
     """The orchestrator that owns the shard."""
+    node_id: _builtins.str
+    """The node that it is assigned to."""
     @_builtins.property
     def key(self) -> _common_pb2.RunKey:
         """The run."""
@@ -706,10 +765,11 @@ class RunView(_message.Message):
         next_wake_at: _builtins.int = ...,
         shard: _builtins.int = ...,
         owner: _builtins.str = ...,
+        node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "input", b"input", "key", b"key", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_because", b"blocked_because", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "error", b"error", "input", b"input", "key", b"key", "next_wake_at", b"next_wake_at", "owner", b"owner", "reason", b"reason", "result", b"result", "sequence", b"sequence", "shard", b"shard", "started_at", b"started_at", "state", b"state", "tasks", b"tasks", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_because", b"blocked_because", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "error", b"error", "input", b"input", "key", b"key", "next_wake_at", b"next_wake_at", "node_id", b"node_id", "owner", b"owner", "reason", b"reason", "result", b"result", "sequence", b"sequence", "shard", b"shard", "started_at", b"started_at", "state", b"state", "tasks", b"tasks", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,11 @@ class WorkflowServiceStub:
                 request_serializer=onexflow_dot_v1_dot_workflow__pb2.ResolveTaskRequest.SerializeToString,
                 response_deserializer=onexflow_dot_v1_dot_workflow__pb2.ResolveTaskResponse.FromString,
                 _registered_method=True)
+        self.AssignRun = channel.unary_unary(
+                '/onexflow.v1.WorkflowService/AssignRun',
+                request_serializer=onexflow_dot_v1_dot_workflow__pb2.AssignRunRequest.SerializeToString,
+                response_deserializer=onexflow_dot_v1_dot_workflow__pb2.AssignRunResponse.FromString,
+                _registered_method=True)
         self.DescribeRun = channel.unary_unary(
                 '/onexflow.v1.WorkflowService/DescribeRun',
                 request_serializer=onexflow_dot_v1_dot_workflow__pb2.DescribeRunRequest.SerializeToString,
@@ -149,6 +154,13 @@ class WorkflowServiceServicer:
 
     def ResolveTask(self, request, context):
         """Decide a task of unknown outcome.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AssignRun(self, request, context):
+        """Send a run's tasks to one node from now on, while that is connected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -243,6 +255,11 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.ResolveTask,
                     request_deserializer=onexflow_dot_v1_dot_workflow__pb2.ResolveTaskRequest.FromString,
                     response_serializer=onexflow_dot_v1_dot_workflow__pb2.ResolveTaskResponse.SerializeToString,
+            ),
+            'AssignRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.AssignRun,
+                    request_deserializer=onexflow_dot_v1_dot_workflow__pb2.AssignRunRequest.FromString,
+                    response_serializer=onexflow_dot_v1_dot_workflow__pb2.AssignRunResponse.SerializeToString,
             ),
             'DescribeRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeRun,
@@ -448,6 +465,33 @@ class WorkflowService:
             '/onexflow.v1.WorkflowService/ResolveTask',
             onexflow_dot_v1_dot_workflow__pb2.ResolveTaskRequest.SerializeToString,
             onexflow_dot_v1_dot_workflow__pb2.ResolveTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AssignRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onexflow.v1.WorkflowService/AssignRun',
+            onexflow_dot_v1_dot_workflow__pb2.AssignRunRequest.SerializeToString,
+            onexflow_dot_v1_dot_workflow__pb2.AssignRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -83,6 +83,8 @@ class WorkflowServiceStub:
     """End a run; running attempts are told to stop."""
     ResolveTask: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.ResolveTaskRequest, _workflow_pb2.ResolveTaskResponse]
     """Decide a task of unknown outcome."""
+    AssignRun: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.AssignRunRequest, _workflow_pb2.AssignRunResponse]
+    """Send a run's tasks to one node from now on, while that is connected."""
     DescribeRun: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.DescribeRunRequest, _workflow_pb2.DescribeRunResponse]
     """A run as it stands, with its tasks. Results of tasks are left out when all together are larger than a message;
     GetHistory has them.
@@ -121,6 +123,8 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     """End a run; running attempts are told to stop."""
     ResolveTask: _aio.UnaryUnaryMultiCallable[_workflow_pb2.ResolveTaskRequest, _workflow_pb2.ResolveTaskResponse]  # type: ignore[assignment]
     """Decide a task of unknown outcome."""
+    AssignRun: _aio.UnaryUnaryMultiCallable[_workflow_pb2.AssignRunRequest, _workflow_pb2.AssignRunResponse]  # type: ignore[assignment]
+    """Send a run's tasks to one node from now on, while that is connected."""
     DescribeRun: _aio.UnaryUnaryMultiCallable[_workflow_pb2.DescribeRunRequest, _workflow_pb2.DescribeRunResponse]  # type: ignore[assignment]
     """A run as it stands, with its tasks. Results of tasks are left out when all together are larger than a message;
     GetHistory has them.
@@ -192,6 +196,14 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_workflow_pb2.ResolveTaskResponse, _abc.Awaitable[_workflow_pb2.ResolveTaskResponse]]:
         """Decide a task of unknown outcome."""
+
+    @_abc_1.abstractmethod
+    def AssignRun(
+        self,
+        request: _workflow_pb2.AssignRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workflow_pb2.AssignRunResponse, _abc.Awaitable[_workflow_pb2.AssignRunResponse]]:
+        """Send a run's tasks to one node from now on, while that is connected."""
 
     @_abc_1.abstractmethod
     def DescribeRun(

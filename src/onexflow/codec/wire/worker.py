@@ -41,6 +41,8 @@ def to_requests(message: link.FromWorker) -> Iterator[pb.SessionRequest]:
                 yield _results_to_pb(batch)
         case link.Credits(granted):
             yield pb.SessionRequest(credits=pb.Credits(granted=granted))
+        case link.Reclaim(wanted):
+            yield pb.SessionRequest(reclaim=pb.Reclaim(wanted=wanted))
         case link.Progress(token, details):
             yield pb.SessionRequest(
                 progress=pb.Progress(token=common.token_to_pb(token), details=common.payload_to_pb(details))
@@ -199,6 +201,7 @@ def _role(text: str, field: str) -> link.Role:
 _FROM_REQUEST: Final[dict[str, Callable[[Any], link.FromWorker]]] = {
     "hello": _hello,
     "credits": lambda message: link.Credits(_by_role(message.granted, "credits.granted")),
+    "reclaim": lambda message: link.Reclaim(_by_role(message.wanted, "reclaim.wanted")),
     "results": _results,
     "held": _held,
     "progress": _progress,
@@ -227,6 +230,8 @@ def to_responses(message: link.ToWorker) -> Iterator[pb.SessionResponse]:
             yield pb.SessionResponse(demand=pb.Demand(waiting=waiting))
         case link.Recall(role, count):
             yield pb.SessionResponse(recall=pb.Recall(role=role, count=count))
+        case link.Reclaimed(returned):
+            yield pb.SessionResponse(reclaimed=pb.Reclaimed(returned=returned))
         case link.ShardEpoch(shard, epoch):
             yield pb.SessionResponse(shard_epoch=pb.ShardEpoch(shard=shard, epoch=epoch))
         case link.Ping(nonce):
@@ -334,6 +339,7 @@ _FROM_RESPONSE: Final[dict[str, Callable[[Any], link.ToWorker]]] = {
     "assignments": lambda message: link.Assignments([_assignment(one) for one in message.assignments]),
     "ack": lambda message: link.Ack(_tokens(message.tokens), _tokens(message.discarded), dict(message.offsets)),
     "cancel": lambda message: link.Cancel(_tokens(message.tokens), message.reason),
+    "reclaimed": lambda message: link.Reclaimed(dict(message.returned)),
     "recall": lambda message: link.Recall(message.role, message.count),
     "demand": lambda message: link.Demand(dict(message.waiting)),
     "drain": lambda message: link.Drain(message.reason),

@@ -172,6 +172,16 @@ def resolve(message: pb.ResolveTaskRequest, principal: str = "") -> link.Control
     )
 
 
+def assign(message: pb.AssignRunRequest, principal: str = "") -> link.ControlRequest:
+    return link.ControlRequest(
+        key=common.key(message.key),
+        action="assign",
+        node_id=common.optional_name(message.node_id, "node_id"),
+        request_id=common.optional_name(message.request_id, "request_id"),
+        principal=principal,
+    )
+
+
 def resolve_to_pb(value: link.ControlRequest) -> pb.ResolveTaskRequest:
     message = pb.ResolveTaskRequest(
         key=common.key_to_pb(value.key),
@@ -220,6 +230,7 @@ def run_view_to_pb(value: link.RunView) -> pb.RunView:
         next_wake_at=value.next_wake_at,
         shard=value.shard,
         owner=value.owner,
+        node_id=value.node_id,
     )
 
 
@@ -252,6 +263,7 @@ def run_view(message: pb.RunView) -> link.RunView:
         next_wake_at=message.next_wake_at,
         shard=message.shard,
         owner=message.owner,
+        node_id=message.node_id,
     )
 
 
