@@ -1,0 +1,152 @@
+"""Stored rows: every event comes back as it was, what is not known is kept, and rows of old releases stay readable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from onexflow.codec.definitions import load_definition
+from onexflow.codec.rows import UnknownEvent, decode_row, decode_snapshot, encode_row, encode_snapshot
+from onexflow.core.errors import StoreUnusable
+from onexflow.core.events import (
+    EVENTS,
+    KINDS,
+    CompensationCompleted,
+    CompensationStarted,
+    DependencyFailed,
+    DependencyResolved,
+    Event,
+    StateTransitioned,
+    TaskCompleted,
+    TaskFailed,
+    TaskRetry,
+    TaskScheduled,
+    TaskStarted,
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowCreated,
+    WorkflowFailed,
+    WorkflowPaused,
+    WorkflowResumed,
+    WorkflowStarted,
+    WorkflowTimedOut,
+)
+from onexflow.core.evolve import evolve
+from onexflow.core.graph import compile_graph
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
+from onexflow.core.payload import Failure, Payload
+from onexflow.core.state import RunState
+from onexflow.engine.views import event_views
+from onexflow.ports.event_store import Row
+from support.core_driver import INSTANCE, Model, Stored, fold, one_task
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "rows"
+AT = 1_767_225_600_000_000_000
+
+#: One event of each type, with every field of release 0.1 set.
+ALL: list[Event] = [
+    WorkflowCreated(
+        "default", "order", 2, "ab" * 32, INSTANCE.bytes, Payload(b'{"a":1}'), "corr", "cause", AT, AT + 5,
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "alice", "req-1", 1, "",
+    ),
+    WorkflowStarted(),
+    WorkflowPaused("lunch"),
+    WorkflowResumed("back"),
+    WorkflowCompleted(Payload(b"\x00\x01", "bytes")),
+    WorkflowFailed(Failure("Boom", "it broke", "trace", "OXF-4002", False, {"task": "a", "item": 3})),
+    WorkflowCancelled("not needed"),
+    WorkflowTimedOut("late"),
+    TaskScheduled(3, 2, 10, 2, 40, -2, [Payload(b"1"), Payload(b"2")], "again"),
+    TaskStarted(3, [10, 11], "w1", "w1.1", AT, False),
+    TaskCompleted(3, [10, 11], [Payload(b"1"), Payload(b'"x"')], "resolved"),
+    TaskFailed(3, 10, Failure("Boom", "no"), "timeout"),
+    TaskRetry(3, 10, 3, AT + 7, Failure("Boom", "no"), "lost", "w1"),
+    DependencyResolved("", Payload(b"1")),
+    DependencyFailed("", Payload(b"2")),
+    StateTransitioned("task.skipped", "pending", "skipped", [1, 2], 0, "input.no", AT, Failure("x", "y")),
+    CompensationStarted("", Payload(b"3")),
+    CompensationCompleted(""),
+]  # fmt: skip
+
+
+def test_every_type_of_event_is_here() -> None:
+    assert [type(event) for event in ALL] == list(EVENTS)
+    assert set(KINDS) == {event.type for event in EVENTS}
+    assert len({event.type for event in EVENTS}) == 18
+
+
+def test_every_event_comes_back_as_it_was() -> None:
+    assert decode_row(encode_row(AT, ALL)) == (AT, ALL, {})
+    assert decode_row(encode_row(AT, ALL[:1], {"principal": "bob"})) == (AT, ALL[:1], {"principal": "bob"})
+
+
+def test_rows_of_release_0_1_are_read_for_ever() -> None:
+    """Never write these files anew: what they hold is in people's stores."""
+    stored = (FIXTURES / "release-0.1.row").read_bytes()
+    assert decode_row(stored) == (AT, ALL, {"principal": "bob"})
+
+
+def test_release_0_1_still_writes_what_it_wrote() -> None:
+    """A new field at an event's end changes these bytes: then keep the old file, and add one of the new release."""
+    assert encode_row(AT, ALL, {"principal": "bob"}) == (FIXTURES / "release-0.1.row").read_bytes()
+
+
+def test_an_event_of_a_newer_release_is_kept_and_shown() -> None:
+    new = msgspec.msgpack.encode([1, AT, [[99, "x", 5], [2, ""], [3, "why", "", "a new field"]], None, "a new part"])
+    at, events, _ = decode_row(new)
+    assert at == AT
+    assert events == [UnknownEvent([99, "x", 5]), WorkflowStarted(), WorkflowPaused("why")]
+    shown = event_views([Row(7, 3, 2, 1, 5, new)], 4, None, 1)
+    assert [(view.sequence, view.type, view.offset) for view in shown] == [
+        (5, "unknown", 7),
+        (6, "workflow.started", 8),
+        (7, "workflow.paused", 9),
+    ]
+    assert shown[0].data["fields"] == [99, "x", 5]
+
+
+def test_an_unknown_kind_is_kept_and_changes_no_state() -> None:
+    event = StateTransitioned("signal.received", "running", "running", [0])
+    assert decode_row(encode_row(AT, [event]))[1] == [event]
+    model = Model(one_task())
+    before = msgspec.structs.asdict(model.state)
+    folded = model.fold()
+    evolve(model.graph, folded, event, 1, 99, model.now)
+    after = msgspec.structs.asdict(folded)
+    assert after.pop("seq") == before.pop("seq") + 1
+    assert after == before
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"garbage", msgspec.msgpack.encode([1]), msgspec.msgpack.encode({})])
+def test_bytes_that_are_no_row_are_refused(data: bytes) -> None:
+    with pytest.raises(StoreUnusable, match="cannot be read"):
+        decode_row(data)
+
+
+def test_a_field_of_the_wrong_type_is_refused() -> None:
+    with pytest.raises(StoreUnusable):
+        decode_row(msgspec.msgpack.encode([1, AT, [[9, "not a number"]]]))
+
+
+def test_a_snapshot_of_another_form_is_left_to_the_events() -> None:
+    model = Model(one_task())
+    data = encode_snapshot(model.state)
+    assert decode_snapshot(data) == model.state
+    assert decode_snapshot(msgspec.msgpack.encode([2, *msgspec.msgpack.decode(data)[1:]])) is None
+    assert decode_snapshot(b"garbage") is None
+    assert decode_snapshot(b"") is None
+
+
+def test_a_stored_run_of_release_0_1_folds_to_its_state() -> None:
+    """The history of a whole run, and its definition, as release 0.1 wrote them."""
+    graph = compile_graph(load_definition((FIXTURES / "release-0.1.definition.json").read_bytes(), "json"))
+    log: list[Stored] = []
+    for data in msgspec.msgpack.decode((FIXTURES / "release-0.1.run").read_bytes(), type=list[bytes]):
+        at, events, _ = decode_row(data)
+        log.extend(Stored(event, 1, len(log) + 1 + n, at) for n, event in enumerate(events))
+    state = fold(graph, log)
+    assert state.status in TERMINAL_WORKFLOW_STATES
+    expected = (FIXTURES / "release-0.1.state").read_bytes()
+    assert msgspec.msgpack.decode(expected, type=RunState) == state
