@@ -227,7 +227,7 @@ async def test_a_bug_in_the_store_ends_the_owner_instead_of_stalling_it() -> Non
         async def append(batch: Any) -> Any:
             raise TypeError("a bug")
 
-        store.append = append  # type: ignore[method-assign]
+        store.append = append  # type: ignore[method-assign]  # the power is cut here
         with pytest.raises(Exception, match="a bug"):
             await asyncio.wait_for(cluster.start("pair", 5), 60)
         assert cluster.fatal is not None
