@@ -71,6 +71,18 @@ async def test_a_timer_added_by_a_timer_fires_and_stopped_ones_do_not() -> None:
     assert fired == ["start", "retry"]
 
 
+@virtual_time
+async def test_timers_of_ended_runs_do_not_pile_up() -> None:
+    script = Script()
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc", timeout=3600))
+        for number in range(20):
+            keys = [(await cluster.start("single", number)).key for _ in range(200)]
+            for key in keys:
+                await cluster.result(key)
+        assert len(cluster.engine._book.timers) <= Timers.SWEEP_AT
+
+
 # ---- the dispatcher
 
 

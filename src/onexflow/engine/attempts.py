@@ -68,7 +68,7 @@ class AttemptBook:
         self.known_addresses: tuple[str, ...] = ()
         self.attempts: dict[Token, Attempt] = {}
         self.dispatcher = Dispatcher(self._place)
-        self.timers = Timers(kernel.store.now, self._fire)
+        self.timers = Timers(kernel.store.now, self._fire, _is_resident)
         #: What attempts reported last, by (shard, run, task, item): handed to the next attempt.
         self.progress: dict[tuple[int, int, int, int], Payload] = {}
         self._dirty: dict[WorkerSession, None] = {}
@@ -507,7 +507,7 @@ class AttemptBook:
     # ---- timers
 
     def _fire(self, run: Run, command: FireTimer) -> None:
-        if run.shard.runs.get(run.iid) is not run:
+        if not _is_resident(run):
             return
         token = Token(run.shard.id, command.epoch, command.offset, command.item)
         attempt = self.attempts.get(token)
@@ -541,6 +541,10 @@ def _item_of(run: Run, token: Token) -> tuple[int, int] | None:
         if index == token.item and item.epoch == token.epoch and item.offset == token.offset:
             return task, index
     return None
+
+
+def _is_resident(run: Run) -> bool:
+    return run.shard.runs.get(run.iid) is run
 
 
 def _loop_time() -> float:

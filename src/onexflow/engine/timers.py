@@ -14,11 +14,23 @@ from onexflow.engine.run import Run
 
 
 class Timers:
-    """`fire(run, command)` is called on the loop, in due order, never early by the store's clock."""
+    """`fire(run, command)` is called on the loop, in due order, never early by the store's clock.
 
-    def __init__(self, now: Callable[[], int], fire: Callable[[Run, FireTimer], None]) -> None:
+    Timers of runs that are no longer `wanted` are swept out before they are most of the heap: an hour's timeout must not
+    keep each run of that hour in memory."""
+
+    SWEEP_AT = 1000
+
+    def __init__(
+        self,
+        now: Callable[[], int],
+        fire: Callable[[Run, FireTimer], None],
+        wanted: Callable[[Run], bool] = lambda _: True,
+    ) -> None:
         self._now = now
         self._fire = fire
+        self._wanted = wanted
+        self._sweep_at = self.SWEEP_AT
         self._heap: list[tuple[int, int, Run, FireTimer]] = []
         self._number = count()
         self._handle: asyncio.TimerHandle | None = None
@@ -28,6 +40,10 @@ class Timers:
         return len(self._heap)
 
     def add(self, due_at: int, run: Run, command: FireTimer) -> None:
+        if len(self._heap) >= self._sweep_at:
+            self._heap = [entry for entry in self._heap if self._wanted(entry[2])]
+            heapq.heapify(self._heap)
+            self._sweep_at = max(self.SWEEP_AT, 2 * len(self._heap))
         heapq.heappush(self._heap, (due_at, next(self._number), run, command))
         self._arm()
 
