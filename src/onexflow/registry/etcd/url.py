@@ -45,18 +45,21 @@ _OPTIONS: Final = {"ttl": "ttl", "timeout": "start_timeout"}
 
 def parse_etcd_url(url: str, *, cluster: str = "default") -> EtcdSettings:
     """`etcd3://host:port[,host:port…][?ttl=5&timeout=5]`. Raises InvalidConfiguration with what is wrong."""
-    parts = urlsplit(url)
-    if parts.scheme != SCHEME:
+    # Not urlsplit: a list of hosts is no host to it, and its patch releases differ in what they refuse.
+    scheme, _, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    hosts, _, path = place.partition("/")
+    if scheme != SCHEME:
         raise _bad(url, f"The scheme must be {SCHEME}://.")
-    if "@" in parts.netloc:
+    if "@" in hosts:
         raise _bad("etcd3://…", "User and password do not belong in the URL.")
-    if parts.path.strip("/"):
+    if path.strip("/"):
         raise _bad(url, "A path means nothing here; the cluster's name is a setting of its own.")
     if not _NAME.match(cluster):
         raise _bad(url, f"The cluster's name {cluster!r} may hold letters, digits, '.', '_' and '-' only.")
-    endpoints = tuple(_endpoint(url, text) for text in parts.netloc.split(","))
+    endpoints = tuple(_endpoint(url, text) for text in hosts.split(","))
     numbers: dict[str, float] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+    for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
             raise _bad(url, f"Unknown option {name!r}; there are: {', '.join(sorted(_OPTIONS))}.")
         try:

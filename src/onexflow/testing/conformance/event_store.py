@@ -24,6 +24,7 @@ from onexflow.ports.event_store import (
     ParkedRecord,
     RequestRecord,
     Row,
+    RunCount,
     RunFilter,
     RunRecord,
     ShardAppend,
@@ -352,6 +353,32 @@ class EventStoreSuite:
         assert await listed("nobody") == []
         assert await listed("default", "nothing") == []
         assert await listed("default", "", frozenset({9})) == []
+
+    async def test_runs_are_counted_by_type_version_and_state(self, store: EventStore) -> None:
+        await self.claimed(store, 0, 1)
+        names = [("default", "orders"), ("default", "mail"), ("tenant", "orders")]
+        for shard in (0, 1):
+            runs = [
+                run_record(n, name=key(shard * 100 + n, *names[n % 3]), state=n % 2, head=n, version=1 + n // 7)
+                for n in range(1, 13)
+            ]
+            await store.append([ShardAppend(shard=shard, epoch=1, head=1, next=1, runs=runs)])
+
+        async def counted(*where: object) -> set[RunCount]:
+            found = await store.count_runs(RunFilter(*where))  # type: ignore[arg-type]  # spread for brevity
+            assert len(found) == len(set(found))
+            return set(found)
+
+        mail = {
+            RunCount("mail", 1, 0, 2, 8),
+            RunCount("mail", 1, 1, 2, 2),
+            RunCount("mail", 2, 0, 2, 20),
+            RunCount("mail", 2, 1, 2, 14),
+        }
+        assert await counted("default", "mail") == mail
+        assert await counted("default", "mail", frozenset({1})) == {count for count in mail if count.state == 1}
+        assert sum(count.runs for count in await counted("default")) == 16
+        assert await counted("tenant", "mail") == await counted("nobody") == set()
 
     @pytest.mark.parametrize("cursor", ["x", "1", "-", "1-2-3-4", "zz-1", "ffffffffffffffffffffff-1", "\ud800"])
     async def test_a_foreign_cursor_is_a_clear_error(self, store: EventStore, cursor: str) -> None:
