@@ -124,7 +124,7 @@ async def test_a_refused_client_learns_why() -> None:
 async def test_waiting_calls_fail_when_patience_is_over(free_address: str) -> None:
     fake = FakeOrchestrator(lambda _: None)
     await fake.listen(free_address)
-    async with await onexflow.connect(free_address, patience=0.2) as client:
+    async with await onexflow.connect(free_address, patience=1.5) as client:  # above gRPC's own pause of 1 s
         running = asyncio.ensure_future(client.run("greet", 1))
         await fake.unanswered.wait()
         await fake.stop()
