@@ -86,6 +86,8 @@ async def test_the_unary_calls_answer(kit: Kit) -> None:
     assert (await w.DescribeRun(pb.DescribeRunRequest(key=key()))).run.state == "running"
     history = await w.GetHistory(pb.GetHistoryRequest(key=key(), from_sequence=5, page_size=3))
     assert [event.sequence for event in history.events] == [5, 6, 7]
+    figures = (await w.GetWorkflowMetrics(pb.GetWorkflowMetricsRequest(workflow_type="echo"))).metrics
+    assert (dict(figures.by_state), figures.p95) == ({"running": 2, "completed": 1}, 2.0)
     runs = await w.ListRuns(pb.ListRunsRequest(page_size=2))
     assert (len(runs.runs), runs.next_page_token) == (2, "next")
     registered = await w.RegisterDefinition(pb.RegisterDefinitionRequest(definition=b"{}"))

@@ -128,6 +128,14 @@ class FakeService:
         summary = cl.RunSummary(key=key, version=1, state="running", sequence=1, created_at=1, updated_at=1)
         return [summary] * min(limit, 3), "" if cursor else "next"
 
+    async def measure_runs(self, namespace: str, workflow_type: str = "") -> cl.RunMetrics:
+        if workflow_type not in {"", "echo"}:
+            raise UnknownWorkflowType(f"No {workflow_type}.", {"workflow_type": workflow_type})
+        return cl.RunMetrics(
+            workflow_type=workflow_type, by_state={"running": 2, "completed": 1}, events=12, tasks=6, mean=1.5, p50=1.0,
+            p95=2.0, p99=2.5, throughput=0.5, window=60.0,
+        )  # fmt: skip
+
     async def register_definition(self, namespace: str, definition: bytes) -> cl.DefinitionInfo:
         return info("new", created=True)
 

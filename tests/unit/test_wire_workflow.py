@@ -52,6 +52,11 @@ def test_values_come_back_as_they_went() -> None:
     assert workflow.run_summary(workflow.run_summary_to_pb(summary)) == summary
     info = link.DefinitionInfo(namespace="n", workflow_type="w", version=1, hash="h", tasks=2, registered_at=3)
     assert workflow.definition_info(workflow.definition_info_to_pb(info)) == info
+    metrics = link.RunMetrics(
+        workflow_type="w", by_state={"running": 1}, events=2, tasks=3, mean=0.5, p50=1.5, p95=2.5, p99=3.5,
+        throughput=4.5, window=5.5,
+    )  # fmt: skip
+    assert workflow.run_metrics(workflow.run_metrics_to_pb(metrics)) == metrics
     outcome = link.ControlOutcome(changed=True, state="paused", sequence=3)
     assert workflow.control_outcome(workflow.control_outcome_to_pb(outcome)) == outcome
 

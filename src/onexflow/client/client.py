@@ -34,6 +34,7 @@ from onexflow.ports.client_link import (
     EventView,
     Health,
     NodeView,
+    RunMetrics,
     RunOutcome,
     RunSummary,
     RunView,
@@ -186,6 +187,14 @@ class Client:
             token = page.next_page_token
             if not token:
                 return
+
+    async def metrics(self, workflow_type: str = "") -> RunMetrics:
+        """Figures of the runs of one type, or of all: counts by state, durations. Raises UnknownWorkflowType."""
+        request = pb.GetWorkflowMetricsRequest(namespace=self.namespace, workflow_type=workflow_type)
+        answer = await self._unary(
+            lambda seconds: self._channels.workflows.GetWorkflowMetrics(request, timeout=seconds)
+        )
+        return wire.run_metrics(answer.metrics)
 
     # ---- definitions
 

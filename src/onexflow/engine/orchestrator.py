@@ -38,6 +38,7 @@ from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.control import Answers
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
+from onexflow.engine.measures import measure
 from onexflow.engine.nodes import node_views
 from onexflow.engine.observed import Observed
 from onexflow.engine.queries import FollowListener, Queries
@@ -50,6 +51,7 @@ from onexflow.ports.client_link import (
     EventView,
     Health,
     NodeView,
+    RunMetrics,
     RunOutcome,
     RunSummary,
     RunView,
@@ -473,6 +475,9 @@ class Orchestrator:
         self, namespace: str, workflow_type: str = "", states: Sequence[str] = (), cursor: str = "", limit: int = 100
     ) -> tuple[Sequence[RunSummary], str]:
         return await self._queries.list_runs(namespace, workflow_type, states, cursor, limit)
+
+    async def measure_runs(self, namespace: str, workflow_type: str = "") -> RunMetrics:
+        return await measure(self._kernel, namespace, workflow_type)
 
     async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
         return await self._kernel.catalog.register(namespace, definition)

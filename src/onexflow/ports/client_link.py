@@ -155,6 +155,24 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any] = {}  #: the event's own fields; payloads as decoded JSON where they are JSON
 
 
+class RunMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of the runs of one type, or of all types of a namespace (`workflow_type` ""), counted in the store.
+
+    The counts are of all runs that there are. Durations (seconds from a run's creation to its end) and throughput are
+    those of the window: the newest ended runs, at most 1,000, since the creation of the oldest of these."""
+
+    workflow_type: str = ""
+    by_state: dict[str, int] = {}
+    events: int = 0
+    tasks: int = 0  #: tasks of their definitions
+    mean: float = 0.0
+    p50: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+    throughput: float = 0.0  #: runs of the window that ended, a second
+    window: float = 0.0  #: seconds
+
+
 class DefinitionInfo(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     workflow_type: str
@@ -221,6 +239,10 @@ class OrchestratorService(Protocol):
     async def list_runs(
         self, namespace: str, workflow_type: str = "", states: Sequence[str] = (), cursor: str = "", limit: int = 100
     ) -> tuple[Sequence[RunSummary], str]: ...
+
+    async def measure_runs(self, namespace: str, workflow_type: str = "") -> RunMetrics:
+        """Figures of the runs of a type, or of all. Counts what is stored, so not for a hot path. Raises
+        UnknownWorkflowType."""
 
     async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
         """Validate and store a definition (JSON). Idempotent; other content under the same version:

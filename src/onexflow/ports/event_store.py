@@ -124,6 +124,16 @@ class RunPage(NamedTuple):
     cursor: str
 
 
+class RunCount(NamedTuple):
+    """How many runs of one type and version are in one state, and how many events these have together."""
+
+    workflow_type: str
+    version: int
+    state: int
+    runs: int
+    events: int
+
+
 class DefinitionRecord(NamedTuple):
     namespace: str
     workflow_type: str
@@ -178,6 +188,9 @@ class EventStore(Protocol):
         """The entries of these runs (those that exist), in any order."""
 
     async def list_runs(self, where: RunFilter, cursor: str = "", limit: int = 100) -> RunPage: ...
+
+    async def count_runs(self, where: RunFilter) -> list[RunCount]:
+        """The runs that match, counted by type, version and state, in any order. Looks at each: not for a hot path."""
 
     async def load_snapshot(self, shard: int, iid: int, max_seq: int | None = None) -> SnapshotRecord | None:
         """The newest snapshot at or below `max_seq`, or None."""

@@ -101,6 +101,15 @@ class WorkflowEndpoint:
         return pb.ListRunsResponse(runs=[wire.run_summary_to_pb(run) for run in runs], next_page_token=cursor)
 
     @unary
+    async def GetWorkflowMetrics(
+        self, request: pb.GetWorkflowMetricsRequest, context: Context
+    ) -> pb.GetWorkflowMetricsResponse:
+        metrics = await self._service.measure_runs(
+            wire.namespace(request.namespace), common.optional_name(request.workflow_type, "workflow_type")
+        )
+        return pb.GetWorkflowMetricsResponse(metrics=wire.run_metrics_to_pb(metrics))
+
+    @unary
     async def RegisterDefinition(
         self, request: pb.RegisterDefinitionRequest, context: Context
     ) -> pb.RegisterDefinitionResponse:

@@ -20,6 +20,7 @@ from onexflow.ports.event_store import (
     ParkedRecord,
     RequestRecord,
     Row,
+    RunCount,
     RunFilter,
     RunPage,
     RunRecord,
@@ -155,6 +156,17 @@ class MemoryStore:
         page = [place for place in found if below is None or place < below][: limit + 1]
         rest = "-".join(f"{number:x}" for number in page[limit - 1]) if len(page) > limit else ""
         return RunPage([(number, self._shards[number].runs[iid]) for _, number, iid in page[:limit]], rest)
+
+    async def count_runs(self, where: RunFilter) -> list[RunCount]:
+        self._check()
+        counts: dict[tuple[str, int, int], tuple[int, int]] = {}
+        for shard in self._shards:
+            for record in shard.runs.values():
+                if _matches(record, where):
+                    kind = (RunKey.from_bytes(record.key).workflow_type, record.version, record.state)
+                    runs, events = counts.get(kind, (0, 0))
+                    counts[kind] = (runs + 1, events + record.head)
+        return [RunCount(*kind, runs, events) for kind, (runs, events) in counts.items()]
 
     async def load_snapshot(self, shard: int, iid: int, max_seq: int | None = None) -> SnapshotRecord | None:
         held = self._at(shard)

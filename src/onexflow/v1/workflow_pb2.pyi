@@ -1138,6 +1138,138 @@ class RunSummary(_message.Message):
 Global___RunSummary: _TypeAlias = RunSummary  # noqa: Y015
 
 @_typing.final
+class GetWorkflowMetricsRequest(_message.Message):
+    """Whose figures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_TYPE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace; empty means "default"."""
+    workflow_type: _builtins.str
+    """Workflow type; empty: all of the namespace together."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "workflow_type", b"workflow_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWorkflowMetricsRequest: _TypeAlias = GetWorkflowMetricsRequest  # noqa: Y015
+
+@_typing.final
+class GetWorkflowMetricsResponse(_message.Message):
+    """The figures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def metrics(self) -> Global___RunMetrics:
+        """Them."""
+
+    def __init__(
+        self,
+        *,
+        metrics: Global___RunMetrics | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWorkflowMetricsResponse: _TypeAlias = GetWorkflowMetricsResponse  # noqa: Y015
+
+@_typing.final
+class RunMetrics(_message.Message):
+    """Figures of runs. The counts are of all runs that there are. Durations (from a run's creation to its end) and throughput
+    are those of the window: the newest ended runs, at most 1,000, since the creation of the oldest of these.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ByStateEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    WORKFLOW_TYPE_FIELD_NUMBER: _builtins.int
+    BY_STATE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    P50_FIELD_NUMBER: _builtins.int
+    P95_FIELD_NUMBER: _builtins.int
+    P99_FIELD_NUMBER: _builtins.int
+    THROUGHPUT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    workflow_type: _builtins.str
+    """Workflow type; empty: all of the namespace together."""
+    events: _builtins.int
+    """Events of all these runs."""
+    tasks: _builtins.int
+    """Tasks of all these runs, as their definitions have them."""
+    mean: _builtins.float
+    """Mean duration, in seconds."""
+    p50: _builtins.float
+    """Half of the runs took no longer, in seconds."""
+    p95: _builtins.float
+    """95 % of the runs took no longer, in seconds."""
+    p99: _builtins.float
+    """99 % of the runs took no longer, in seconds."""
+    throughput: _builtins.float
+    """Runs of the window that ended, a second."""
+    window: _builtins.float
+    """Length of the window, in seconds."""
+    @_builtins.property
+    def by_state(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Runs by state, in the specification's words. States that no run is in are left out."""
+
+    def __init__(
+        self,
+        *,
+        workflow_type: _builtins.str = ...,
+        by_state: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        events: _builtins.int = ...,
+        tasks: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        p50: _builtins.float = ...,
+        p95: _builtins.float = ...,
+        p99: _builtins.float = ...,
+        throughput: _builtins.float = ...,
+        window: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_state", b"by_state", "events", b"events", "mean", b"mean", "p50", b"p50", "p95", b"p95", "p99", b"p99", "tasks", b"tasks", "throughput", b"throughput", "window", b"window", "workflow_type", b"workflow_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunMetrics: _TypeAlias = RunMetrics  # noqa: Y015
+
+@_typing.final
 class RegisterDefinitionRequest(_message.Message):
     """A definition to register."""
 

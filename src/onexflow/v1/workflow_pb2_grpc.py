@@ -90,6 +90,11 @@ class WorkflowServiceStub:
                 request_serializer=onexflow_dot_v1_dot_workflow__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=onexflow_dot_v1_dot_workflow__pb2.ListRunsResponse.FromString,
                 _registered_method=True)
+        self.GetWorkflowMetrics = channel.unary_unary(
+                '/onexflow.v1.WorkflowService/GetWorkflowMetrics',
+                request_serializer=onexflow_dot_v1_dot_workflow__pb2.GetWorkflowMetricsRequest.SerializeToString,
+                response_deserializer=onexflow_dot_v1_dot_workflow__pb2.GetWorkflowMetricsResponse.FromString,
+                _registered_method=True)
         self.RegisterDefinition = channel.unary_unary(
                 '/onexflow.v1.WorkflowService/RegisterDefinition',
                 request_serializer=onexflow_dot_v1_dot_workflow__pb2.RegisterDefinitionRequest.SerializeToString,
@@ -195,6 +200,13 @@ class WorkflowServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetWorkflowMetrics(self, request, context):
+        """Figures of the runs of one type, or of all. NOT_FOUND (workflow type). Counts what is stored: not for a hot path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RegisterDefinition(self, request, context):
         """Validate and store a definition.
         """
@@ -280,6 +292,11 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.ListRuns,
                     request_deserializer=onexflow_dot_v1_dot_workflow__pb2.ListRunsRequest.FromString,
                     response_serializer=onexflow_dot_v1_dot_workflow__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'GetWorkflowMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWorkflowMetrics,
+                    request_deserializer=onexflow_dot_v1_dot_workflow__pb2.GetWorkflowMetricsRequest.FromString,
+                    response_serializer=onexflow_dot_v1_dot_workflow__pb2.GetWorkflowMetricsResponse.SerializeToString,
             ),
             'RegisterDefinition': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterDefinition,
@@ -600,6 +617,33 @@ class WorkflowService:
             '/onexflow.v1.WorkflowService/ListRuns',
             onexflow_dot_v1_dot_workflow__pb2.ListRunsRequest.SerializeToString,
             onexflow_dot_v1_dot_workflow__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWorkflowMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onexflow.v1.WorkflowService/GetWorkflowMetrics',
+            onexflow_dot_v1_dot_workflow__pb2.GetWorkflowMetricsRequest.SerializeToString,
+            onexflow_dot_v1_dot_workflow__pb2.GetWorkflowMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

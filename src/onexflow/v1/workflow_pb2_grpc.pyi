@@ -95,6 +95,8 @@ class WorkflowServiceStub:
     """Events of a run as they become durable, from a sequence on; ends after the run's last."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.ListRunsRequest, _workflow_pb2.ListRunsResponse]
     """Runs, newest first, a page at a time."""
+    GetWorkflowMetrics: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.GetWorkflowMetricsRequest, _workflow_pb2.GetWorkflowMetricsResponse]
+    """Figures of the runs of one type, or of all. NOT_FOUND (workflow type). Counts what is stored: not for a hot path."""
     RegisterDefinition: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.RegisterDefinitionRequest, _workflow_pb2.RegisterDefinitionResponse]
     """Validate and store a definition."""
     GetDefinition: _grpc.UnaryUnaryMultiCallable[_workflow_pb2.GetDefinitionRequest, _workflow_pb2.GetDefinitionResponse]
@@ -135,6 +137,8 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     """Events of a run as they become durable, from a sequence on; ends after the run's last."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_workflow_pb2.ListRunsRequest, _workflow_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Runs, newest first, a page at a time."""
+    GetWorkflowMetrics: _aio.UnaryUnaryMultiCallable[_workflow_pb2.GetWorkflowMetricsRequest, _workflow_pb2.GetWorkflowMetricsResponse]  # type: ignore[assignment]
+    """Figures of the runs of one type, or of all. NOT_FOUND (workflow type). Counts what is stored: not for a hot path."""
     RegisterDefinition: _aio.UnaryUnaryMultiCallable[_workflow_pb2.RegisterDefinitionRequest, _workflow_pb2.RegisterDefinitionResponse]  # type: ignore[assignment]
     """Validate and store a definition."""
     GetDefinition: _aio.UnaryUnaryMultiCallable[_workflow_pb2.GetDefinitionRequest, _workflow_pb2.GetDefinitionResponse]  # type: ignore[assignment]
@@ -238,6 +242,14 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_workflow_pb2.ListRunsResponse, _abc.Awaitable[_workflow_pb2.ListRunsResponse]]:
         """Runs, newest first, a page at a time."""
+
+    @_abc_1.abstractmethod
+    def GetWorkflowMetrics(
+        self,
+        request: _workflow_pb2.GetWorkflowMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workflow_pb2.GetWorkflowMetricsResponse, _abc.Awaitable[_workflow_pb2.GetWorkflowMetricsResponse]]:
+        """Figures of the runs of one type, or of all. NOT_FOUND (workflow type). Counts what is stored: not for a hot path."""
 
     @_abc_1.abstractmethod
     def RegisterDefinition(

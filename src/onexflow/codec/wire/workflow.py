@@ -364,6 +364,25 @@ def run_summary(message: pb.RunSummary) -> link.RunSummary:
     )
 
 
+def run_metrics_to_pb(value: link.RunMetrics) -> pb.RunMetrics:
+    return pb.RunMetrics(**msgspec.structs.asdict(value))
+
+
+def run_metrics(message: pb.RunMetrics) -> link.RunMetrics:
+    return link.RunMetrics(
+        workflow_type=message.workflow_type,
+        by_state=dict(message.by_state),
+        events=message.events,
+        tasks=message.tasks,
+        mean=message.mean,
+        p50=message.p50,
+        p95=message.p95,
+        p99=message.p99,
+        throughput=message.throughput,
+        window=message.window,
+    )
+
+
 def definition_info_to_pb(value: link.DefinitionInfo) -> pb.DefinitionInfo:
     return pb.DefinitionInfo(
         namespace=value.namespace,

@@ -22,6 +22,7 @@ from onexflow.ports.event_store import (
     ParkedRecord,
     RequestRecord,
     Row,
+    RunCount,
     RunFilter,
     RunPage,
     RunRecord,
@@ -125,19 +126,13 @@ def _record(found: tuple[Any, ...]) -> RunRecord:
 def list_runs(db: sqlite3.Connection, where: RunFilter, cursor: str, limit: int) -> RunPage:
     """Newest first by (created_at, run): both never change, so a page continues where the last one ended."""
     below = _parse_cursor(cursor) if cursor else (1 << 62, 0)
-    query = "SELECT kind FROM kinds WHERE namespace = ?"
-    names = [as_bytes(where.namespace)]
-    if where.workflow_type:
-        query += " AND workflow_type = ?"
-        names.append(as_bytes(where.workflow_type))
-    kinds = [kind for (kind,) in db.execute(query, names)]
     sources = [
         db.execute(
             "SELECT created_at, run FROM runs WHERE kind = ? AND state = ? AND created_at <= ?"
             " AND (created_at, run) < (?, ?) ORDER BY created_at DESC, run DESC LIMIT ?",
             (kind, state, below[0], *below, limit + 1),
         )
-        for kind in kinds
+        for kind, _ in _kinds(db, where)
         for state in _states(db, kind, where.states)
     ]
     places = list(islice(heapq.merge(*sources, reverse=True), limit + 1))
@@ -145,6 +140,27 @@ def list_runs(db: sqlite3.Connection, where: RunFilter, cursor: str, limit: int)
     records = dict(_numbered(db, runs))
     rest = f"{places[limit - 1][0]:x}-{places[limit - 1][1]:x}" if len(places) > limit else ""
     return RunPage([(run >> sql.SHARD_BITS, records[run]) for run in runs], rest)
+
+
+def count_runs(db: sqlite3.Connection, where: RunFilter) -> list[RunCount]:
+    return [
+        RunCount(workflow_type, version, state, runs, events)
+        for kind, workflow_type in _kinds(db, where)
+        for version, state, runs, events in db.execute(
+            "SELECT version, state, count(*), sum(head) FROM runs WHERE kind = ? GROUP BY version, state", (kind,)
+        )
+        if not where.states or state in where.states
+    ]
+
+
+def _kinds(db: sqlite3.Connection, where: RunFilter) -> list[tuple[int, str]]:
+    """The numbers and types of the kinds of run that a filter means."""
+    query = "SELECT kind, workflow_type FROM kinds WHERE namespace = ?"
+    names = [as_bytes(where.namespace)]
+    if where.workflow_type:
+        query += " AND workflow_type = ?"
+        names.append(as_bytes(where.workflow_type))
+    return [(kind, as_text(workflow_type)) for kind, workflow_type in db.execute(query, names).fetchall()]
 
 
 def _states(db: sqlite3.Connection, kind: int, wanted: frozenset[int]) -> list[int]:

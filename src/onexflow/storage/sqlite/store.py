@@ -25,6 +25,7 @@ from onexflow.ports.event_store import (
     ParkedRecord,
     RequestRecord,
     Row,
+    RunCount,
     RunFilter,
     RunPage,
     RunRecord,
@@ -105,6 +106,9 @@ class SqliteStore:
 
     async def list_runs(self, where: RunFilter, cursor: str = "", limit: int = 100) -> RunPage:
         return await self._read(reader.list_runs, where, cursor, max(limit, 1))
+
+    async def count_runs(self, where: RunFilter) -> list[RunCount]:
+        return await self._read(reader.count_runs, where)
 
     async def load_snapshot(self, shard: int, iid: int, max_seq: int | None = None) -> SnapshotRecord | None:
         return await self._read(reader.snapshot, shard, iid, max_seq)

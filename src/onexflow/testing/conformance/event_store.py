@@ -54,9 +54,11 @@ def key(number: int, namespace: str = "default", workflow_type: str = "orders") 
     return RunKey(namespace, workflow_type, UUID(int=number)).to_bytes()
 
 
-def run_record(iid: int, *, name: bytes | None = None, state: int = 2, created_at: int = 0, head: int = 1) -> RunRecord:
+def run_record(
+    iid: int, *, name: bytes | None = None, state: int = 2, created_at: int = 0, head: int = 1, version: int = 1
+) -> RunRecord:
     created = created_at or iid
-    return RunRecord(iid, name or key(iid), state, created, created, b"start", head, 1)
+    return RunRecord(iid, name or key(iid), state, created, created, b"start", head, version)
 
 
 def one_row(

@@ -21,6 +21,7 @@ from onexflow.ports.event_store import (
     ParkedRecord,
     RequestRecord,
     Row,
+    RunCount,
     RunFilter,
     RunPage,
     RunRecord,
@@ -161,6 +162,10 @@ class FaultyStore:
     async def list_runs(self, where: RunFilter, cursor: str = "", limit: int = 100) -> RunPage:
         self._powered()
         return await self.inner.list_runs(where, cursor, limit)
+
+    async def count_runs(self, where: RunFilter) -> list[RunCount]:
+        self._powered()
+        return await self.inner.count_runs(where)
 
     async def load_snapshot(self, shard: int, iid: int, max_seq: int | None = None) -> SnapshotRecord | None:
         self._powered()
