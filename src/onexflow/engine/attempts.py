@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from onexflow.codec.rows import storable
 from onexflow.core.commands import (
     AuthoriseAttempt,
     CompleteItems,
@@ -25,7 +26,7 @@ from onexflow.core.errors import Coded, InternalError, Unavailable
 from onexflow.core.events import INLINE, RUN_INPUT
 from onexflow.core.ids import Token, idempotency_key
 from onexflow.core.instructions import ArmTimer, CancelAll, CancelAttempt, Dispatch, SendAuthorised
-from onexflow.core.payload import NULL, Failure, Payload
+from onexflow.core.payload import NULL, Failure
 from onexflow.core.turn import SECOND, Turn
 from onexflow.engine.dispatcher import Dispatcher
 from onexflow.engine.kernel import Kernel
@@ -69,8 +70,6 @@ class AttemptBook:
         self.attempts: dict[Token, Attempt] = {}
         self.dispatcher = Dispatcher(self._place)
         self.timers = Timers(kernel.store.now, self._fire, _is_resident)
-        #: What attempts reported last, by (shard, run, task, item): handed to the next attempt.
-        self.progress: dict[tuple[int, int, int, int], Payload] = {}
         self._dirty: dict[WorkerSession, None] = {}
         self._flushing = False
         self._told: dict[str, int] = {}
@@ -267,7 +266,7 @@ class AttemptBook:
             timeout=timeouts.start_to_close,
             heartbeat=timeouts.heartbeat,
             trace=state.trace,
-            progress=self.progress.get((attempt.token.shard, run.iid, task, attempt.item)) if self.progress else None,
+            progress=run.progress.get((task, attempt.item)) if run.progress else None,
         )
 
     def _arm_pure(self, attempt: Attempt) -> None:
@@ -325,7 +324,7 @@ class AttemptBook:
         attempt = self.attempts.get(token)
         if attempt is not None:
             attempt.progress_at = _loop_time()
-            self.progress[token.shard, attempt.run.iid, attempt.task, attempt.item] = message.details
+            attempt.run.progress[attempt.task, attempt.item] = message.details
 
     def on_adopted(self, session: WorkerSession, attempt: Attempt) -> None:
         """A worker runs it, as it said: its clocks begin anew, and a stop that it may not have heard is told again."""
@@ -426,7 +425,7 @@ class AttemptBook:
         epoch, offset = result.token.epoch, result.token.offset
         command: FailAttempt | StopAttempt | ReturnAttempt
         if result.status == "failed":
-            error = result.error or Failure("Unknown", "the worker gave no reason")
+            error = storable(result.error or Failure("Unknown", "the worker gave no reason"))
             command = FailAttempt(
                 task, item, epoch, offset, error, session.worker_id, session.incarnation, result.started_at
             )

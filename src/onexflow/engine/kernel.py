@@ -29,6 +29,10 @@ from onexflow.spi.exceptions import SPIError
 log = structlog.get_logger("onexflow.kernel")
 
 
+#: How long a stop waits for the store to take what is decided.
+STOP_SECONDS = 5.0
+
+
 class Kernel:
     """Owned shards, open runs, decisions."""
 
@@ -85,8 +89,13 @@ class Kernel:
         await self.lane.abort()
 
     async def close(self) -> None:
-        await self.lane.stop()
+        await self.lane.stop(STOP_SECONDS)
         await self.store.close()
+
+    @property
+    def undurable(self) -> int:
+        """Events that are decided and not durable yet."""
+        return sum(shard.next - shard.durable for shard in self.shards.values())
 
     # ---- the way to a run
 

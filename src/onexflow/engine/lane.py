@@ -62,12 +62,18 @@ class CommitLane:
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="commit-lane")
 
-    async def stop(self) -> None:
-        """Commit what is decided, then end."""
+    async def stop(self, within: float) -> None:
+        """Commit what is decided, then end; give it up when the store does not take it `within` seconds."""
         if self._task is None:
             return
-        if self._lost is None:
-            await self._idle.wait()
+        try:
+            async with asyncio.timeout(within):
+                if self._lost is None:
+                    await self._idle.wait()
+        except TimeoutError:
+            log.error("commit.abandoned", seconds=within)  # noqa: TRY400 - no traceback of ours says more
+            await self.abort()
+            return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None

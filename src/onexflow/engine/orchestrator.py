@@ -20,6 +20,7 @@ from onexflow.core.errors import (
     Coded,
     Draining,
     InvalidArgument,
+    Overloaded,
     RunExists,
     RunFailed,
     StoreFull,
@@ -70,6 +71,9 @@ log = structlog.get_logger("onexflow.orchestrator")
 PAYLOAD_LIMIT = 2 * 1024 * 1024
 #: Seconds after a restart in which pure tasks wait for the workers that may still run them.
 ADOPTION_SECONDS = 1.0
+
+#: Decided events that may wait for the store before new runs are refused.
+UNDURABLE_EVENTS = 100_000
 
 StartReply = Callable[[StartOutcome | SPIError], None]
 WaitReply = Callable[[RunOutcome | SPIError], None]
@@ -168,7 +172,10 @@ class Orchestrator:
         self._draining = True
 
     async def stop(self, reason: str = "the orchestrator is stopping") -> None:
-        """Close the streams, commit what is decided, let go of the store. Idempotent."""
+        """Close the streams, commit what is decided, let go of the store. Idempotent.
+
+        A store that takes nothing for STOP_SECONDS (full, away) is left as by a kill: what is not durable was told to
+        nobody."""
         self._draining = True
         if self._adoption is not None:
             self._adoption.cancel()
@@ -212,6 +219,7 @@ class Orchestrator:
             for reply in replies:
                 reply(error)
         self._waiters.clear()
+        self._queries.fail(error)
         if self._on_fatal is not None:
             self._on_fatal(error)
 
@@ -268,6 +276,10 @@ class Orchestrator:
             raise Draining
         if self._is_full:
             raise StoreFull
+        if self._kernel.undurable > UNDURABLE_EVENTS:
+            raise Overloaded(
+                f"{self._kernel.undurable:,} events wait for the store: new runs are refused until it has caught up"
+            )
 
     def _graph_for(self, request: StartRequest) -> Graph:
         if len(request.input.data) > self._payload_limit:

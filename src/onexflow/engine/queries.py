@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from onexflow.core.errors import InvalidArgument, UnknownRun
-from onexflow.core.graph import Graph
+from onexflow.core.errors import Coded, InvalidArgument, UnknownRun
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATE_INDEX, WORKFLOW_STATES
 from onexflow.engine import views
 from onexflow.engine.kernel import Kernel
+from onexflow.engine.recovery import graph_of
 from onexflow.engine.run import Run
 from onexflow.ports.client_link import EventView, RunSummary, RunView
 from onexflow.ports.event_store import RunFilter, RunRecord
@@ -35,6 +35,7 @@ class Queries:
         self._owner = owner
         self._wakes: dict[RunKey, set[asyncio.Event]] = {}
         self._followers: set[asyncio.Task[None]] = set()
+        self._lost: Coded | None = None
 
     def on_durable(self, runs: Sequence[tuple[Run, int]]) -> None:
         """Wake the followers of runs that have new durable events."""
@@ -66,7 +67,7 @@ class Queries:
         record = await self._record(key)
         shard = self._kernel.shard_of(key).id
         events: list[EventView] = []
-        graph = await self._graph(key)
+        graph = await graph_of(self._kernel.store, self._kernel.catalog, shard, record.iid)
         start = max(1, from_sequence)
         while len(events) < limit:
             rows = await self._kernel.store.read_run(shard, record.iid, start, min(limit, PAGE))
@@ -75,9 +76,6 @@ class Queries:
                 break
             start = rows[-1].seq + rows[-1].count
         return events[:limit]
-
-    async def _graph(self, key: RunKey) -> Graph:
-        return (await self._kernel.find(key)).graph
 
     async def list_runs(
         self, namespace: str, workflow_type: str, states: Sequence[str], cursor: str, limit: int
@@ -108,7 +106,7 @@ class Queries:
         try:
             shard = self._kernel.shard_of(key).id
             iid = (await self._record(key)).iid
-            graph = await self._graph(key)
+            graph = await graph_of(self._kernel.store, self._kernel.catalog, shard, iid)
             while True:
                 wake.clear()
                 record = (await self._kernel.store.get_runs(shard, [iid]))[0]
@@ -120,12 +118,21 @@ class Queries:
                     listener(None)
                     return
                 await wake.wait()
+                if self._lost is not None:
+                    raise self._lost
         except SPIError as error:
             listener(error)
         finally:
             self._wakes[key].discard(wake)
             if not self._wakes[key]:
                 del self._wakes[key]
+
+    def fail(self, error: Coded) -> None:
+        """Nothing more will become durable: tell the followers."""
+        self._lost = error
+        for wakes in self._wakes.values():
+            for wake in wakes:
+                wake.set()
 
     async def stop(self) -> None:
         followers = list(self._followers)

@@ -61,6 +61,15 @@ def fold(catalog: Catalog, state: RunState | None, rows: Sequence[Row]) -> tuple
     return graph, state
 
 
+async def graph_of(store: EventStore, catalog: Catalog, shard: int, iid: int) -> Graph:
+    """The graph that a run was started with, from its first event alone."""
+    for row in await store.read_run(shard, iid, 1, 1):
+        event = decode_row(row.data)[1][0]
+        if isinstance(event, WorkflowCreated):
+            return catalog.graph_of_run(event.namespace, event.workflow_type, event.version, event.definition)
+    raise StoreUnusable(f"run {iid} does not begin with workflow.created", {"shard": shard})
+
+
 async def read_run(store: EventStore, catalog: Catalog, shard: Shard, record: RunRecord) -> Run:
     """The run as the log has it: its newest snapshot and the events after it."""
     snapshot = await store.load_snapshot(shard.id, record.iid)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, Token
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
+from onexflow.core.payload import Payload
 from onexflow.core.state import RunState
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Run:
     """One open run, owned by its shard. Changed by the shard loop only."""
 
     __slots__ = (
-        "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "shard",
+        "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "progress", "shard",
         "snapshot_after", "snapshot_seq", "start_hash", "state",
     )  # fmt: skip
 
@@ -68,6 +69,8 @@ class Run:
         self.snapshot_seq = 0
         self.snapshot_after = SNAPSHOT_EVERY
         self.attempts: dict[Token, Attempt] = {}
+        #: What attempts reported last, by (task, item): handed to the next attempt, never stored.
+        self.progress: dict[tuple[int, int], Payload] = {}
         #: Loop time since when nothing of it was under way.
         self.idle_since = 0.0
 

@@ -127,6 +127,7 @@ def _task_view(run: Run, index: int, placed: dict[tuple[int, int], Attempt], ser
         error=task.error or (shown.error if shown else None),
         blocked_because=why,
         next_wake_at=wake,
+        progress=run.progress.get((index, task.items.index(shown))) if shown and run.progress else None,
     )
 
 
