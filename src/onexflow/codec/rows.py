@@ -13,6 +13,7 @@ import msgspec
 
 from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import EVENTS, AnyEvent, Event
+from onexflow.core.payload import Failure
 from onexflow.core.state import RunState
 
 ROW_FORMAT: Final = 1
@@ -50,6 +51,7 @@ _encoder = msgspec.msgpack.Encoder()
 _row_decoder = msgspec.msgpack.Decoder(_Row)
 _raw_decoder = msgspec.msgpack.Decoder(_RawRow)
 _event_decoder = msgspec.msgpack.Decoder(AnyEvent)
+_failure_decoder = msgspec.msgpack.Decoder(Failure)
 _snapshot_decoder = msgspec.msgpack.Decoder(_Snapshot)
 
 
@@ -82,6 +84,18 @@ def _decode_with_unknown(data: bytes) -> tuple[int, list[Event], dict[str, str]]
     except (msgspec.DecodeError, TypeError, IndexError) as error:
         raise StoreUnusable(f"a stored row cannot be read: {error}") from error
     return row.at, events, row.meta or {}
+
+
+def storable(failure: Failure) -> Failure:
+    """The failure itself, or without its context when that is foreign data which has no stored form: an integer beyond
+    64 bits, a lone surrogate, too deep a nesting. To be asked before it becomes part of an event."""
+    if failure.context is None:
+        return failure
+    try:
+        _failure_decoder.decode(_encoder.encode(failure))
+    except (msgspec.MsgspecError, OverflowError, RecursionError, TypeError, ValueError):
+        return msgspec.structs.replace(failure, context={"omitted": "the context has no stored form"})
+    return failure
 
 
 def encode_snapshot(state: RunState) -> bytes:

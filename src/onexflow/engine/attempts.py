@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from onexflow.codec.rows import storable
+from onexflow.codec.rows import storable
 from onexflow.core.commands import (
     AuthoriseAttempt,
     CompleteItems,
