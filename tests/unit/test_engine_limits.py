@@ -63,7 +63,7 @@ async def test_a_follower_hears_that_the_store_is_lost() -> None:
         gate = script.gate("charge")
         started = await cluster.start("single", 1)
         told: list[list[EventView] | SPIError | None] = []
-        cluster.engine.follow_run(started.key, 1, told.append)  # type: ignore[arg-type]  # a list is a sequence
+        cluster.engine.follow_run(started.key, 1, told.append)
         await script.called("charge")
         store.fail(Fault.FATAL)
         gate.set()
