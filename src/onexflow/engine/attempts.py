@@ -12,7 +12,6 @@ from typing import Any
 import structlog
 
 from onexflow.codec.rows import storable
-from onexflow.codec.rows import storable
 from onexflow.core.commands import (
     AuthoriseAttempt,
     CompleteItems,
