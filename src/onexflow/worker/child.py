@@ -45,7 +45,9 @@ def main(descriptor: int) -> None:
             if program is None:
                 program = programs[run.job] = _program(run.job, link)
             answer: Any = Done(program(run))
-        except Exception as error:  # noqa: BLE001 — sys.exit() ends this process: the attempt's worker is lost, as with os._exit()
+        except (SystemExit, KeyboardInterrupt):  # ends this process: the attempt's worker is lost, as with os._exit()
+            raise
+        except BaseException as error:  # noqa: BLE001 — whatever it is, it is the handler's
             answer = Raised(failure_of(error))
         link.sendall(frame(answer))
 

@@ -212,7 +212,9 @@ class Lane:
             if self._closed:
                 raise
             result = self._ended_badly(attempt, error)
-        except (Exception, SystemExit, Cancelled) as error:  # noqa: BLE001 — what a handler raises is data
+        except GeneratorExit:  # this coroutine is being thrown away: a handler's own comes as something else (`within`)
+            raise
+        except BaseException as error:  # noqa: BLE001 — what a handler raises is data, or its slot would be lost with it
             result = self._ended_badly(attempt, error)
         finally:
             attempt.state = ENDED
@@ -245,12 +247,14 @@ def pause() -> Generator[None, None, None]:
 @types.coroutine
 def within(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
     """Await a coroutine in a `contextvars` context of its own, without a task: what it sets does not leak."""
+    is_discarded = False
     try:
         step = context.run(coroutine.send, None)
         while True:
             try:
                 value = yield step
             except GeneratorExit:
+                is_discarded = True
                 context.run(coroutine.close)
                 raise
             except BaseException as error:  # noqa: BLE001 — it is thrown on into the coroutine
@@ -259,3 +263,7 @@ def within(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) ->
                 step = context.run(coroutine.send, value)
     except StopIteration as end:
         return end.value
+    except GeneratorExit as error:
+        if is_discarded:
+            raise
+        raise RuntimeError(f"the handler raised GeneratorExit({error})") from error

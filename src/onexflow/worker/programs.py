@@ -187,8 +187,8 @@ def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], done: bo
             return
         if done:
             future.set_result(value)
-        elif isinstance(error, StopIteration):  # asyncio refuses it in a future
-            future.set_exception(RuntimeError(f"the handler raised StopIteration({error})"))
+        elif isinstance(error, StopIteration | GeneratorExit):  # these end coroutines: nobody may raise them in one
+            future.set_exception(RuntimeError(f"the handler raised {type(error).__name__}({error})"))
         else:
             future.set_exception(error)
 
