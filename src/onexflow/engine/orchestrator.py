@@ -355,6 +355,7 @@ class Orchestrator:
                 return
         state = WORKFLOW_STATES[record.state]
         if record.start_hash == digest:
+            record = self._queries.current(shard, record)
             reply(StartOutcome(key=key, version=record.version, created=False, state=state, sequence=record.head))
             return
         if request.instance_id is None:

@@ -16,6 +16,7 @@ from onexflow.engine import views
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.recovery import graph_of
 from onexflow.engine.run import Run
+from onexflow.engine.shard import Shard
 from onexflow.ports.client_link import EventView, RunSummary, RunView
 from onexflow.ports.event_store import RunFilter, RunRecord
 from onexflow.spi.exceptions import SPIError
@@ -89,7 +90,16 @@ class Queries:
             raise InvalidArgument("limit must be between 1 and 1,000", field="page_size")
         where = RunFilter(namespace, workflow_type, frozenset(WORKFLOW_STATE_INDEX[state] for state in states))
         page = await self._kernel.store.list_runs(where, cursor, limit)
-        return [views.summary_of(record) for _, record in page.runs], page.cursor
+        shards = self._kernel.shards
+        return [views.summary_of(self.current(shards.get(shard), record)) for shard, record in page.runs], page.cursor
+
+    @staticmethod
+    def current(shard: Shard | None, record: RunRecord) -> RunRecord:
+        """The listing entry as of the run's last event, which the stored one may lag behind (engine.shard)."""
+        run = shard.runs.get(record.iid) if shard is not None else None
+        if run is None or run.durable_seq != run.state.seq or WORKFLOW_STATES[record.state] != run.state.status:
+            return record
+        return record._replace(head=run.state.seq, updated_at=run.state.updated_at)
 
     # ---- follow
 
@@ -110,8 +120,7 @@ class Queries:
             while True:
                 wake.clear()
                 record = (await self._kernel.store.get_runs(shard, [iid]))[0]
-                while start <= record.head:
-                    rows = await self._kernel.store.read_run(shard, iid, start, PAGE)
+                while rows := await self._kernel.store.read_run(shard, iid, start, PAGE):
                     listener(views.event_views(rows, shard, graph, start))
                     start = rows[-1].seq + rows[-1].count
                 if WORKFLOW_STATES[record.state] in TERMINAL_WORKFLOW_STATES:

@@ -78,6 +78,7 @@ async def read_run(store: EventStore, catalog: Catalog, shard: Shard, record: Ru
     graph, state = fold(catalog, state, rows)
     run = Run(shard, record.iid, graph, state, record.start_hash)
     run.durable_seq = state.seq
+    run.listed_state, run.listed_seq = WORKFLOW_STATES[record.state], record.head
     run.snapshot_seq = snapshot.seq if snapshot else 0
     return run
 

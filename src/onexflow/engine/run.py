@@ -50,8 +50,8 @@ class Run:
     """One open run, owned by its shard. Changed by the shard loop only."""
 
     __slots__ = (
-        "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "progress", "shard",
-        "snapshot_after", "snapshot_seq", "start_hash", "state",
+        "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "listed_at",
+        "listed_seq", "listed_state", "progress", "shard", "snapshot_after", "snapshot_seq", "start_hash", "state",
     )  # fmt: skip
 
     def __init__(self, shard: Shard, iid: int, graph: Graph, state: RunState, start_hash: bytes) -> None:
@@ -68,6 +68,10 @@ class Run:
         #: Event of the last snapshot, and after how many more the next is due.
         self.snapshot_seq = 0
         self.snapshot_after = SNAPSHOT_EVERY
+        #: Its listing entry as last written: state, last event, and loop time of the writing.
+        self.listed_state = ""
+        self.listed_seq = 0
+        self.listed_at = 0.0
         self.attempts: dict[Token, Attempt] = {}
         #: What attempts reported last, by (task, item): handed to the next attempt, never stored.
         self.progress: dict[tuple[int, int], Payload] = {}

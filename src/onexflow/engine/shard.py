@@ -33,6 +33,9 @@ SNAPSHOT_BYTES = 64
 #: A checkpoint is written after so many events of the shard, or (when anything was appended) so many seconds.
 CHECKPOINT_EVENTS = 5000
 CHECKPOINT_SECONDS = 2.0
+#: A run's listing entry is written when its state changes; else it may lag behind its events by so many seconds, as
+#: writing it with each of them would cost more than they do. Who lists sees what is in memory (engine.queries).
+LISTED_SECONDS = 1.0
 
 
 class Segment(NamedTuple):
@@ -112,12 +115,14 @@ class Shard:
                 run.snapshot_seq = state.seq
                 run.snapshot_after = max(SNAPSHOT_EVERY, len(data) // SNAPSHOT_BYTES)
                 pending.snapshots[run.iid] = SnapshotRecord(run.iid, state.seq, data)
-            records.append(
-                RunRecord(
-                    run.iid, run.key.to_bytes(), WORKFLOW_STATE_INDEX[state.status], state.created_at,
-                    state.updated_at, run.start_hash, state.seq, state.version,
-                )
-            )  # fmt: skip
+            if state.status != run.listed_state or now - run.listed_at >= LISTED_SECONDS:
+                run.listed_state, run.listed_seq, run.listed_at = state.status, state.seq, now
+                records.append(
+                    RunRecord(
+                        run.iid, run.key.to_bytes(), WORKFLOW_STATE_INDEX[state.status], state.created_at,
+                        state.updated_at, run.start_hash, state.seq, state.version,
+                    )
+                )  # fmt: skip
         append = ShardAppend(
             shard=self.id,
             epoch=self.epoch,
@@ -142,6 +147,9 @@ class Shard:
         """Write the run's snapshot and its parked row with the next append, and let go of its memory."""
         self.pending.snapshots[run.iid] = SnapshotRecord(run.iid, run.state.seq, encode_snapshot(run.state))
         self.pending.parked[run.iid] = ParkedRecord(run.iid, wake_at, reason)
+        if run.listed_seq != run.state.seq:
+            run.listed_state = ""
+            self.pending.runs[run.iid] = run
         self.remove(run)
 
     def unpark(self, iid: int) -> None:

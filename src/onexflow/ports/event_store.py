@@ -31,7 +31,9 @@ class Row(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """The listing entry of a run, one a run, written with the events that change it."""
+    """The listing entry of a run, one a run, written with the events that change its state.
+
+    `head` and `updated_at` of an open run may be of a slightly older event; the rows are the truth."""
 
     iid: int
     key: bytes  #: `RunKey.to_bytes()`
