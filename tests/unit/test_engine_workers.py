@@ -173,6 +173,25 @@ async def test_a_worker_that_is_silent_and_unregistered_is_given_up_with_its_lea
 
 
 @virtual_time
+async def test_a_worker_that_answers_keeps_its_effect_without_a_lease_too() -> None:
+    script = Script()
+    gate = script.gate("send")
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("effect", "send"), workers=2)
+        key = (await cluster.start("single", 5)).key
+        await script.called("send")
+        apart = cluster.workers[script.calls[0].worker]
+        apart.liveness = "alive"
+        await apart.registry.crash()
+        apart.cut()
+        await asyncio.sleep(60)
+        gate.set()
+        cluster.reconnect(script.calls[0].worker)
+        assert await cluster.result(key) == 5
+        assert script.count("send") == 1
+
+
+@virtual_time
 async def test_the_late_result_of_a_lost_effect_resolves_its_wait() -> None:
     script = Script()
     gate = script.gate("charge")

@@ -320,9 +320,12 @@ class Sessions:
         loop = asyncio.get_running_loop()
         silent_since = loop.time()
         while incarnation in self.orphans:
-            if await self._is_dead(liveness, incarnation):
+            answer = await self._answer(liveness)
+            if answer is not None and answer != incarnation:
                 self.declare_dead(incarnation, worker)
                 return
+            if answer == incarnation:
+                silent_since = loop.time()  # it lives: as good as a lease
             self._release_pure(incarnation)
             registered = any(record.incarnation == incarnation for record in self._registry.members())
             if not registered and loop.time() - silent_since > self._lease_ttl:
@@ -330,13 +333,14 @@ class Sessions:
                 return
             await asyncio.sleep(PROBE_SECONDS)
 
-    async def _is_dead(self, liveness: str, incarnation: str) -> bool:
+    async def _answer(self, liveness: str) -> str | None:
+        """The incarnation that answers there, "" when the connection is refused; None: nothing is known."""
         if self._prober is None or not liveness:
-            return False
+            return None
         try:
-            return await self._prober.probe(liveness) != incarnation
+            return await self._prober.probe(liveness) or ""
         except Unavailable:
-            return False
+            return None
 
     def _release_pure(self, incarnation: str) -> None:
         orphans = self.orphans.get(incarnation, {})
