@@ -210,18 +210,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 Reply = Callable[[Any], None]
 
 
-class OrchestratorService(Protocol):
-    """One orchestrator. `reply` gets the named outcome or an SPIError instance."""
-
-    orchestrator_id: str
-
-    def accept_worker(self, link: WorkerLink) -> WorkerPeer:
-        """A worker has opened a stream: what its messages are given to."""
+class RunService(Protocol):
+    """The part of an orchestrator that the specification's service objects stand on (`engine.protocols`). The engine has
+    it, and so has a client (`client.remote`): the same objects work in process and over gRPC."""
 
     def start_run(self, request: StartRequest, reply: Callable[[StartOutcome | SPIError], None]) -> None: ...
-
-    def wait_run(self, key: RunKey, reply: Callable[[RunOutcome | SPIError], None]) -> Callable[[], None]:
-        """Answer when the run has ended (at once if it has). Returns the way to give up waiting."""
 
     async def control(self, request: ControlRequest) -> ControlOutcome: ...
 
@@ -236,21 +229,33 @@ class OrchestratorService(Protocol):
         """Every durable event from `from_sequence` on, each once and in order; None after the run's last. A slow
         listener is its own affair. Returns the way to stop it."""
 
-    async def list_runs(
-        self, namespace: str, workflow_type: str = "", states: Sequence[str] = (), cursor: str = "", limit: int = 100
-    ) -> tuple[Sequence[RunSummary], str]: ...
-
     async def measure_runs(self, namespace: str, workflow_type: str = "") -> RunMetrics:
         """Figures of the runs of a type, or of all. Counts what is stored, so not for a hot path. Raises
         UnknownWorkflowType."""
 
-    async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
-        """Validate and store a definition (JSON). Idempotent; other content under the same version:
-        DefinitionConflict. Raises InvalidDefinition naming every problem's place."""
-
     async def get_definition(
         self, namespace: str, workflow_type: str, version: int = 0
     ) -> tuple[DefinitionInfo, bytes]: ...
+
+
+class OrchestratorService(RunService, Protocol):
+    """One orchestrator. `reply` gets the named outcome or an SPIError instance."""
+
+    orchestrator_id: str
+
+    def accept_worker(self, link: WorkerLink) -> WorkerPeer:
+        """A worker has opened a stream: what its messages are given to."""
+
+    def wait_run(self, key: RunKey, reply: Callable[[RunOutcome | SPIError], None]) -> Callable[[], None]:
+        """Answer when the run has ended (at once if it has). Returns the way to give up waiting."""
+
+    async def list_runs(
+        self, namespace: str, workflow_type: str = "", states: Sequence[str] = (), cursor: str = "", limit: int = 100
+    ) -> tuple[Sequence[RunSummary], str]: ...
+
+    async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
+        """Validate and store a definition (JSON). Idempotent; other content under the same version:
+        DefinitionConflict. Raises InvalidDefinition naming every problem's place."""
 
     async def list_definitions(self, namespace: str) -> Sequence[DefinitionInfo]: ...
 

@@ -212,7 +212,8 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowMetrics:
-    """Figures of one workflow type, or of all (`workflow_type` None), over `window_seconds`."""
+    """Figures of one workflow type, or of all (`workflow_type` None). Durations (from creation to end) and throughput are
+    those of the last `window_seconds`; the counts are of all runs that there are."""
 
     workflow_type: str | None = None
     by_state: dict[LiteralWorkflowState, int] = field(default_factory=dict)

@@ -1,0 +1,146 @@
+"""An orchestrator at the other end of a client, as `ports.client_link.RunService`: what the specification's service objects
+(`engine.protocols`) are given over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from onexflow.client.client import Client
+from onexflow.client.ids import new_request_id
+from onexflow.codec.wire import common as wire_common
+from onexflow.codec.wire import workflow as wire
+from onexflow.core.ids import RunKey
+from onexflow.ports.client_link import (
+    ControlOutcome,
+    ControlRequest,
+    DefinitionInfo,
+    EventView,
+    RunMetrics,
+    RunView,
+    StartOutcome,
+    StartRequest,
+)
+from onexflow.spi.exceptions import SPIError
+from onexflow.v1 import common_pb2
+from onexflow.v1 import workflow_pb2 as pb
+
+
+class RemoteService:
+    """Implements `RunService` over the client that `source` gives (asked at every call, so it may connect at the first).
+
+    Calls are repeated as the client repeats its own: under one request_id, without a second effect.
+    """
+
+    def __init__(self, source: Callable[[], Awaitable[Client]]) -> None:
+        self._source = source
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def of(cls, client: Client) -> RemoteService:
+        """Over a client that is there."""
+
+        async def source() -> Client:
+            return client
+
+        return cls(source)
+
+    def start_run(self, request: StartRequest, reply: Callable[[StartOutcome | SPIError], None]) -> None:
+        message = wire.start_to_pb(request)
+        message.request_id = message.request_id or new_request_id()
+
+        async def start() -> None:
+            try:
+                client = await self._source()
+                answer = await client._calls.call(start=message, timeout=client._call_timeout)
+                outcome: StartOutcome | SPIError = wire.start_outcome(answer.started)
+            except SPIError as error:
+                outcome = error
+            reply(outcome)
+
+        self._keep(asyncio.get_running_loop().create_task(start()))
+
+    async def control(self, request: ControlRequest) -> ControlOutcome:
+        message, method = _control_message(request)
+        message.request_id = message.request_id or new_request_id()
+        answer = await self._unary(method, message)
+        return wire.control_outcome(answer.outcome)
+
+    async def describe_run(self, key: RunKey) -> RunView:
+        answer = await self._unary("DescribeRun", pb.DescribeRunRequest(key=_key(key)))
+        return wire.run_view(answer.run)
+
+    async def read_history(self, key: RunKey, from_sequence: int = 1, limit: int = 1000) -> Sequence[EventView]:
+        request = pb.GetHistoryRequest(key=_key(key), from_sequence=max(1, from_sequence), page_size=limit)
+        answer = await self._unary("GetHistory", request)
+        return [wire.event_view(event) for event in answer.events]
+
+    def follow_run(
+        self, key: RunKey, from_sequence: int, listener: Callable[[Sequence[EventView] | SPIError | None], None]
+    ) -> Callable[[], None]:
+        async def follow() -> None:
+            try:
+                client = await self._source()
+                async for event in client._follow(key, from_sequence):
+                    listener([event])
+            except SPIError as error:
+                listener(error)
+            else:
+                listener(None)
+
+        task = asyncio.get_running_loop().create_task(follow())
+        self._keep(task)
+
+        def stop() -> None:
+            task.cancel()
+
+        return stop
+
+    async def measure_runs(self, namespace: str, workflow_type: str = "") -> RunMetrics:
+        request = pb.GetWorkflowMetricsRequest(namespace=namespace, workflow_type=workflow_type)
+        return wire.run_metrics((await self._unary("GetWorkflowMetrics", request)).metrics)
+
+    async def get_definition(
+        self, namespace: str, workflow_type: str, version: int = 0
+    ) -> tuple[DefinitionInfo, bytes]:
+        request = pb.GetDefinitionRequest(namespace=namespace, workflow_type=workflow_type, version=version)
+        answer = await self._unary("GetDefinition", request)
+        return wire.definition_info(answer.info), answer.definition
+
+    async def close(self) -> None:
+        """Give up what is under way. The client is its owner's to close."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _unary(self, method: str, request: Any) -> Any:
+        client = await self._source()
+        return await client._unary(
+            lambda seconds: getattr(client._channels.workflows, method)(request, timeout=seconds)
+        )
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _key(key: RunKey) -> common_pb2.RunKey:
+    return wire_common.key_to_pb(key)
+
+
+def _control_message(request: ControlRequest) -> tuple[Any, str]:
+    """The message and the method of a command."""
+    key = _key(request.key)
+    match request.action:
+        case "pause":
+            return pb.PauseRunRequest(key=key, reason=request.reason, request_id=request.request_id), "PauseRun"
+        case "resume":
+            return pb.ResumeRunRequest(key=key, reason=request.reason, request_id=request.request_id), "ResumeRun"
+        case "cancel":
+            return pb.CancelRunRequest(key=key, reason=request.reason, request_id=request.request_id), "CancelRun"
+        case "assign":
+            return pb.AssignRunRequest(key=key, node_id=request.node_id, request_id=request.request_id), "AssignRun"
+        case "resolve":
+            return wire.resolve_to_pb(request), "ResolveTask"

@@ -1,0 +1,11 @@
+"""The specification's service objects, written once over `ports.client_link.RunService`.
+
+In process they are given the engine's Orchestrator, over gRPC `onexflow.client.remote.RemoteService`. They hold no state
+of their own that would be missed: what they say is read from the log, what they do is written there.
+"""
+
+from __future__ import annotations
+
+from onexflow.engine.protocols.orchestrator import WorkflowOrchestrator
+
+__all__ = ["WorkflowOrchestrator"]
