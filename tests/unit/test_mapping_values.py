@@ -311,3 +311,15 @@ def test_raw_output_passes() -> None:
 def test_field_names_are_escaped() -> None:
     made = graph(task("a", input={'qu"ote\n': "input", "ü": "input.x"}))
     assert Run(made, {"x": 1}).input_of("a") == {'qu"ote\n': {"x": 1}, "ü": 1}
+
+
+@pytest.mark.parametrize("more", [{}, {"input": "tasks.many"}, {"map": "input", "input": "tasks.many"}])
+def test_what_no_message_can_hold_is_not_passed_on(more: dict[str, Any]) -> None:
+    """Each result of a mapped task is bounded; all of them together are not."""
+    compiled = graph(task("many", map="input"), task("next", **{"depends_on": ("many",)} | more))
+    run = Run(compiled, [1, 2], many=["x" * 4_000_000, "y" * 4_000_000])
+    read = map_items if "map" in more else task_input
+    with pytest.raises(MappingError, match="8000008 bytes; 6291456 is the limit"):
+        read(compiled, 1, run, CODEC)
+    with pytest.raises(MappingError, match="8000008 bytes"):
+        run_output(graph(task("many", map="input")), run, CODEC)

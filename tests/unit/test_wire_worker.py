@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from onexflow.codec.wire import worker as wire
@@ -95,6 +96,13 @@ def test_batches_are_cut_at_64_entries_and_at_a_mebibyte() -> None:
     assert all(one.ByteSize() <= 1 << 20 for one in wire.to_requests(large))
 
     assert list(wire.to_requests(link.Results([]))) == []
+
+
+def test_the_progress_of_the_attempt_before_is_left_out_where_it_would_make_the_message_too_large() -> None:
+    large = msgspec.structs.replace(ASSIGNMENT, input=Payload(b"x" * (6 << 20)), progress=Payload(b"y" * (2 << 20)))
+    (response,) = wire.to_responses(link.Assignments([large]))
+    assert response.ByteSize() < 7 << 20
+    assert not response.assignments.assignments[0].HasField("progress")
 
 
 def test_acks_are_cut_and_lose_no_token() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from onexflow.codec.wire import admin, common, workflow
@@ -137,3 +138,10 @@ def test_a_view_that_is_larger_than_a_message_leaves_the_tasks_results_out() -> 
     large.tasks[0].result.data = b"x" * (7 << 20)
     (task,) = workflow.run_view(workflow.fit_run_view(large)).tasks
     assert (task.result, task.state) == (None, "running")
+
+
+def test_a_view_whose_input_and_result_are_more_than_a_message_leaves_the_input_out() -> None:
+    view = msgspec.structs.replace(VIEW, input=Payload(b"x" * (2 << 20)), result=Payload(b"y" * (6 << 20)))
+    fitted = workflow.fit_run_view(workflow.run_view_to_pb(view))
+    assert fitted.ByteSize() < 7 << 20
+    assert len(fitted.result.data) == 6 << 20

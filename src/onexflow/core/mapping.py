@@ -20,7 +20,7 @@ from onexflow.core.payload import JSON, NULL, Payload, PayloadCodec
 
 #: Most items of one mapped task.
 MAX_ITEMS: Final = 100_000
-#: Most bytes of one payload that a mapping makes, and of all inputs of one mapped task.
+#: Most bytes of one input or output that a mapping makes or passes on, and of all inputs of one mapped task.
 MAX_MADE: Final = 6 * 1024 * 1024
 MAX_MADE_ITEMS: Final = 64 * 1024 * 1024
 
@@ -66,6 +66,7 @@ def task_input(graph: Graph, task: int, values: Values, codec: PayloadCodec) -> 
         return INLINE, _make(graph, rule, values, codec)
     if source != RUN_INPUT and values.result(source) is None:
         return INLINE, NULL
+    _check_size(rule.place if rule is not None else f"tasks[{task}]", _payload(source, values))
     return source, None
 
 
@@ -108,7 +109,7 @@ def run_output(graph: Graph, values: Values, codec: PayloadCodec) -> Payload:
     if rule is not None:
         return _make(graph, rule, values, codec)
     if len(graph.sinks) == 1:
-        return values.result(graph.sinks[0]) or NULL
+        return _check_size("output", values.result(graph.sinks[0]) or NULL)
     return _joined_results(graph, graph.sinks, values, "output")
 
 
@@ -129,7 +130,7 @@ def _read(rule: InputRule, values: Values) -> list[Rule]:
 def _from_document(rule: InputRule, document: dict[str, Any], values: Values, codec: PayloadCodec) -> Payload:
     if rule.whole is not None:
         if rule.whole.source != INLINE:
-            return _payload(rule.whole.source, values)
+            return _check_size(rule.place, _payload(rule.whole.source, values))
         return _encode(codec, _evaluate(rule.whole, document), rule.place)
 
     def made(field: Rule) -> Payload:
@@ -147,6 +148,15 @@ def _passes(rule: Rule, values: Values) -> bool:
 
 def _payload(source: int, values: Values) -> Payload:
     return values.input if source == RUN_INPUT else values.result(source) or NULL
+
+
+def _check_size(place: str, payload: Payload) -> Payload:
+    """The results of a mapped task are bounded one by one: together they may be more than a worker can be sent."""
+    if len(payload.data) > MAX_MADE:
+        raise MappingError(
+            place, f"the value has {len(payload.data)} bytes; {MAX_MADE} is the limit: pass on less, or references"
+        )
+    return payload
 
 
 def _joined_results(graph: Graph, tasks: Sequence[int], values: Values, place: str) -> Payload:

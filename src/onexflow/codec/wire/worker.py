@@ -24,6 +24,7 @@ MAX_ACKS: Final = 1024  #: tokens of one Ack or Cancel; they are small
 _STATUSES: Final = frozenset({"completed", "failed", "stopped", "returned"})
 _ROLES: Final[frozenset[str]] = frozenset(link.ROLES)
 _ENTRY: Final = 256  #: bytes of an entry beside its payloads, roughly
+_LARGEST: Final = common.MAX_MESSAGE * 7 // 8  #: an assignment beyond goes without the progress of the attempt before
 
 T = TypeVar("T")
 Status = Literal["completed", "failed", "stopped", "returned"]
@@ -299,7 +300,7 @@ def _assignments_to_pb(assignments: Sequence[link.Assignment]) -> pb.SessionResp
             message.heartbeat = value.heartbeat
         if value.trace:
             message.trace = value.trace
-        if value.progress is not None:
+        if value.progress is not None and assignment_size(value) <= _LARGEST:
             common.fill_payload(message.progress, value.progress)
     return response
 

@@ -16,6 +16,7 @@ from onexflow.v1 import workflow_pb2 as pb
 
 MAX_PAGE: Final = 1000
 _ANSWER: Final = 256  #: bytes of an answer beside its payloads, roughly
+_VIEW: Final = common.MAX_MESSAGE * 7 // 8  #: bytes of a run's view
 
 
 # ---- starts and ends
@@ -235,11 +236,14 @@ def run_view_to_pb(value: link.RunView) -> pb.RunView:
 
 
 def fit_run_view(message: pb.RunView) -> pb.RunView:
-    """The view itself, without its tasks' payloads when they would not fit into a message (the history has them)."""
-    if message.ByteSize() > common.MAX_MESSAGE * 3 // 4:
+    """The view itself, without the payloads that would not fit into a message (the history has them): first those of
+    the tasks, then the run's input."""
+    if message.ByteSize() > _VIEW:
         for task in message.tasks:
             task.ClearField("result")
             task.ClearField("progress")
+    if message.ByteSize() > _VIEW:
+        message.ClearField("input")
     return message
 
 
