@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from onexflow.core.errors import RunFailed
+from onexflow.core.errors import RunFailed, UnknownRun
+from onexflow.core.ids import RunKey
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing import Cluster, virtual_time
 from support.engine_kit import Script, ready, single
@@ -26,3 +28,21 @@ def test_an_error_context_that_the_log_cannot_hold_fails_its_run_alone(context: 
             assert await cluster.run("single", 2) == 2
 
     scenario()
+
+
+@virtual_time
+async def test_nothing_is_kept_of_waits_for_runs_that_have_ended_or_do_not_exist() -> None:
+    script = Script()
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        key = (await cluster.start("single", "x" * 100_000)).key
+        await cluster.result(key)
+        for _ in range(3):
+            assert await cluster.result(key) == "x" * 100_000  # too large to be kept: read back
+        with pytest.raises(UnknownRun):
+            await cluster.wait(RunKey("default", "single", UUID(int=1)))
+        await cluster.crash_orchestrator()
+        await cluster.restart_orchestrator()
+        assert len(await cluster.result(key)) == 100_000
+        assert not cluster.engine._waiters
+        assert not cluster.engine._ended

@@ -74,6 +74,9 @@ ADOPTION_SECONDS = 1.0
 
 #: Decided events that may wait for the store before new runs are refused.
 UNDURABLE_EVENTS = 100_000
+#: Outcomes that are kept in memory after the end of their runs, and the largest result of one.
+KEPT_OUTCOMES = 1000
+KEPT_BYTES = 16 * 1024
 
 StartReply = Callable[[StartOutcome | SPIError], None]
 WaitReply = Callable[[RunOutcome | SPIError], None]
@@ -245,13 +248,19 @@ class Orchestrator:
         if error is not None:
             return
         self._observed.ended(state, outcome)
-        self._ended[outcome.key] = outcome
-        if len(self._ended) > 1000:
-            del self._ended[next(iter(self._ended))]
+        self._keep_outcome(outcome)
         for reply in self._waiters.pop(outcome.key, ()):
             reply(outcome)
         if state.node:
             self._spawn(self._mirror(outcome.key, ""))
+
+    def _keep_outcome(self, outcome: RunOutcome) -> None:
+        """For those who ask soon after; who asks later, or for what is large, has it read back."""
+        if outcome.result is not None and len(outcome.result.data) > KEPT_BYTES:
+            return
+        self._ended[outcome.key] = outcome
+        if len(self._ended) > KEPT_OUTCOMES:
+            del self._ended[next(iter(self._ended))]
 
     # ---- starts and waits
 
@@ -379,29 +388,32 @@ class Orchestrator:
             self._in_background(self._wait_absent(key, reply), reply)
 
         def give_up() -> None:
-            waiting = self._waiters.get(key)
-            if waiting and reply in waiting:
-                waiting.remove(reply)
-                if not waiting:
-                    del self._waiters[key]
+            self._waits_no_more(key, reply)
 
         return give_up
+
+    def _waits_no_more(self, key: RunKey, reply: WaitReply) -> bool:
+        """Take `reply` from those who wait. False when it has been answered, or has given up."""
+        waiting = self._waiters.get(key, [])
+        if reply not in waiting:
+            return False
+        waiting.remove(reply)
+        if not waiting:
+            del self._waiters[key]
+        return True
 
     async def _wait_absent(self, key: RunKey, reply: WaitReply) -> None:
         """The run is not in memory: ended (perhaps not durably yet), parked, or unknown."""
         await self._queries.durable()
-        waiting = self._waiters.get(key)
-        if not waiting or reply not in waiting:
+        if reply not in self._waiters.get(key, ()):
             return
         try:
             run = await self._kernel.find(key)
         except SPIError as error:
-            if reply in self._waiters.get(key, ()):
-                self._waiters[key].remove(reply)
+            if self._waits_no_more(key, reply):
                 reply(error)
             return
-        if run.is_over and reply in self._waiters.get(key, ()):
-            self._waiters[key].remove(reply)
+        if run.is_over and self._waits_no_more(key, reply):
             reply(views.outcome_of(key, run.state))
 
     def _in_background(self, work: Awaitable[None], reply: Callable[[SPIError], None]) -> None:
