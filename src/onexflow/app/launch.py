@@ -1,4 +1,4 @@
-"""What both binaries do before they begin and after they end: flags, settings, messages, exit codes.
+"""What the programs do before they begin and after they end: flags, settings, messages, exit codes.
 
 Imports nothing that an older Python could not load, so that a wrong Python gets a sentence and not a traceback.
 """
@@ -36,11 +36,8 @@ def run(
     """
     if sys.version_info[:2] < OLDEST:
         found = ".".join(str(part) for part in sys.version_info[:3])
-        _say(
-            f"{program} needs Python 3.11 or newer, and this is {found} [OXF-5007]",
-            "CPython 3.11 to 3.13 are supported.",
-        )
-        return 15
+        message = f"{program} needs Python 3.11 or newer, and this is {found} [OXF-5007]"
+        return complain(message, "CPython 3.11 to 3.13 are supported.", 15)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core says on stderr, we say in our own words
     from onexflow.app import exits
 
@@ -51,7 +48,10 @@ def run(
             return exits.OK
         import asyncio
 
-        return asyncio.run(serve()(settings))
+        from onexflow.app.tuning import loop_factory
+
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(serve()(settings))
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a line and an exit code
@@ -73,7 +73,7 @@ def _die_with(parent: str) -> None:
 def report(error: Exception) -> int:
     """Print one line of what went wrong, one of what to do; return the exit code."""
     from onexflow.app import exits
-    from onexflow.core.errors import Coded, InternalError
+    from onexflow.core.errors import Coded, InternalError, InvalidArgument
     from onexflow.spi.exceptions import SPIError
 
     if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
@@ -82,22 +82,28 @@ def report(error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
-    if isinstance(error, Coded):
-        _say(f"{error} [{error.code}]", str(error.context.get("hint", "")) or error.hint)
-    elif isinstance(error, SPIError):
-        _say(str(error), "")
-    else:
-        _say(
-            f"{type(error).__name__}: {error} [{InternalError.code}]",
-            "This is a bug of onexflow; ONEXFLOW_DEBUG=1 shows the traceback.",
-        )
-    return exits.of(error)
+    if not isinstance(error, SPIError):
+        message = f"{type(error).__name__}: {error} [{InternalError.code}]"
+        return complain(message, "This is a bug of onexflow; ONEXFLOW_DEBUG=1 shows the traceback.", exits.FAILED)
+    code = f" [{error.code}]" if isinstance(error, Coded) else ""
+    hint = error.context.get("hint") or (error.hint if isinstance(error, Coded) else "")
+    if hint == InvalidArgument.hint:  # it speaks of the context, which is for programs
+        hint = ""
+    problems = error.context.get("problems")
+    for problem in problems if isinstance(problems, list) else ():
+        if isinstance(problem, dict):
+            print(f"  {problem.get('place', '')}: {problem.get('problem', '')}", file=sys.stderr)
+    # With the problems listed one a line, the message is only their headline.
+    message = str(error).splitlines()[0].rstrip(":") if problems else " ".join(str(error).split())
+    return complain(f"{message}{code}", str(hint), exits.of(error))
 
 
-def _say(message: str, hint: str) -> None:
+def complain(message: str, hint: str, code: int) -> int:
+    """The two lines that every error becomes; returns `code`."""
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
+    return code
 
 
 def _settings(program: str, summary: str, tree: type[S], argv: Sequence[str], positional: str) -> S | None:

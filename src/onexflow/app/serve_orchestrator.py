@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from onexflow import __version__
 from onexflow.app import exits, places, telemetry
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
+from onexflow.app.tuning import settle_memory
 from onexflow.codec.payload import JsonCodec
 from onexflow.config import OrchestratorSettings
 from onexflow.core.errors import Coded
@@ -62,7 +62,8 @@ async def serve(settings: OrchestratorSettings) -> int:
             address = await server.start()
             answering = await liveness.start(_host_of(settings.listen))
             await orchestrator.announce(settings.advertise or address, answering)
-            _tune()
+            sys.setswitchinterval(_SWITCH_INTERVAL)
+            settle_memory()
             _log.info("orchestrator.serving", address=address, store=settings.store.url,
                       registry=settings.registry.url, version=__version__)  # fmt: skip
             print(f"onex-orchestrator {name} serves on {address}", flush=True)
@@ -94,10 +95,3 @@ async def _until(requested: asyncio.Event, lost: asyncio.Future[Coded]) -> None:
 
 def _host_of(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
-
-
-def _tune() -> None:
-    """What has been made until now stays: the collector need not look at it again."""
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    gc.collect()
-    gc.freeze()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 from collections.abc import Sequence
 from typing import Final
@@ -16,6 +15,7 @@ from onexflow.app import exits, places, telemetry
 from onexflow.app.handlers import check_serves, load_workers
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
+from onexflow.app.tuning import settle_memory
 from onexflow.config import WorkerSettings
 from onexflow.ports.registry import MemberEvent, NodeRecord, Registry
 from onexflow.ports.worker_link import ROLES, Role
@@ -66,8 +66,7 @@ async def serve(settings: WorkerSettings) -> int:
             if connections is not None:
                 _follow(registry, connections)
                 background.append(asyncio.create_task(_watch(connections), name="onexflow-connections"))
-                gc.collect()
-                gc.freeze()
+                settle_memory()
                 roles = ",".join(record.kind for record in records)
                 _log.info("worker.serving", modules=list(settings.modules), roles=roles, liveness=runtime.liveness)
                 print(f"onex-worker {name} serves {roles}", flush=True)
