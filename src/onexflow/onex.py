@@ -1,0 +1,226 @@
+"""The specification's names in one place: after `from onexflow.onex import …` its examples run as they stand.
+
+- its protocols (for annotations and `isinstance`), types, literals and exceptions, as in `onexflow.spi`; the types can be
+  constructed under their Protocol names, too
+- its service objects, as far as they are built, and the functions that give one: connected to the orchestrators at
+  ONEXFLOW_ADDRESS (default 127.0.0.1:7411) when it is first used, one connection an event loop
+- `create_workflow_event`, and `close`, which ends the connection of the running loop
+
+In one process with an engine, give the service objects that engine instead: `WorkflowOrchestrator(engine)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from functools import cache
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from onexflow.client import Client, connect
+from onexflow.client.remote import RemoteService
+from onexflow.engine.protocols import WorkflowOrchestrator
+from onexflow.spi import (
+    Context,
+    ContextValue,
+    EventType,
+    HandlerInitializationError,
+    InvalidProtocolStateError,
+    LiteralAssignmentStrategy,
+    LiteralHealthStatus,
+    LiteralTaskPriority,
+    LiteralTaskState,
+    LiteralTaskType,
+    LiteralWorkflowEventType,
+    LiteralWorkflowState,
+    LiteralWorkQueuePriority,
+    NodeMetrics,
+    OnexResult,
+    Percentiles,
+    ProtocolComputeNode,
+    ProtocolEffectNode,
+    ProtocolEventBusBase,
+    ProtocolHandlerError,
+    ProtocolLiteralWorkflowStateProjection,
+    ProtocolNodeMetrics,
+    ProtocolNodeRegistry,
+    ProtocolOnexResult,
+    ProtocolOrchestratorNode,
+    ProtocolQueueMetrics,
+    ProtocolQueueStatus,
+    ProtocolReducerNode,
+    ProtocolTaskStatus,
+    ProtocolWorkflowAssignment,
+    ProtocolWorkflowEvent,
+    ProtocolWorkflowEventBus,
+    ProtocolWorkflowEventCoordinator,
+    ProtocolWorkflowEventHandler,
+    ProtocolWorkflowEventMessage,
+    ProtocolWorkflowInstance,
+    ProtocolWorkflowMetrics,
+    ProtocolWorkflowNodeCapability,
+    ProtocolWorkflowNodeInfo,
+    ProtocolWorkflowNodeRegistry,
+    ProtocolWorkflowOrchestrator,
+    ProtocolWorkflowPersistence,
+    ProtocolWorkflowSnapshot,
+    ProtocolWorkflowState,
+    ProtocolWorkQueue,
+    ProtocolWorkTask,
+    ProtocolWorkTicket,
+    QueueMetrics,
+    QueueStatus,
+    RegistryError,
+    SPIError,
+    TaskStatus,
+    WorkflowAssignment,
+    WorkflowEvent,
+    WorkflowInstance,
+    WorkflowMetrics,
+    WorkflowNodeCapability,
+    WorkflowNodeInfo,
+    WorkflowSnapshot,
+    WorkflowState,
+    WorkTask,
+    WorkTicket,
+)
+
+__all__ = [
+    "Context",
+    "ContextValue",
+    "EventType",
+    "HandlerInitializationError",
+    "InvalidProtocolStateError",
+    "LiteralAssignmentStrategy",
+    "LiteralHealthStatus",
+    "LiteralTaskPriority",
+    "LiteralTaskState",
+    "LiteralTaskType",
+    "LiteralWorkQueuePriority",
+    "LiteralWorkflowEventType",
+    "LiteralWorkflowState",
+    "NodeMetrics",
+    "OnexResult",
+    "Percentiles",
+    "ProtocolComputeNode",
+    "ProtocolEffectNode",
+    "ProtocolEventBusBase",
+    "ProtocolHandlerError",
+    "ProtocolLiteralWorkflowStateProjection",
+    "ProtocolNodeMetrics",
+    "ProtocolNodeRegistry",
+    "ProtocolOnexResult",
+    "ProtocolOrchestratorNode",
+    "ProtocolQueueMetrics",
+    "ProtocolQueueStatus",
+    "ProtocolReducerNode",
+    "ProtocolTaskStatus",
+    "ProtocolWorkQueue",
+    "ProtocolWorkTask",
+    "ProtocolWorkTicket",
+    "ProtocolWorkflowAssignment",
+    "ProtocolWorkflowEvent",
+    "ProtocolWorkflowEventBus",
+    "ProtocolWorkflowEventCoordinator",
+    "ProtocolWorkflowEventHandler",
+    "ProtocolWorkflowEventMessage",
+    "ProtocolWorkflowInstance",
+    "ProtocolWorkflowMetrics",
+    "ProtocolWorkflowNodeCapability",
+    "ProtocolWorkflowNodeInfo",
+    "ProtocolWorkflowNodeRegistry",
+    "ProtocolWorkflowOrchestrator",
+    "ProtocolWorkflowPersistence",
+    "ProtocolWorkflowSnapshot",
+    "ProtocolWorkflowState",
+    "QueueMetrics",
+    "QueueStatus",
+    "RegistryError",
+    "SPIError",
+    "TaskStatus",
+    "WorkTask",
+    "WorkTicket",
+    "WorkflowAssignment",
+    "WorkflowEvent",
+    "WorkflowInstance",
+    "WorkflowMetrics",
+    "WorkflowNodeCapability",
+    "WorkflowNodeInfo",
+    "WorkflowOrchestrator",
+    "WorkflowSnapshot",
+    "WorkflowState",
+    "close",
+    "create_workflow_event",
+    "get_workflow_orchestrator",
+]
+
+_connecting: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[Client]] = WeakKeyDictionary()
+
+
+async def _client() -> Client:
+    """The running loop's client, connected at the first call and again after one that failed."""
+    loop = asyncio.get_running_loop()
+    task = _connecting.get(loop)
+    if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        task = _connecting[loop] = loop.create_task(connect())
+    return await asyncio.shield(task)
+
+
+@cache
+def _service() -> RemoteService:
+    return RemoteService(_client)
+
+
+async def close() -> None:
+    """End the running loop's connection; what was started goes on. Idempotent; the next call connects again."""
+    task = _connecting.pop(asyncio.get_running_loop(), None)
+    if task is None:
+        return
+    if not task.done():
+        task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and task.exception() is None:
+        await task.result().close()
+
+
+@cache
+def get_workflow_orchestrator() -> WorkflowOrchestrator:
+    """The orchestrator of the cluster at ONEXFLOW_ADDRESS. Connects when it is first used."""
+    return WorkflowOrchestrator(_service())
+
+
+def create_workflow_event(
+    event_type: str,
+    workflow_type: str,
+    instance_id: UUID | str,
+    *,
+    data: Context | None = None,
+    payload: Context | None = None,
+    sequence_number: int | None = None,
+    event_id: UUID | str | None = None,
+    correlation_id: UUID | str | None = None,
+    causation_id: UUID | str | None = None,
+    correlation_chain: list[UUID] | None = None,
+    timestamp: datetime | None = None,
+    source: str = "",
+    idempotency_key: str = "",
+    metadata: Context | None = None,
+) -> WorkflowEvent:
+    """An event with a new id, now, to be numbered by the bus, where nothing else is said. `data` and `payload` are two
+    names of one field. Raises ValueError for an event type that there is not."""
+    return WorkflowEvent(
+        event_type=event_type,
+        workflow_type=workflow_type,
+        instance_id=instance_id,
+        data=data,
+        payload=payload,
+        sequence_number=sequence_number,
+        event_id=event_id,
+        correlation_id=correlation_id,
+        causation_id=causation_id,
+        correlation_chain=correlation_chain,
+        timestamp=timestamp,
+        source=source,
+        idempotency_key=idempotency_key,
+        metadata=metadata,
+    )

@@ -1,0 +1,246 @@
+"""Every code block of the specification, run as it stands in docs/spec.
+
+A block is named by the line of its opening fence. Its text is unchanged but for the module that it imports from and
+`UUID("req-abc123")`, which no Python accepts; it runs inside an async function, after PRELUDE and the names that its test
+gives it. What cannot run yet is in WAITING, with the reason: a list that only shrinks, for a block of it that begins to
+pass fails its test.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, get_args
+from uuid import UUID, uuid4
+
+import pytest
+
+import onexflow.onex as onex
+from onexflow.testing.conformance.onex_orchestrator import Script, definitions
+from support.grpc_cluster import grpc_cluster
+
+SPECIFICATION = Path(__file__).parents[2] / "docs" / "spec" / "workflow-orchestration.md"
+
+#: The names that the blocks presume.
+PRELUDE = """
+import asyncio
+import logging
+from typing import Any, Callable, Literal, Protocol, runtime_checkable
+from uuid import UUID, uuid4
+
+from onexflow.onex import *
+
+logger = logging.getLogger("specification")
+"""
+
+#: Blocks that declare a protocol.
+DECLARED = {
+    13: "ProtocolWorkflowEventBus",
+    80: "ProtocolWorkflowEventMessage",
+    110: "ProtocolWorkflowEventHandler",
+    127: "ProtocolLiteralWorkflowStateProjection",
+    150: "ProtocolWorkflowOrchestrator",
+    210: "ProtocolWorkflowPersistence",
+    268: "ProtocolWorkQueue",
+    317: "ProtocolWorkflowNodeRegistry",
+    373: "ProtocolEffectNode",
+    406: "ProtocolComputeNode",
+    438: "ProtocolReducerNode",
+    470: "ProtocolOrchestratorNode",
+    1283: "ProtocolWorkflowEventCoordinator",
+}
+#: Blocks that declare literals.
+LITERALS = (573, 684)
+#: Blocks with a test of their own below.
+EXAMPLES = (722, 922, 982, 1257)
+
+_BUS = ("get_workflow_event_bus", "there is no event bus yet")
+_QUEUE = ("get_work_queue", "there is no work queue yet")
+_NODES = ("get_workflow_node_registry", "there is no node registry yet")
+_PERSISTENCE = ("get_workflow_persistence", "there is no persistence yet")
+_COORDINATOR = ("get_workflow_event_coordinator", "there is no event coordinator yet")
+_NODE = ("get_node", "there are no nodes on the client's side yet, and workers take none of role orchestrator")
+#: What cannot run yet: the name that `onexflow.onex` will have when it can, and the reason.
+WAITING = {
+    13: _BUS,
+    80: _BUS,
+    110: _BUS,
+    127: _BUS,
+    210: _PERSISTENCE,
+    268: _QUEUE,
+    317: _NODES,
+    373: _NODE,
+    406: _NODE,
+    438: _NODE,
+    470: _NODE,
+    502: _NODE,
+    750: _BUS,
+    777: _QUEUE,
+    828: _BUS,
+    866: _NODES,
+    1027: _QUEUE,
+    1073: _NODE,
+    1136: _BUS,
+    1187: _PERSISTENCE,
+    1238: _BUS,
+    1269: _QUEUE,
+    1283: _COORDINATOR,
+    1336: _COORDINATOR,
+}
+
+
+def _blocks() -> dict[int, str]:
+    found: dict[int, str] = {}
+    opened = 0
+    lines = SPECIFICATION.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if opened and line.rstrip() == "```":
+            found[opened] = "".join(lines[opened : number - 1])
+            opened = 0
+        elif line.rstrip() == "```python":
+            opened = number
+    return found
+
+
+BLOCKS = _blocks()
+
+
+async def run(line: int, **given: Any) -> dict[str, Any]:
+    """Run a block; the names that it made."""
+    text = re.sub(r"^from omnibase_spi\.[\w.]+ import", "from onexflow.onex import", BLOCKS[line], flags=re.MULTILINE)
+    text = text.replace('UUID("req-abc123")', '"req-abc123"')
+    names: dict[str, Any] = {}
+    exec(PRELUDE, names)
+    names.update(given)
+    source = f"async def block():\n{textwrap.indent(text, '    ')}\n    return locals()\n"
+    exec(compile(source, f"{SPECIFICATION.name}:{line}", "exec", dont_inherit=True), names)
+    made: dict[str, Any] = await names["block"]()
+    return {**names, **made}
+
+
+def shape(member: Any) -> Any:
+    """What of a member must agree."""
+    if isinstance(member, property):
+        return "property"
+    parameters = inspect.signature(member).parameters.values()
+    return inspect.iscoroutinefunction(member), [(p.name, p.kind, p.default) for p in parameters]
+
+
+def members(protocol: type) -> dict[str, Any]:
+    """The members of a protocol and their shapes; attributes have none."""
+    own = {
+        name: shape(value) for name, value in vars(protocol).items() if callable(value) or isinstance(value, property)
+    }
+    public = {name: value for name, value in own.items() if not name.startswith("_") or name == "__call__"}
+    return {**dict.fromkeys(inspect.get_annotations(protocol), "attribute"), **public}
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+async def orchestrator(script: Script, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[onex.WorkflowOrchestrator]:
+    """What `get_workflow_orchestrator` gives, before a cluster with the suite's workflows."""
+    async with grpc_cluster(script.worker()) as client:
+        for definition in definitions():
+            await client.register(definition)
+        monkeypatch.setenv("ONEXFLOW_ADDRESS", client._channels.address)
+        yield onex.get_workflow_orchestrator()
+        await onex.close()
+
+
+# ---- the list itself
+
+
+def test_every_block_is_judged() -> None:
+    assert len(BLOCKS) == 31
+    assert set(BLOCKS) == {*DECLARED, *LITERALS, *EXAMPLES, *WAITING}
+    assert not {*LITERALS, *EXAMPLES} & set(WAITING)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.xfail(reason=reason, raises=(AttributeError, NameError)))
+        for line, (_, reason) in WAITING.items()
+    ],
+)
+async def test_a_block_that_waits(line: int) -> None:
+    await run(line)
+    getattr(onex, WAITING[line][0])
+
+
+# ---- declarations
+
+
+@pytest.mark.parametrize(("line", "name"), DECLARED.items(), ids=DECLARED.values())
+async def test_a_declared_protocol_is_ours(line: int, name: str) -> None:
+    declared, ours = (await run(line))[name], getattr(onex, name)
+    assert members(declared) == members(ours)
+    assert list(members(declared)) == list(members(ours))
+
+
+async def test_the_declared_orchestrator_is_satisfied_by_ours(orchestrator: onex.WorkflowOrchestrator) -> None:
+    assert isinstance(orchestrator, (await run(150))["ProtocolWorkflowOrchestrator"])
+
+
+@pytest.mark.parametrize("line", LITERALS)
+async def test_literals_are_ours_value_for_value(line: int) -> None:
+    made = await run(line)
+    names = re.findall(r"^(Literal\w+) = Literal", BLOCKS[line], re.MULTILINE)
+    assert len(names) == {573: 5, 684: 2}[line]
+    for name in names:
+        assert get_args(made[name]) == get_args(getattr(onex, name))
+
+
+# ---- examples
+
+
+async def test_722_workflow_orchestration(
+    orchestrator: onex.WorkflowOrchestrator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = await run(722)
+    assert made["workflow_instance"].instance_id == UUID("123e4567-e89b-12d3-a456-426614174000")
+    assert made["workflow_instance"].metadata["correlation_id"] == "req-abc123"
+    assert made["state"].context["input"]["amount"] == 99.99
+    assert f"Workflow state: {made['state'].current_state}" in capsys.readouterr().out
+
+
+async def test_922_workflow_lifecycle_errors(orchestrator: onex.WorkflowOrchestrator, script: Script) -> None:
+    start = (await run(922))["start_workflow_safely"]
+    gate, instance = script.gate("reserve"), uuid4()
+    started = await start(orchestrator, "order-processing", instance, {"a": 1})
+    assert started.instance_id == instance
+    assert await start(orchestrator, "order-processing", instance, {"a": 1}) is None  # with another correlation id
+    assert await start(orchestrator, "no-such-type", uuid4(), {}) is None
+    script.failures["prepare"] = 1
+    with pytest.raises(onex.ProtocolHandlerError):
+        await start(orchestrator, "guided", uuid4(), {})
+    gate.set()
+
+
+async def test_982_workflow_transition_errors(orchestrator: onex.WorkflowOrchestrator, script: Script) -> None:
+    manage = (await run(982))["manage_workflow_state"]
+    gate, instance = script.gate("reserve"), uuid4()
+    await orchestrator.start_workflow("order-processing", instance, {})
+    answers = [
+        await manage(orchestrator, "order-processing", instance, action)
+        for action in ("pause", "pause", "resume", "cancel", "resume", "cancel")
+    ]
+    assert answers == [True, False, True, True, False, False]
+    with pytest.raises(onex.RegistryError):
+        await manage(orchestrator, "order-processing", uuid4(), "pause")
+    gate.set()
+
+
+async def test_1257_workflow_lifecycle(orchestrator: onex.WorkflowOrchestrator, script: Script) -> None:
+    gate, instance = script.gate("reserve"), uuid4()
+    await run(1257, orchestrator=orchestrator, instance_id=instance, initial_data={"order_id": "ORD-12345"})
+    state = await orchestrator.get_workflow_state("order-processing", instance)
+    assert (state.current_state, state.metadata["reason"]) == ("cancelled", "User cancelled")
+    gate.set()
