@@ -11,7 +11,7 @@ from onexflow.core.errors import RunFailed, UnknownRun
 from onexflow.core.ids import RunKey
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing import Cluster, virtual_time
-from support.engine_kit import Script, ready, single
+from support.engine_kit import Script, ready, single, until
 
 
 @pytest.mark.parametrize("context", [{"amount": 10**30}, {"amounts": [{"low": -(2**70)}]}])
@@ -46,3 +46,25 @@ async def test_nothing_is_kept_of_waits_for_runs_that_have_ended_or_do_not_exist
         assert len(await cluster.result(key)) == 100_000
         assert not cluster.engine._waiters
         assert not cluster.engine._ended
+
+
+@virtual_time
+async def test_a_second_worker_of_the_same_id_is_refused_while_the_first_lives() -> None:
+    script = Script()
+    gate = script.gate("charge")
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("effect", "charge"))
+        key = (await cluster.start("single", 5)).key
+        await script.called("charge")
+        first = cluster.workers["w1"]
+        twin = await cluster.add_worker(script.worker("twin"), "w1")
+        await until(lambda: twin.stream is not None and not twin.stream.is_open)
+        assert first.stream is not None
+        assert first.stream.is_open
+        gate.set()
+        assert await cluster.result(key) == 5  # nobody took the attempt for lost
+        first.kill()
+        await until(lambda: "w1" not in cluster.engine._sessions.by_worker)
+        cluster.reconnect("w1")
+        assert await cluster.run("single", 6) == 6
+        assert [call.worker for call in script.calls] == ["w1", "twin"]

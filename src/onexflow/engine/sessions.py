@@ -226,15 +226,21 @@ class Sessions:
             )
         if not hello.worker_id or not hello.incarnation:
             raise ProtocolViolation("Hello needs worker_id and incarnation")
+        previous = self.by_worker.get(hello.worker_id)
+        if previous is not None and previous.incarnation != hello.incarnation:
+            # Another process of that name is no proof of death. A dead one's stream is closed by its host at once,
+            # a silent one's by the ping: until then the newcomer tries again.
+            log.warning("worker.id_taken", worker=hello.worker_id, incarnation=hello.incarnation)
+            raise Unavailable(
+                f"worker {hello.worker_id} is connected from another process: two workers must not have the same id",
+                {"worker": hello.worker_id, "incarnation": previous.incarnation},
+            )
         session.hello = hello
         self._unnamed.discard(session)
-        previous = self.by_worker.get(hello.worker_id)
         self.by_worker[hello.worker_id] = session
         if previous is not None:
             previous.close("the worker has connected anew")
             previous.on_close(planned=False)
-            if previous.incarnation != hello.incarnation:
-                self.declare_dead(previous.incarnation, previous.worker_id)
         session.send(
             Welcome(
                 orchestrator_id=self._orchestrator_id,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from onexflow.core.errors import ProtocolViolation
 from onexflow.ports.worker_link import AcceptWorker, FromWorker, ToWorker, WorkerPeer
+from onexflow.spi.exceptions import SPIError
 from onexflow.worker.runtime import OrchestratorPeer, WorkerRuntime
 
 
@@ -54,7 +54,7 @@ class InProcessStream:
             self.log.append(message)
             try:
                 self._peer.on_message(message)
-            except ProtocolViolation as error:
+            except SPIError as error:
                 self.cut(str(error))
                 return
         while self._to_worker and self.is_open:
