@@ -72,7 +72,7 @@ def test_a_bug_is_one_line_and_asks_for_the_traceback(
     assert main(["run", "list"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"error: ZeroDivisionError: oh [{InternalError.code}]",
-        "hint: ONEXFLOW_DEBUG=1 shows the traceback.",
+        "hint: This is a bug of onexflow; ONEXFLOW_DEBUG=1 shows the traceback.",
     ]
 
 

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from onexflow import __version__
 from onexflow.app import exits, places
-from onexflow.app.processes import StartFailed
 from onexflow.app.signals import StopSignals
 from onexflow.app.supervisor import Supervisor
 from onexflow.client import connect
-from onexflow.config import Cluster, EtcdProcess, OrchestratorProcess, WorkerProcess, load_cluster
+from onexflow.config import DEFAULT_ADDRESS, Cluster, EtcdProcess, OrchestratorProcess, WorkerProcess, load_cluster
 from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import InvalidConfiguration
 from onexflow.telemetry import logging
+
+#: What `--example` takes.
+EXAMPLES: Final = ("greet", "order-processing", "flight-delays")
 
 
 def dev(
     *modules: str,
     example: list[str] | None = None,
     cluster: Path | None = None,
-    listen: str = "127.0.0.1:7411",
+    listen: str = DEFAULT_ADDRESS,
     data: Path = Path(".onexflow/dev"),
     etcd: str = "auto",
 ) -> int:
@@ -55,20 +56,15 @@ def dev(
     if cluster is not None and (modules or example):
         raise InvalidConfiguration("--cluster says which modules run: name no module and no --example beside it")
     wanted = load_cluster(cluster) if cluster is not None else _cluster_of(modules, example or [], listen, data, etcd)
-    try:
-        return asyncio.run(_serve(wanted))
-    except StartFailed as failure:
-        message, _, hint = str(failure).partition("\nhint: ")
-        print(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr)
-        return failure.exit_code
+    return asyncio.run(_serve(wanted))
 
 
 def _cluster_of(modules: tuple[str, ...], examples: list[str], listen: str, data: Path, etcd: str) -> Cluster:
     """The cluster that the flags ask for: one orchestrator, and one worker with all handlers."""
+    for name in examples:
+        if name not in EXAMPLES:
+            raise InvalidConfiguration(f"there is no example {name!r}: {', '.join(EXAMPLES)}")
     named = (*modules, *(f"onexflow.examples.{name.replace('-', '_')}" for name in examples))
-    for name, module in zip(examples, named[len(modules) :], strict=True):
-        if importlib.util.find_spec(module) is None or name in ("ledger", "data"):
-            raise InvalidConfiguration(f"there is no example {name!r}: greet, order-processing, flight-delays")
     wanted = None if etcd == "none" else EtcdProcess(embedded=True)
     if etcd not in ("none", "auto"):
         wanted = EtcdProcess(endpoints=tuple(etcd.removeprefix("etcd3://").split(",")))
@@ -130,7 +126,7 @@ def _introduce(supervisor: Supervisor, definitions: list[tuple[WorkflowDefinitio
         print(f"  {label:13}{text}")
     if definitions:
         definition, example = definitions[0]
-        where = "" if supervisor.address == "127.0.0.1:7411" else f" --address {supervisor.address}"
+        where = "" if supervisor.address == DEFAULT_ADDRESS else f" --address {supervisor.address}"
         given = f" --input '{json.dumps(example)}'" if example else ""
         print(f"\nNow, in another terminal:\n  onexflow run start {definition.workflow_type}{given} --wait{where}")
     print("\nCtrl-C stops everything.")

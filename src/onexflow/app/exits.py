@@ -21,7 +21,8 @@ INTERRUPTED: Final = 130
 
 
 def of(error: BaseException) -> int:
-    """The exit code of an error: that of the nearest class in the tree that has one."""
+    """The exit code of an error: its own if it tells of a process that has ended, else that of the nearest class in the
+    tree that has one."""
     from onexflow.core import errors
     from onexflow.spi.exceptions import RegistryError
 
@@ -40,4 +41,6 @@ def of(error: BaseException) -> int:
         errors.UnsupportedPython: WRONG_PYTHON,
         errors.StoreUnusable: STORE_UNUSABLE,
     }
+    if isinstance(own := getattr(error, "exit_code", None), int):
+        return own
     return next((codes[kind] for kind in type(error).__mro__ if kind in codes), FAILED)

@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +32,9 @@ class StartFailed(HandlerInitializationError):
     """A child process ended before it served. `exit_code` is its own; the message is its last words."""
 
     def __init__(self, name: str, exit_code: int, words: str) -> None:
-        super().__init__(words or f"{name} ended with {describe_exit(exit_code)} before it served", {"process": name})
+        message, _, hint = words.partition("\nhint: ")
+        ended = f"{name} ended with {describe_exit(exit_code)} before it served"
+        super().__init__(message or ended, {"process": name, **({"hint": hint} if hint else {})})
         self.exit_code = exit_code if exit_code > 0 else 1
 
 
@@ -45,7 +47,6 @@ class ChildProcess:
         arguments: Sequence[str],
         *,
         log: Path,
-        environment: Mapping[str, str],
         restart: bool,
         report: Report,
         on_change: Callable[[], None],
@@ -55,7 +56,7 @@ class ChildProcess:
         self.lives = 0
         self._arguments = [sys.executable, "-m", *arguments]
         self._log = log
-        self._environment = {**os.environ, **environment, "ONEXFLOW_PARENT_PID": str(os.getpid())}
+        self._environment = {**os.environ, "ONEXFLOW_PARENT_PID": str(os.getpid())}
         self._restart = restart
         self._report = report
         self._on_change = on_change

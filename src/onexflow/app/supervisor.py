@@ -10,6 +10,7 @@ from typing import Final
 
 from onexflow.app.processes import ChildProcess
 from onexflow.config import Cluster, WorkerProcess
+from onexflow.core.definition import ROLES
 from onexflow.registry.etcd.embedded import EmbeddedEtcd, find_etcd
 
 #: Seconds that a process has to stop, beyond its own drain time.
@@ -93,7 +94,7 @@ class Supervisor:
         if process.roles:
             flags.append(f"--roles={','.join(process.roles)}")
         if process.slots:
-            flags += [f"--slots-{role}={process.slots}" for role in process.roles or ("effect", "compute", "reducer")]
+            flags += [f"--slots-{role}={process.slots}" for role in process.roles or ROLES]
         return flags
 
     def _child(self, program: str, name: str, flags: list[str], *, restart: bool = True) -> ChildProcess:
@@ -107,7 +108,6 @@ class Supervisor:
                 "--log-format=json",
             ],
             log=self.data / f"{name}.log",
-            environment={},
             restart=restart,
             report=self._report,
             on_change=self._write_processes,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from onexflow import __version__
 from onexflow.app import exits
+from onexflow.app.launch import complain, report
 
 if TYPE_CHECKING:
     import cyclopts
@@ -40,7 +41,7 @@ Try it:
   onexflow dev --example greet
   onexflow run start greet --input '{{"name": "Ada"}}' --wait     (in another terminal)
 
-Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 the run failed, 10-16 start-up (docs/errors.md).
+Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 the run failed, 10-16 start-up (docs/stability.md).
 """
 
 
@@ -91,14 +92,14 @@ def _run(arguments: list[str]) -> int:
         # Said here: the parser would import every command to say it.
         near = get_close_matches(arguments[0], names, n=1)
         hint = f"Did you mean `onexflow {near[0]}`?" if near else "`onexflow --help` shows what there is."
-        return _complain(f'Unknown command "{arguments[0]}".', hint, exits.USAGE)
+        return complain(f'Unknown command "{arguments[0]}".', hint, exits.USAGE)
     import cyclopts
 
     try:
         result = application()(arguments, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         command = " ".join(["onexflow", *(error.command_chain or ())])
-        return _complain(" ".join(str(error).split()), f"`{command} --help` shows what there is.", exits.USAGE)
+        return complain(" ".join(str(error).split()), f"`{command} --help` shows what there is.", exits.USAGE)
     except BrokenPipeError:
         raise
     except SystemExit as leave:
@@ -106,37 +107,3 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a line and an exit code
         return report(error)
     return result if isinstance(result, int) else exits.OK
-
-
-def report(error: Exception) -> int:
-    """Say in one line what went wrong and in one what to do; return the exit code."""
-    from onexflow.core.errors import Coded, InternalError, InvalidArgument
-    from onexflow.spi.exceptions import SPIError
-
-    if os.environ.get("ONEXFLOW_DEBUG"):
-        import traceback
-
-        traceback.print_exception(error)
-    if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        return report(error.exceptions[0])
-    if not isinstance(error, SPIError):
-        message = f"{type(error).__name__}: {error} [{InternalError.code}]"
-        return _complain(message, "ONEXFLOW_DEBUG=1 shows the traceback.", exits.FAILED)
-    code = f" [{error.code}]" if isinstance(error, Coded) else ""
-    hint = error.context.get("hint", error.hint if isinstance(error, Coded) else "")
-    if hint == InvalidArgument.hint:  # it speaks of the context, which is for programs
-        hint = ""
-    problems = error.context.get("problems")
-    for problem in problems if isinstance(problems, list) else ():
-        if isinstance(problem, dict):
-            print(f"  {problem.get('place', '')}: {problem.get('problem', '')}", file=sys.stderr)
-    # With the problems listed one a line, the message is only their headline.
-    message = str(error).splitlines()[0].rstrip(":") if problems else " ".join(str(error).split())
-    return _complain(f"{message}{code}", str(hint), exits.of(error))
-
-
-def _complain(message: str, hint: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
-    return code
