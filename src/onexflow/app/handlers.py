@@ -40,17 +40,21 @@ def _workers_of(place: str) -> list[Worker]:
     except Coded:
         raise  # the module's own registrations are wrong: that error says it better
     except ModuleNotFoundError as error:
-        missing = f"there is no module {error.name!r}"
-        raise ModuleNotImportable(f"cannot import {name}: {missing}", {"module": name}) from error
+        facts = {"module": name}
+        if error.name is not None and not f"{name}.".startswith(f"{error.name}."):
+            facts["hint"] = f"{name} itself was found: what it imports is missing. Install it, or set PYTHONPATH."
+        raise ModuleNotImportable(f"cannot import {name}: there is no module {error.name!r}", facts) from error
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{last.filename}:{last.lineno}"
+        where = _place_of(error)
         message = f"cannot import {name}: {type(error).__name__}: {error} ({where})"
-        raise ModuleNotImportable(message, {"module": name, "where": where}) from error
+        hint = f"{name} was found, and failed while it was imported: mend it there."
+        raise ModuleNotImportable(message, {"module": name, "where": where, "hint": hint}) from error
     if attribute:
         worker = getattr(module, attribute, None)
         if not isinstance(worker, Worker):
-            raise ModuleNotImportable(f"{name} has no Worker named {attribute!r}", {"module": name})
+            known = sorted(key for key, value in vars(module).items() if isinstance(value, Worker))
+            hint = f"It has: {', '.join(known)}." if known else "Make one: worker = onexflow.Worker('name')."
+            raise ModuleNotImportable(f"{name} has no Worker named {attribute!r}", {"module": name, "hint": hint})
         return [worker]
     workers = list({id(value): value for value in vars(module).values() if isinstance(value, Worker)}.values())
     if not workers:
@@ -58,6 +62,14 @@ def _workers_of(place: str) -> list[Worker]:
             f"{name} holds no Worker", {"module": name, "hint": "Make one: worker = onexflow.Worker('name')."}
         )
     return workers
+
+
+def _place_of(error: Exception) -> str:
+    """Where a module failed: the line that raised, or that cannot be read."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 def check_serves(worker: Worker, roles: Sequence[str]) -> None:

@@ -143,7 +143,8 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     ),
     "OXF-5005": Explanation(
         "Python cannot find or run the module that holds the handlers. The message has the module's own error.",
-        "Run from the folder that holds the module, install it, or set PYTHONPATH.",
+        "Not found: run from the folder that holds the module, install it, or set PYTHONPATH. Found, and failed: the "
+        "message names the line to mend.",
     ),
     "OXF-5006": Explanation(
         "A setting has an unknown name, a value of the wrong type, or a value that makes no sense.",
@@ -156,7 +157,7 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     ),
     "OXF-5008": Explanation(
         "An orchestrator node was registered with a worker. Workflow code cannot be durable on a worker yet.",
-        "Define the workflow as a graph (docs/architecture.md). Effect, compute and reducer nodes can be registered.",
+        "Define the workflow as a graph (docs/definitions.md). Effect, compute and reducer nodes can be registered.",
     ),
     "OXF-9001": Explanation(
         "onexflow has met a state that it takes for impossible. It stopped the run or shard concerned, not the rest.",

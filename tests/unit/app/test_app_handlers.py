@@ -77,12 +77,26 @@ def test_the_same_handler_in_two_modules_is_refused(module) -> None:
     [
         ("import json\n", "holds no Worker"),
         ("1 / 0\n", r"ZeroDivisionError: division by zero \(.*:2\)"),
-        ("def broken(:\n", "SyntaxError"),
+        ("def broken(:\n", r"SyntaxError: .*handlers_\d+\.py:2"),
     ],
 )
 def test_what_is_wrong_with_a_module_is_said(module, text: str, message: str) -> None:
     with pytest.raises(ModuleNotImportable, match=message):
         load_workers([module(text)], "x")
+
+
+def test_the_hint_fits_what_is_wrong(module) -> None:
+    cases = [
+        ("no_such_module_at_all", ""),
+        (module("import no_such_dependency\n"), "what it imports is missing"),
+        (module("1 / 0\n"), "mend it there"),
+        (module("main = Worker('w')\n") + ":worker", "It has: main."),
+    ]
+    for place, hint in cases:
+        with pytest.raises(ModuleNotImportable) as caught:
+            load_workers([place], "x")
+        assert hint in caught.value.context.get("hint", ""), place
+        assert bool(hint) == ("hint" in caught.value.context), place  # without one, that of the class: PYTHONPATH
 
 
 def test_an_error_of_ours_keeps_its_own_words(module) -> None:
