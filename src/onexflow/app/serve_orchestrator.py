@@ -72,7 +72,7 @@ async def serve(settings: OrchestratorSettings) -> int:
                 orchestrator.drain()
                 await server.drain()
         finally:
-            await server.stop(min(settings.drain_timeout, 5.0))
+            await server.stop(settings.drain_timeout)
             await orchestrator.stop()
             await registry.close()
             await liveness.stop()

@@ -60,12 +60,12 @@ class RegistrySettings(Settings, frozen=True, kw_only=True):
 
 
 class LimitSettings(Settings, frozen=True, kw_only=True):
-    #: Bytes of one payload (input, result) carried in a message.
+    #: Bytes of a run's input. Below 2 MiB, which no payload of a message may pass.
     payload: int = 2 * MIB
 
     def problems(self) -> list[tuple[str, str]]:
-        if not 1024 <= self.payload <= 7 * MIB:
-            return [("payload", f"{self.payload} is not within 1024 and {7 * MIB} bytes (a message has 8 MiB at most)")]
+        if not 1024 <= self.payload <= 2 * MIB:
+            return [("payload", f"{self.payload} is not within 1024 and {2 * MIB} bytes (2 MiB)")]
         return []
 
 
@@ -89,8 +89,8 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
     node_id: str = ""
     #: Name of the cluster: the part of etcd's key space that is used.
     cluster: str = "local"
-    #: Seconds that a stop (SIGTERM) waits for running work to come to rest.
-    drain_timeout: float = 10.0
+    #: Seconds that a stop (SIGTERM) leaves to calls under way, once the streams of clients and workers are closed.
+    drain_timeout: float = 5.0
     #: Offer gRPC reflection (tools such as grpcurl). For development.
     reflection: bool = False
     store: StoreSettings = StoreSettings()
