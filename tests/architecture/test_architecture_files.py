@@ -88,6 +88,14 @@ def test_every_excuse_has_its_reason_beside_it() -> None:
     assert bare == []
 
 
+def test_log_lines_are_named_noun_verb() -> None:
+    call = re.compile(r"\b_?log\.(?:debug|info|warning|error|exception|critical)\(\s*(.[^,)]*)")
+    events = [(file.name, name) for file in written() if file.is_relative_to(PACKAGE)
+              for name in call.findall(file.read_text())]  # fmt: skip
+    assert len(events) > 30
+    assert [event for event in events if not re.fullmatch(r'"[a-z]+\.[a-z_]+"', event[1])] == []
+
+
 def test_every_script_says_what_it_does() -> None:
     for script in (ROOT / "scripts").iterdir():
         if script.is_file():

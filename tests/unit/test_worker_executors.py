@@ -153,7 +153,7 @@ async def test_what_a_child_cannot_import_runs_in_a_thread_with_a_warning() -> N
             attempt = assign("compute", "local")
             link.assign(attempt)
             assert value((await link.result(attempt)).result) == os.getpid()
-    (warning,) = [line for line in logs if line["event"] == "compute_runs_in_thread"]
+    (warning,) = [line for line in logs if line["event"] == "compute.threaded"]
     assert warning["handler"] == "local"
     assert "inside a function" in warning["reason"]
 

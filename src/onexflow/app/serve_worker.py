@@ -156,7 +156,7 @@ async def _discovered(registry: Registry, stop: StopSignals) -> tuple[str, ...]:
             addresses = tuple(member.address for member in registry.members("orchestrator") if member.address)
             if addresses:
                 return addresses
-            _log.info("worker.waits", why="no orchestrator is registered yet")
+            _log.info("worker.waiting", why="no orchestrator is registered yet")
             known.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LONELY):
@@ -201,9 +201,9 @@ async def _watch(connections: WorkerConnections) -> None:
         try:
             await connections.wait_connected(_LONELY)
             if alone:
-                _log.info("worker.connected", orchestrators=sorted(connections.connected.values()))
+                _log.info("orchestrator.connected", orchestrators=sorted(connections.connected.values()))
             alone = False
         except SPIError as error:
             alone = True
-            _log.warning("worker.no_orchestrator", error=str(error))
+            _log.warning("orchestrator.missing", error=str(error))
         await asyncio.sleep(_BEAT)

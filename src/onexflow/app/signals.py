@@ -40,7 +40,7 @@ class StopSignals:
     def _on_signal(self, number: signal.Signals) -> None:
         name = signal.Signals(number).name
         if self.requested.is_set():
-            _log.warning("process.stops_now", signal=name)
+            _log.warning("process.exiting", signal=name)
             os._exit(128 + number)
         self.reason = name
         _log.info("process.stopping", signal=name)

@@ -33,7 +33,7 @@ def wire(service: str, instance: str, environment: Mapping[str, str] = os.enviro
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     except ImportError:
-        _log.warning("telemetry.no_exporter", hint="install onexflow[otlp]")
+        _log.warning("telemetry.disabled", hint="install onexflow[otlp]")
         tracing.use()
         return _nothing
     from opentelemetry.sdk.metrics import MeterProvider

@@ -254,4 +254,4 @@ class BaseRegistry:
                 try:
                     listener(event)
                 except Exception:  # noqa: BLE001 - a listener's bug must not end the view
-                    _log.exception("registry.listener", type=event.type, node_id=event.record.node_id)
+                    _log.exception("listener.failed", type=event.type, node_id=event.record.node_id)

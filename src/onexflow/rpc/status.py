@@ -135,7 +135,7 @@ def judged(error: BaseException, where: str) -> SPIError:
     """`error` itself when a caller may see it; what is no error of ours is logged here, and told as InternalError."""
     if isinstance(error, SPIError):
         return error
-    _log.error("rpc_failed", method=where, error=repr(error), exc_info=error)
+    _log.error("call.failed", method=where, error=repr(error), exc_info=error)
     return InternalError(f"{where} failed inside the orchestrator; its log has the story.", {"method": where})
 
 

@@ -154,7 +154,7 @@ class WorkerConnections:
         log = _log.warning if stream.orchestrator_id or self.last_error is None else _log.debug
         self.last_error = error
         if not self._closing and not stream.superseded:
-            log("worker_stream_lost", address=stream.address, orchestrator=stream.orchestrator_id, error=str(error))
+            log("stream.lost", address=stream.address, orchestrator=stream.orchestrator_id, error=str(error))
 
     def _on_welcome(self, stream: _WorkerStream, welcome: Welcome) -> None:
         """A new stream is up: the same orchestrator under another address needs no second one."""
@@ -162,7 +162,7 @@ class WorkerConnections:
             if other is not stream and other.orchestrator_id == welcome.orchestrator_id:
                 other.superseded = True
                 other.close()
-        _log.info("worker_stream_up", address=stream.address, orchestrator=welcome.orchestrator_id)
+        _log.info("stream.opened", address=stream.address, orchestrator=welcome.orchestrator_id)
         for address in welcome.orchestrators:
             self._keep(canonical(address))
         self._changed.set()

@@ -1,7 +1,9 @@
 """Log lines: structlog over the standard library. An event name and key=value pairs; pretty on a terminal, else JSON.
 
-Modules write `_log = structlog.get_logger(__name__)` and `_log.info("run ended", run=…)`. Lines of other libraries
-that use `logging` come out in the same form. A line written inside a span carries its trace_id and span_id.
+A logger is named after its part (`structlog.get_logger("onexflow.registry")`), a line `noun.verb` in the past tense
+(`log.info("worker.connected", worker=…)`); a test reads them all. INFO is for what happens to processes and streams, an
+attempt is DEBUG, and a run has no line: its history says more. Lines of other libraries that use `logging` come out in
+the same form. A line written inside a span carries its trace_id and span_id.
 """
 
 from __future__ import annotations

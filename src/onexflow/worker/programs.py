@@ -24,7 +24,7 @@ from onexflow.worker.lanes import Attempt, Program, Slot, within
 
 ReportProgress = Callable[[Attempt, Payload], None]
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("onexflow.worker")
 
 
 class Programs:
@@ -46,7 +46,7 @@ class Programs:
             if place is not None:
                 loader_for(handler, self.codec)  # a wrong annotation is refused here, not in the child
                 return ChildProgram(handler, self, Job(place, handler.role, handler.name, handler.takes_context))
-            _log.warning("compute_runs_in_thread", handler=handler.name, place=handler.place, reason=reason,
+            _log.warning("compute.threaded", handler=handler.name, place=handler.place, reason=reason,
                          consequence="it cannot be killed when it is cancelled, and holds the interpreter lock")  # fmt: skip
         return ThreadProgram(handler, self)
 

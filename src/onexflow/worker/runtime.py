@@ -61,7 +61,7 @@ STOP_GRACE: Final = 2.0
 #: Seconds to wait for the acknowledgement of the last results.
 ACK_GRACE: Final = 2.0
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("onexflow.worker")
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +162,7 @@ class WorkerRuntime:
         for handler in self.worker.handlers:
             if handler.node is not None and handler.node not in self._initialized:
                 await self._initialize(handler)
-        self._verbose = logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
+        self._verbose = logging.getLogger("onexflow.worker").isEnabledFor(logging.DEBUG)
         self._started = True
 
     async def drain(self, timeout: float) -> None:
@@ -290,12 +290,12 @@ class WorkerRuntime:
         for shard in [shard for shard, owner in self._owners.items() if owner is peer]:
             del self._owners[shard]
         if not self._closed:
-            _log.info("orchestrator_link_closed", orchestrator=peer.orchestrator_id, reason=reason)
+            _log.info("link.closed", orchestrator=peer.orchestrator_id, reason=reason)
             self._outbox.schedule()
 
     def _welcome(self, peer: OrchestratorPeer, message: Welcome) -> None:
         if message.protocol_version != PROTOCOL_VERSION:
-            _log.error("protocol_version_differs", ours=PROTOCOL_VERSION, theirs=message.protocol_version,
+            _log.error("protocol.refused", ours=PROTOCOL_VERSION, theirs=message.protocol_version,
                        orchestrator=message.orchestrator_id)  # fmt: skip
             peer.link.close()
             return
@@ -413,7 +413,7 @@ class WorkerRuntime:
             self._log_failure(attempt.assignment, result.error)
         if self._verbose:
             told = attempt.assignment
-            _log.debug("attempt_ended", task=told.task, workflow_type=told.workflow_type, instance_id=told.instance_id,
+            _log.debug("attempt.ended", task=told.task, workflow_type=told.workflow_type, instance_id=told.instance_id,
                        attempt=told.attempt, status=result.status,
                        seconds=(result.finished_at - result.started_at) / 1e9)  # fmt: skip
         self._ended(attempt, result)
@@ -440,7 +440,7 @@ class WorkerRuntime:
 
     def _log_failure(self, assignment: Assignment, error: Failure | None) -> None:
         if error is not None:
-            _log.warning("attempt_failed", task=assignment.task, workflow_type=assignment.workflow_type,
+            _log.warning("attempt.failed", task=assignment.task, workflow_type=assignment.workflow_type,
                          instance_id=assignment.instance_id, attempt=assignment.attempt, handler=assignment.handler,
                          error=error.type, message=error.message[:500])  # fmt: skip
 
@@ -519,7 +519,7 @@ class WorkerRuntime:
                 if asyncio.iscoroutine(answer):
                     await answer
             except Exception as error:  # noqa: BLE001 — the other nodes are to be shut down all the same
-                _log.warning("node_shutdown_failed", node=str(getattr(node, "node_id", "?")), error=str(error))
+                _log.warning("shutdown.failed", node=str(getattr(node, "node_id", "?")), error=str(error))
 
     async def _until(self, done: Callable[[], bool], event: asyncio.Event, seconds: float) -> None:
         """Wait for `event`, at most so long."""

@@ -126,7 +126,7 @@ class EmbeddedEtcd:
                 await (self.kill() if chosen else self.stop())
                 raise RegistryUnavailable(f"The embedded etcd did not start at {self.endpoint}: {why}")
             await asyncio.sleep(0.1)
-        _log.info("registry.embedded", endpoint=self.endpoint, note="embedded etcd: development only, nothing is kept")
+        _log.info("etcd.started", endpoint=self.endpoint, note="embedded etcd: development only, nothing is kept")
 
     async def stop(self) -> None:
         """End it and remove its data. Idempotent; legal before start."""

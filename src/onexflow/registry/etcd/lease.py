@@ -89,7 +89,7 @@ class LeaseKeeper:
             except Exception as error:  # noqa: BLE001 - the membership must not end with a bug in one renewal
                 if self._stop.is_set():  # the channels were closed under a call
                     return
-                _log.exception("registry.lease")
+                _log.exception("lease.failed")
                 self._on_failure(str(error))
             self._pause(self._settings.ttl / 3)
 
@@ -140,7 +140,7 @@ class LeaseKeeper:
         request = pb.LeaseGrantRequest(ttl=max(1, round(self._settings.ttl)), id=secrets.randbits(62) + 1)
         answer = method(request, timeout=self._settings.try_timeout)
         if self.lease:
-            _log.warning("registry.lease_lost", lease=self.lease, new=answer.id)
+            _log.warning("lease.lost", lease=self.lease, new=answer.id)
         self.lease = answer.id
         self._on_lease(answer.id)
 

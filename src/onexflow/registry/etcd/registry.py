@@ -95,7 +95,7 @@ class EtcdRegistry(BaseRegistry):
             try:
                 await self._client.revoke(lease, total=self._settings.try_timeout)
             except EtcdError as error:  # it ends by itself
-                _log.info("registry.not_revoked", error=str(error))
+                _log.info("revocation.failed", error=str(error))
         await self._client.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

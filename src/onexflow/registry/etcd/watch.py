@@ -63,7 +63,7 @@ class Watcher:
                 except EtcdError as error:
                     self._lost(str(error))
                 except Exception as error:  # noqa: BLE001 - a bug in one event must not end the view
-                    _log.exception("registry.watch")
+                    _log.exception("watch.failed")
                     self._must_list = True
                     self._lost(str(error))
                 finally:
@@ -156,7 +156,7 @@ class Watcher:
         if before is None:
             self._life = life
         elif life != before or answer.header.revision < self._view.revision:
-            _log.warning("registry.new_life", incarnation=incarnation.decode(errors="replace"))
+            _log.warning("registry.wiped", incarnation=incarnation.decode(errors="replace"))
             self._life = life
             self._must_list = True
             self._hold(self._settings.ttl + self._settings.return_time)
