@@ -7,8 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from onexflow.core.errors import RunFailed, UnknownRun
+from onexflow.core.errors import InvalidArgument, RunFailed, UnknownRun
 from onexflow.core.ids import RunKey
+from onexflow.core.turn import SECOND
+from onexflow.engine.recovery import RecentRuns
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing import Cluster, virtual_time
 from support.engine_kit import Script, ready, single, until
@@ -68,3 +70,35 @@ async def test_a_second_worker_of_the_same_id_is_refused_while_the_first_lives()
         cluster.reconnect("w1")
         assert await cluster.run("single", 6) == 6
         assert [call.worker for call in script.calls] == ["w1", "twin"]
+
+
+def _uuid7(at: int, number: int = 0) -> UUID:
+    """One that was minted at that time (ns)."""
+    return UUID(int=(at // 1_000_000) << 80 | 7 << 76 | 2 << 62 | number)
+
+
+@virtual_time
+async def test_an_id_of_the_future_cannot_pass_for_new_after_a_restart() -> None:
+    script = Script()
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        now = cluster.clock.now()
+        with pytest.raises(InvalidArgument, match="of the future"):
+            await cluster.start("single", 1, instance_id=_uuid7(now + 60 * SECOND))
+        ahead = _uuid7(now + 12 * SECOND)
+        assert (await cluster.start("single", 1, instance_id=ahead)).created
+        await cluster.crash_orchestrator()
+        await cluster.restart_orchestrator()
+        await cluster.clock.sleep(13)
+        assert not (await cluster.start("single", 1, instance_id=ahead)).created
+
+
+def test_starts_in_plenty_are_known_to_be_new_without_a_look_up() -> None:
+    """Forgetting keys by the thousand a second does not make the memory doubt ids of now."""
+    recent, now = RecentRuns(0, limit=100), 1_700_000_000 * SECOND
+    for number in range(10_000):
+        now += SECOND // 5000
+        key = RunKey("default", "single", _uuid7(now, number))
+        assert recent.must_be_new(key, now)
+        recent.add(key, number, b"")
+    assert not recent.must_be_new(RunKey("default", "single", _uuid7(now - SECOND)), now)

@@ -187,7 +187,7 @@ class Kernel:
         run = Run(shard, shard.next_iid, graph, turn.state, start_hash)
         shard.next_iid += 1
         shard.add(run)
-        self._recent[shard.id].add(key, run.iid, start_hash, now)
+        self._recent[shard.id].add(key, run.iid, start_hash)
         self._record(run, turn, None)
         return run, turn
 

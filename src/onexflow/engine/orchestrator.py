@@ -43,6 +43,7 @@ from onexflow.engine.measures import measure
 from onexflow.engine.nodes import node_views
 from onexflow.engine.observed import Observed
 from onexflow.engine.queries import FollowListener, Queries
+from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.ports.client_link import (
@@ -307,6 +308,9 @@ class Orchestrator:
         instance = request.instance_id
         if instance is None:
             instance = instance_of_request(request.request_id) if request.request_id else self._ids.uuid()
+        if RecentRuns.is_premature(instance, self._kernel.store.now()):
+            field = "request_id" if request.instance_id is None else "instance_id"
+            raise InvalidArgument(f"{field} is a UUIDv7 of the future: is the clock of the client right?", field=field)
         digest = blake2b(request.input.data, digest_size=16)
         digest.update(f"\0{request.input.encoding}\0{request.correlation_id}\0{request.version}".encode())
         return RunKey(request.namespace, request.workflow_type, instance), digest.digest()

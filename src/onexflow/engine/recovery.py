@@ -107,22 +107,25 @@ class RecentRuns:
     """Keys that this owner has seen, so that most starts need no look-up.
 
     The memory is complete for ids minted after `complete_since`: what was first sent after the takeover and has not
-    been forgotten since. A client's clock may be ahead: ids from around the takeover or from the future are looked up.
+    been forgotten since. A client's clock may be ahead by `AHEAD_NS`, so ids from around the takeover are looked up,
+    and so are those from the future; ids from further ahead are refused (`is_premature`), or a later owner would take
+    them for new.
     """
 
-    MARGIN_NS = 5_000_000_000
+    AHEAD_NS = 15_000_000_000
 
     def __init__(self, now: int, limit: int = 50_000) -> None:
-        self.complete_since = now
+        self.complete_since = now + self.AHEAD_NS if now else 0
         self._limit = limit
         self._seen: dict[RunKey, tuple[int, bytes]] = {}
 
-    def add(self, key: RunKey, iid: int, start_hash: bytes, now: int) -> None:
+    def add(self, key: RunKey, iid: int, start_hash: bytes) -> None:
         self._seen[key] = (iid, start_hash)
         if len(self._seen) > self._limit:
             forgotten = next(iter(self._seen))
             del self._seen[forgotten]
-            self.complete_since = max(self.complete_since, id_time_ns(forgotten.instance_id) or now) + 1_000_000
+            # Any other UUID is looked up from now on, whenever it was made.
+            self.complete_since = max(self.complete_since, id_time_ns(forgotten.instance_id) or 1)
 
     def get(self, key: RunKey) -> tuple[int, bytes] | None:
         return self._seen.get(key)
@@ -132,4 +135,9 @@ class RecentRuns:
         if not self.complete_since:
             return key not in self._seen
         minted = id_time_ns(key.instance_id)
-        return minted is not None and self.complete_since + self.MARGIN_NS < minted <= now and key not in self._seen
+        return minted is not None and self.complete_since < minted <= now and key not in self._seen
+
+    @classmethod
+    def is_premature(cls, instance: UUID, now: int) -> bool:
+        """Was it minted by a clock that is too far ahead?"""
+        return (id_time_ns(instance) or 0) > now + cls.AHEAD_NS
