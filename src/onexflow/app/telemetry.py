@@ -7,13 +7,19 @@ work on threads of their own and drop what they cannot send: telemetry never blo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import structlog
 from opentelemetry import metrics, trace
 
 from onexflow.telemetry import metrics as instruments
 from onexflow.telemetry import tracing
+
+#: Seconds that the end of a process gives to what was not sent yet.
+FLUSH_WITHIN: Final = 2.0
 
 _log = structlog.get_logger("onexflow.telemetry")
 _ENDPOINTS = (
@@ -46,23 +52,32 @@ def wire(service: str, instance: str, environment: Mapping[str, str] = os.enviro
     if not environment.get("OTEL_SERVICE_NAME"):
         names["service.name"] = service
     resource = Resource.create(names)
-    tracers = TracerProvider(resource=resource)
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
     if environment.get("OTEL_TRACES_EXPORTER", "otlp") != "none":
         tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         trace.set_tracer_provider(tracers)
     meters = None
     if environment.get("OTEL_METRICS_EXPORTER", "otlp") != "none":
-        meters = MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())], resource=resource)
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
         metrics.set_meter_provider(meters)
         instruments.use(meters)
     tracing.use()
 
-    def end() -> None:
-        tracers.shutdown()
-        if meters is not None:
-            meters.shutdown()
+    providers = [provider for provider in (tracers, meters) if provider is not None]
+    return lambda: _flush([provider.shutdown for provider in providers])
 
-    return end
+
+def _flush(endings: Sequence[Callable[[], None]]) -> None:
+    """Send what is left, for so long and no longer: a collector that is away would hold a stop up for half a minute."""
+    threads = [threading.Thread(target=end, name="onexflow-telemetry", daemon=True) for end in endings]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + FLUSH_WITHIN
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        _log.warning("telemetry.dropped", why="the collector does not answer", seconds=FLUSH_WITHIN)
 
 
 def _nothing() -> None:
