@@ -102,6 +102,8 @@ class Watcher:
             before_sleep=note,
         )
         call: Any = await retrying(self._open)
+        if self._lost_at is not None:
+            _log.info("registry.back", endpoint=self._client.endpoints.current)
         self.live = True
         self.failure = ""
         self._lost_at = None
