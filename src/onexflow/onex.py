@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from onexflow.client import Client, connect
 from onexflow.client.remote import RemoteService
-from onexflow.engine.protocols import WorkflowOrchestrator
+from onexflow.engine.protocols import ComputeNode, EffectNode, ReducerNode, WorkflowOrchestrator, find_node
 from onexflow.spi import (
     Context,
     ContextValue,
@@ -86,8 +86,10 @@ from onexflow.spi import (
 )
 
 __all__ = [
+    "ComputeNode",
     "Context",
     "ContextValue",
+    "EffectNode",
     "EventType",
     "HandlerInitializationError",
     "InvalidProtocolStateError",
@@ -135,6 +137,7 @@ __all__ = [
     "ProtocolWorkflowState",
     "QueueMetrics",
     "QueueStatus",
+    "ReducerNode",
     "RegistryError",
     "SPIError",
     "TaskStatus",
@@ -151,6 +154,7 @@ __all__ = [
     "WorkflowState",
     "close",
     "create_workflow_event",
+    "get_node",
     "get_workflow_orchestrator",
 ]
 
@@ -187,6 +191,13 @@ async def close() -> None:
 def get_workflow_orchestrator() -> WorkflowOrchestrator:
     """The orchestrator of the cluster at ONEXFLOW_ADDRESS. Connects when it is first used."""
     return WorkflowOrchestrator(_service())
+
+
+async def get_node(
+    node_id: str, node_type: str = "", *, timeout: float = 0.0
+) -> EffectNode | ComputeNode | ReducerNode:
+    """The node of that id that the cluster's workers serve, to be called as if it were here. As `Client.node`."""
+    return await find_node(_service(), node_id, node_type, timeout=timeout)
 
 
 def create_workflow_event(

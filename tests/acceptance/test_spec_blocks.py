@@ -8,17 +8,19 @@ pass fails its test.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 import textwrap
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, get_args
 from uuid import UUID, uuid4
 
 import pytest
 
-import onexflow.onex as onex
+from onexflow import Client, Worker, onex
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
 from support.grpc_cluster import grpc_cluster
 
@@ -55,14 +57,14 @@ DECLARED = {
 #: Blocks that declare literals.
 LITERALS = (573, 684)
 #: Blocks with a test of their own below.
-EXAMPLES = (722, 922, 982, 1257)
+EXAMPLES = (722, 922, 982, 1073, 1257)
 
 _BUS = ("get_workflow_event_bus", "there is no event bus yet")
 _QUEUE = ("get_work_queue", "there is no work queue yet")
 _NODES = ("get_workflow_node_registry", "there is no node registry yet")
 _PERSISTENCE = ("get_workflow_persistence", "there is no persistence yet")
 _COORDINATOR = ("get_workflow_event_coordinator", "there is no event coordinator yet")
-_NODE = ("get_node", "there are no nodes on the client's side yet, and workers take none of role orchestrator")
+_CONDUCTOR = ("OrchestratorNode", "workers take no node of role orchestrator yet")
 #: What cannot run yet: the name that `onexflow.onex` will have when it can, and the reason.
 WAITING = {
     13: _BUS,
@@ -72,17 +74,13 @@ WAITING = {
     210: _PERSISTENCE,
     268: _QUEUE,
     317: _NODES,
-    373: _NODE,
-    406: _NODE,
-    438: _NODE,
-    470: _NODE,
-    502: _NODE,
+    470: _CONDUCTOR,
+    502: _CONDUCTOR,
     750: _BUS,
     777: _QUEUE,
     828: _BUS,
     866: _NODES,
     1027: _QUEUE,
-    1073: _NODE,
     1136: _BUS,
     1187: _PERSISTENCE,
     1238: _BUS,
@@ -154,6 +152,25 @@ async def orchestrator(script: Script, monkeypatch: pytest.MonkeyPatch) -> Async
         await onex.close()
 
 
+def _nodes() -> AbstractAsyncContextManager[Client]:
+    """A cluster with a node of each role that workers take."""
+
+    async def handle(contract: Any) -> Any:
+        if contract == "fail":
+            raise ValueError("it does not work")
+        if contract == "uninitialised":
+            raise onex.InvalidProtocolStateError("not yet", {"current_state": "created", "required_state": "ready"})
+        if contract == "wait":
+            await asyncio.Event().wait()
+        return contract
+
+    worker = Worker("nodes")
+    worker.effect("an-effect")(handle)
+    worker.compute("a-compute")(handle)
+    worker.reducer("a-reducer")(handle)
+    return grpc_cluster(worker)
+
+
 # ---- the list itself
 
 
@@ -187,6 +204,13 @@ async def test_a_declared_protocol_is_ours(line: int, name: str) -> None:
 
 async def test_the_declared_orchestrator_is_satisfied_by_ours(orchestrator: onex.WorkflowOrchestrator) -> None:
     assert isinstance(orchestrator, (await run(150))["ProtocolWorkflowOrchestrator"])
+
+
+@pytest.mark.parametrize(("line", "handler"), [(373, "an-effect"), (406, "a-compute"), (438, "a-reducer")])
+async def test_a_declared_node_is_satisfied_by_ours(line: int, handler: str) -> None:
+    declared = (await run(line))[DECLARED[line]]
+    async with _nodes() as client:
+        assert isinstance(await client.node(handler), declared)
 
 
 @pytest.mark.parametrize("line", LITERALS)
@@ -236,6 +260,27 @@ async def test_982_workflow_transition_errors(orchestrator: onex.WorkflowOrchest
     with pytest.raises(onex.RegistryError):
         await manage(orchestrator, "order-processing", uuid4(), "pause")
     gate.set()
+
+
+async def test_1073_node_execution_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = (await run(1073))["execute_node_safely"]
+    async with _nodes() as client:
+        monkeypatch.setenv("ONEXFLOW_ADDRESS", client._channels.address)
+        effect, compute = await onex.get_node("an-effect", timeout=0.3), await onex.get_node("a-compute")
+        assert await execute(effect, {"a": 1}) == {"a": 1}
+        assert await execute(compute, [1, 2]) == [1, 2]
+        with pytest.raises(onex.ProtocolHandlerError, match="does not work") as raised:
+            await execute(compute, "fail")
+        assert raised.value.context["node_id"] == "a-compute"
+        with pytest.raises(onex.InvalidProtocolStateError) as refused:
+            await execute(compute, "uninitialised")
+        assert refused.value.context["current_state"] == "created"
+        with pytest.raises(onex.ProtocolHandlerError) as late:
+            await execute(effect, "wait")
+        assert isinstance(late.value.__cause__, TimeoutError)
+        with pytest.raises(ValueError, match="Unknown node type"):
+            await execute(await onex.get_node("a-reducer"), [])
+        await onex.close()
 
 
 async def test_1257_workflow_lifecycle(orchestrator: onex.WorkflowOrchestrator, script: Script) -> None:

@@ -17,6 +17,7 @@ from onexflow.client.failures import run_failed
 from onexflow.client.follow import follow
 from onexflow.client.handle import RunHandle
 from onexflow.client.ids import instance_uuid, new_request_id
+from onexflow.client.remote import RemoteService
 from onexflow.client.stream import ConnectStream
 from onexflow.codec.definitions import dump_definition, load_definition
 from onexflow.codec.payload import decode_value, encode_value
@@ -28,6 +29,7 @@ from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
 from onexflow.core.payload import JSON, Payload
+from onexflow.engine.protocols.nodes import Node, find_node
 from onexflow.ports.client_link import (
     ControlOutcome,
     DefinitionInfo,
@@ -85,6 +87,7 @@ class Client:
         self._channels = channels
         self._call_timeout = call_timeout
         self._patience = patience
+        self._service = RemoteService.of(self)
         self._calls = Calls()
         self._stream = ConnectStream(self._calls, channels, client_id=client_id, patience=patience)
         self._running = asyncio.get_running_loop().create_task(self._stream.run(), name="onexflow-client")
@@ -108,6 +111,7 @@ class Client:
 
     async def close(self) -> None:
         """End the connection; calls that wait fail with Unavailable. Idempotent. What was started goes on."""
+        await self._service.close()
         self._running.cancel()
         await asyncio.wait([self._running])
         await self._channels.close()
@@ -233,6 +237,14 @@ class Client:
         request = pb.GetDefinitionRequest(namespace=self.namespace, workflow_type=workflow_type, version=version)
         answer = await self._unary(lambda seconds: self._channels.workflows.GetDefinition(request, timeout=seconds))
         return load_definition(answer.definition, "json")
+
+    # ---- nodes
+
+    async def node(self, node_id: str, node_type: str = "", *, timeout: float = 0.0) -> Node:
+        """The node of that id that workers serve: a class node by its node_id, a handler by its name. Its `execute_…` is
+        a durable run of one task there; `timeout` seconds are what a call may take (0: any). `node_type` is needed when
+        two roles have one of that name. Raises UnknownNode."""
+        return await find_node(self._service, node_id, node_type, namespace=self.namespace, timeout=timeout)
 
     # ---- the cluster
 

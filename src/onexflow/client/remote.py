@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onexflow.client.client import Client
 from onexflow.client.ids import new_request_id
 from onexflow.codec.wire import common as wire_common
 from onexflow.codec.wire import workflow as wire
@@ -17,7 +16,9 @@ from onexflow.ports.client_link import (
     ControlRequest,
     DefinitionInfo,
     EventView,
+    NodeView,
     RunMetrics,
+    RunOutcome,
     RunView,
     StartOutcome,
     StartRequest,
@@ -25,6 +26,9 @@ from onexflow.ports.client_link import (
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import common_pb2
 from onexflow.v1 import workflow_pb2 as pb
+
+if TYPE_CHECKING:
+    from onexflow.client.client import Client
 
 
 class RemoteService:
@@ -61,6 +65,18 @@ class RemoteService:
 
         self._keep(asyncio.get_running_loop().create_task(start()))
 
+    def wait_run(self, key: RunKey, reply: Callable[[RunOutcome | SPIError], None]) -> Callable[[], None]:
+        async def wait() -> None:
+            try:
+                client = await self._source()
+                answer = await client._calls.call(key=_key(key))
+                outcome: RunOutcome | SPIError = wire.run_outcome(answer.ended)
+            except SPIError as error:
+                outcome = error
+            reply(outcome)
+
+        return self._stop_of(asyncio.get_running_loop().create_task(wait()))
+
     async def control(self, request: ControlRequest) -> ControlOutcome:
         message, method = _control_message(request)
         message.request_id = message.request_id or new_request_id()
@@ -89,13 +105,7 @@ class RemoteService:
             else:
                 listener(None)
 
-        task = asyncio.get_running_loop().create_task(follow())
-        self._keep(task)
-
-        def stop() -> None:
-            task.cancel()
-
-        return stop
+        return self._stop_of(asyncio.get_running_loop().create_task(follow()))
 
     async def measure_runs(self, namespace: str, workflow_type: str = "") -> RunMetrics:
         request = pb.GetWorkflowMetricsRequest(namespace=namespace, workflow_type=workflow_type)
@@ -107,6 +117,13 @@ class RemoteService:
         request = pb.GetDefinitionRequest(namespace=namespace, workflow_type=workflow_type, version=version)
         answer = await self._unary("GetDefinition", request)
         return wire.definition_info(answer.info), answer.definition
+
+    async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
+        request = pb.RegisterDefinitionRequest(namespace=namespace, definition=definition, request_id=new_request_id())
+        return wire.definition_info((await self._unary("RegisterDefinition", request)).info)
+
+    async def list_nodes(self) -> Sequence[NodeView]:
+        return await (await self._source()).nodes()
 
     async def close(self) -> None:
         """Give up what is under way. The client is its owner's to close."""
@@ -120,6 +137,14 @@ class RemoteService:
         return await client._unary(
             lambda seconds: getattr(client._channels.workflows, method)(request, timeout=seconds)
         )
+
+    def _stop_of(self, task: asyncio.Task[None]) -> Callable[[], None]:
+        self._keep(task)
+
+        def stop() -> None:
+            task.cancel()
+
+        return stop
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

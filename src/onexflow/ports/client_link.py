@@ -237,6 +237,15 @@ class RunService(Protocol):
         self, namespace: str, workflow_type: str, version: int = 0
     ) -> tuple[DefinitionInfo, bytes]: ...
 
+    def wait_run(self, key: RunKey, reply: Callable[[RunOutcome | SPIError], None]) -> Callable[[], None]:
+        """Answer when the run has ended (at once if it has). Returns the way to give up waiting."""
+
+    async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
+        """Validate and store a definition (JSON). Idempotent; other content under the same version:
+        DefinitionConflict. Raises InvalidDefinition naming every problem's place."""
+
+    async def list_nodes(self) -> Sequence[NodeView]: ...
+
 
 class OrchestratorService(RunService, Protocol):
     """One orchestrator. `reply` gets the named outcome or an SPIError instance."""
@@ -246,20 +255,11 @@ class OrchestratorService(RunService, Protocol):
     def accept_worker(self, link: WorkerLink) -> WorkerPeer:
         """A worker has opened a stream: what its messages are given to."""
 
-    def wait_run(self, key: RunKey, reply: Callable[[RunOutcome | SPIError], None]) -> Callable[[], None]:
-        """Answer when the run has ended (at once if it has). Returns the way to give up waiting."""
-
     async def list_runs(
         self, namespace: str, workflow_type: str = "", states: Sequence[str] = (), cursor: str = "", limit: int = 100
     ) -> tuple[Sequence[RunSummary], str]: ...
 
-    async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
-        """Validate and store a definition (JSON). Idempotent; other content under the same version:
-        DefinitionConflict. Raises InvalidDefinition naming every problem's place."""
-
     async def list_definitions(self, namespace: str) -> Sequence[DefinitionInfo]: ...
-
-    async def list_nodes(self) -> Sequence[NodeView]: ...
 
     async def drain_node(self, node_id: str) -> bool:
         """Tell a worker to finish and take nothing new. False when it already drains."""

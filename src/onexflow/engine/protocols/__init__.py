@@ -6,6 +6,7 @@ of their own that would be missed: what they say is read from the log, what they
 
 from __future__ import annotations
 
+from onexflow.engine.protocols.nodes import ComputeNode, EffectNode, Node, ReducerNode, find_node
 from onexflow.engine.protocols.orchestrator import WorkflowOrchestrator
 
-__all__ = ["WorkflowOrchestrator"]
+__all__ = ["ComputeNode", "EffectNode", "Node", "ReducerNode", "WorkflowOrchestrator", "find_node"]

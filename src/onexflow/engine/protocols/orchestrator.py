@@ -85,13 +85,18 @@ class WorkflowOrchestrator:
             view = await self._reach(key, _Begun(), self._start_timeout)
         if started.created and self._first_task_timeout and view.state not in _BEFORE | _FAILED:
             view = await self._reach(key, _FirstTask(), self._first_task_timeout)
-        if was_open and view.state in _FAILED:
+        if was_open and view.state in _FAILED and await self._has_done_nothing(view):
             raise _start_failed(view)
         return records.instance_of(view, created=started.created)
 
     async def _reach(self, key: RunKey, reached: _Begun | _FirstTask, seconds: float) -> RunView:
         await reading.follow_until(self._service, key, reached, seconds)
         return await self._service.describe_run(key)
+
+    async def _has_done_nothing(self, view: RunView) -> bool:
+        """Whether none of the run's main tasks has completed: a failure of a later one is not the start's."""
+        main = {spec.name for spec in (await self._definitions.of(view)).tasks if not spec.setup}
+        return not any(task.state == "completed" and task.name in main for task in view.tasks)
 
     async def pause_workflow(self, workflow_type: str, instance_id: UUID) -> bool:
         """Stop dispatching; what runs ends and is recorded. False when the run is paused already. Raises

@@ -251,6 +251,13 @@ class OrchestratorConformance:
         assert started.state == "running"
         gate.set()
 
+    async def test_a_later_task_that_fails_is_not_the_start_s(self, service: RunService, script: Script) -> None:
+        script.failures["payment_processing"] = 1
+        orchestrator, instance = WorkflowOrchestrator(service, first_task_timeout=10), uuid4()
+        started = await orchestrator.start_workflow("order-processing", instance, {})
+        assert started.state in {"running", "failed"}
+        await state_when(orchestrator, instance, "failed")
+
     # ---- steering
 
     async def test_pause_resume_cancel(self, orchestrator: WorkflowOrchestrator, script: Script) -> None:
