@@ -56,6 +56,15 @@ def test_links_between_documents_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_each_row_of_the_degradation_table_names_a_test_that_there_is() -> None:
+    table = (ROOT / "docs/guarantees.md").read_text().partition("## When something is away")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 7
+    for row in rows:
+        file, _, name = row.rstrip(" |").rpartition("| ")[2].strip("`").partition("::")
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), row
+
+
 def test_the_version_is_said_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert onexflow.__version__ == project["version"]
