@@ -1,0 +1,156 @@
+"""The 46 places where the specification contradicts itself or says too little: each has its tests, or waits for the part
+that it is about.
+
+`docs/onex.md` says how each that is decided reads. A row that waits and is built moves from WAITING to TESTED; neither
+list may name what is not there.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import pytest
+
+from onexflow import onex
+
+ROOT: Final = Path(__file__).parents[2]
+SUITE: Final = "src/onexflow/testing/conformance/onex_orchestrator.py"
+NODES: Final = "src/onexflow/testing/conformance/onex_nodes.py"
+HERE: Final = "tests/acceptance/test_spec_rows.py"
+TYPES: Final = "tests/unit/spi/test_spi_types.py"
+PROTOCOLS: Final = "tests/unit/spi/test_spi_protocols.py"
+STATES: Final = "tests/unit/test_machine.py"
+BLOCKS: Final = "tests/acceptance/test_spec_blocks.py"
+FILES: Final = "tests/unit/test_definition_files.py"
+HANDLERS: Final = "tests/unit/test_worker_handlers.py"
+
+#: Row: the question, and where its tests are.
+TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
+    1: (
+        "event type with a dot or an underscore",
+        [(TYPES, "test_an_event_type_equals_both_spellings"), (SUITE, "test_event_types_equal_both_spellings")],
+    ),
+    2: (
+        "event body: data or payload",
+        [(TYPES, "test_data_and_payload_are_one_field"), (SUITE, "test_event_types_equal_both_spellings")],
+    ),
+    3: ("Protocol classes are instantiated", [(HERE, "test_data_types_can_be_made_under_both_names")]),
+    4: ('UUID("req-abc123")', [(BLOCKS, "test_722_workflow_orchestration")]),
+    5: ("correlation_id is a UUID or text", [(SUITE, "test_a_correlation_id_may_be_text")]),
+    9: ("12 or 13 protocols", [(PROTOCOLS, "test_there_are_thirteen_protocols")]),
+    11: (
+        'node_type "compute" or "COMPUTE"',
+        [(NODES, "test_a_name_in_two_roles_needs_its_type"), (HANDLERS, "test_class_nodes_are_registered_as_they_are")],
+    ),
+    16: ("result.error or message, error_code, result_data", [(HERE, "test_a_result_has_both_words_for_its_error")]),
+    18: (
+        "first sequence, ends of ranges",
+        [
+            (SUITE, "test_a_replay_has_both_its_ends"),
+            (SUITE, "test_the_history_is_numbered_from_one_without_a_gap"),
+        ],
+    ),
+    20: (
+        "starting an instance that exists",
+        [
+            (SUITE, "test_the_same_start_again_returns_the_run"),
+            (SUITE, "test_another_start_of_an_instance_is_refused"),
+        ],
+    ),
+    21: (
+        "the first task failed at a start",
+        [
+            (SUITE, "test_a_run_that_cannot_be_initialised_is_a_handler_error"),
+            (SUITE, "test_a_first_task_that_fails_for_good_is_raised_when_asked_for"),
+            (SUITE, "test_a_start_returns_when_the_run_is_initialised"),
+        ],
+    ),
+    22: (
+        "a refused transition",
+        [(SUITE, "test_pause_resume_cancel"), (SUITE, "test_a_transition_that_there_is_not_is_refused")],
+    ),
+    34: (
+        "no table of transitions",
+        [
+            (STATES, "test_every_pair_of_states_is_an_edge_or_raises"),
+            (STATES, "test_every_pair_of_state_and_command_transits_legally_or_is_refused_without_a_trace"),
+        ],
+    ),
+    35: ("no way to define a workflow type", [(FILES, "test_what_was_written_is_read_again")]),
+    36: ("a contract by attribute or by item", [(NODES, "test_they_do_what_the_nodes_do")]),
+    40: (
+        "a node that is not initialised",
+        [(NODES, "test_they_do_what_the_nodes_do"), (NODES, "test_a_node_s_own_state_error_comes_as_what_it_is")],
+    ),
+    41: (
+        "a node's timeout",
+        [(NODES, "test_a_call_that_takes_too_long_is_a_handler_error_from_a_timeout")],
+    ),
+    43: (
+        "context values",
+        [(HERE, "test_context_values_are_any_json"), (SUITE, "test_data_that_is_no_json_object_is_refused")],
+    ),
+}
+
+#: Rows that wait for a part that is not built.
+WAITING: Final = {
+    "the event bus": {14, 17, 28, 29, 30, 31, 32},
+    "the event coordinator": {12, 13, 15},
+    "the work queue": {6, 7, 8, 23, 24, 25, 26, 27, 42},
+    "the node registry": {37, 38, 39},
+    "persistence": {19, 33},
+    "nodes of role orchestrator, and the base class of nodes": {10, 44},
+    "compensation": {45},
+    "the other four getters": {46},
+}
+
+
+def test_every_row_is_tested_or_waits() -> None:
+    waiting = [row for rows in WAITING.values() for row in rows]
+    assert sorted([*TESTED, *waiting]) == list(range(1, 47))
+
+
+@pytest.mark.parametrize("row", TESTED)
+def test_the_tests_of_a_row_are_there(row: int) -> None:
+    for file, name in TESTED[row][1]:
+        tree = ast.parse((ROOT / file).read_text())
+        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        assert name in names, f"{file} has no {name}"
+
+
+def test_what_waits_is_not_there() -> None:
+    built = {name for name in onex.__all__ if name.startswith("get_")}
+    assert built == {"get_workflow_orchestrator", "get_node"}, "move its rows from WAITING to TESTED"
+
+
+# ---- rows that have no better place
+
+
+def test_data_types_can_be_made_under_both_names() -> None:
+    instance = uuid4()
+    event = onex.ProtocolWorkflowEvent(event_type="task_completed", workflow_type="order", instance_id=instance)
+    assert isinstance(event, onex.WorkflowEvent)
+    node = onex.ProtocolWorkflowNodeInfo(node_id="n1", node_type="compute", host="192.168.1.100", port=8080)
+    assert isinstance(node, onex.WorkflowNodeInfo)
+    capability = onex.ProtocolWorkflowNodeCapability(capability_name="payment_processing", max_concurrent_tasks=10)
+    assert isinstance(capability, onex.WorkflowNodeCapability)
+    assert isinstance(onex.ProtocolWorkTask(task_id="t1"), onex.WorkTask)
+
+
+def test_a_result_has_both_words_for_its_error() -> None:
+    good, bad = (
+        onex.OnexResult(success=True, message="done", result_data={"n": 1}),
+        onex.OnexResult(success=False, message="no", error_code="OXF-2001"),
+    )
+    assert (good.error, good.message, good.result_data, good.error_code) == (None, "done", {"n": 1}, None)
+    assert (bad.error, bad.message, bad.result_data, bad.error_code) == ("no", "no", None, "OXF-2001")
+    assert good.timestamp.tzinfo is not None
+
+
+def test_context_values_are_any_json() -> None:
+    values: onex.Context = {"a": 99.99, "b": "ORD-12345", "c": True, "d": None, "e": [1, {"f": ["g"]}]}
+    event = onex.create_workflow_event("task.completed", "order", uuid4(), data=values)
+    assert event.data == values
