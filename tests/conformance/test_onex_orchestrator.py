@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from onexflow.app.system import SystemClock
 from onexflow.client.remote import RemoteService
 from onexflow.engine.protocols import WorkflowOrchestrator
 from onexflow.ports.client_link import RunService
+from onexflow.storage.sqlite import SqliteStore
 from onexflow.testing import Cluster, virtual_time
 from onexflow.testing.conformance.onex_orchestrator import OrchestratorConformance, Script, definitions
 from support.grpc_cluster import grpc_cluster
@@ -19,6 +22,17 @@ class TestInProcess(OrchestratorConformance):
     @pytest.fixture
     async def service(self, script: Script) -> AsyncIterator[RunService]:
         async with Cluster(seed=1) as cluster:
+            for definition in definitions():
+                await cluster.register(definition)
+            await cluster.add_worker(script.worker())
+            yield cluster.engine
+
+
+class TestInProcessOnSqlite(OrchestratorConformance):
+    @pytest.fixture
+    async def service(self, script: Script, tmp_path: Path) -> AsyncIterator[RunService]:
+        clock = SystemClock()
+        async with Cluster(store=SqliteStore(tmp_path / "onex.db", clock=clock), clock=clock) as cluster:
             for definition in definitions():
                 await cluster.register(definition)
             await cluster.add_worker(script.worker())

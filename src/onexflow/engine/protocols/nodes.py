@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 from onexflow.codec.definitions import dump_definition
 from onexflow.codec.payload import decode_value, encode_value
-from onexflow.core.definition import RetryPolicy, TaskRole, TaskSpec, WorkflowDefinition
+from onexflow.core.definition import RetryPolicy, TaskSpec, WorkflowDefinition
 from onexflow.core.errors import BY_CODE, HandlerFailed, InvalidArgument, TaskTimedOut, UnknownNode
 from onexflow.core.ids import DEFAULT_NAMESPACE
 from onexflow.engine.protocols import reading
 from onexflow.ports.client_link import RunOutcome, RunService, StartRequest
+from onexflow.ports.worker_link import Role
 from onexflow.spi.exceptions import InvalidProtocolStateError, ProtocolHandlerError, RegistryError, SPIError
 from onexflow.spi.types import Context
 
@@ -30,7 +31,7 @@ _RAISED: Final = {cls.__name__: cls for cls in _ALL if issubclass(cls, _PASSED_O
 class _Node:
     """What the three kinds have in common."""
 
-    role: ClassVar[TaskRole]
+    role: ClassVar[Role]
 
     def __init__(
         self, service: RunService, node_id: str, *, namespace: str = DEFAULT_NAMESPACE, timeout: float = 0.0
@@ -142,7 +143,7 @@ async def find_node(
     return _KINDS[roles[0]](service, node_id, namespace=namespace, timeout=timeout)
 
 
-def _definition(role: TaskRole, node_id: str) -> WorkflowDefinition:
+def _definition(role: Role, node_id: str) -> WorkflowDefinition:
     """The workflow of one task that calls to a node are runs of. A failure is the caller's to deal with: no retry."""
     name = node_id if _PLAIN.fullmatch(node_id) else sha256(node_id.encode()).hexdigest()[:32]
     once = RetryPolicy(policy="none", max_attempts=1)
