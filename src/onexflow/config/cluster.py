@@ -11,7 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from onexflow.config.settings import DEFAULT_ADDRESS, RoleName
+from onexflow.config.settings import DEFAULT_ADDRESS
+from onexflow.core.definition import Role
 from onexflow.core.errors import InvalidConfiguration
 
 
@@ -36,7 +37,7 @@ class WorkerProcess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     id: str
     modules: tuple[str, ...]
-    roles: tuple[RoleName, ...] = ()
+    roles: tuple[Role, ...] = ()
     #: Tasks at once, for each of its roles; 0: the role's default.
     slots: int = 0
     count: int = 1

@@ -10,12 +10,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from onexflow.core.definition import Role
+
 DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
 MIB: Final = 1024 * 1024
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "pretty", "json"]
-RoleName = Literal["effect", "compute", "reducer"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +133,7 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     #: Addresses of orchestrators; empty: those in the registry, or 127.0.0.1:7411 when that is `memory:`.
     orchestrators: tuple[str, ...] = ()
     #: Serve only handlers of these roles; empty: all.
-    roles: tuple[RoleName, ...] = ()
+    roles: tuple[Role, ...] = ()
     #: Name in the cluster; empty: worker-HOST-PID.
     worker_id: str = ""
     #: host:port of the liveness port, by which others prove that this process has died; port 0 takes any free one.

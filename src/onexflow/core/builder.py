@@ -19,8 +19,8 @@ from onexflow.core.definition import (
     NO_TIMEOUTS,
     Priority,
     RetryPolicy,
+    Role,
     RunRetry,
-    TaskRole,
     TaskSpec,
     Timeouts,
     WorkflowDefinition,
@@ -185,7 +185,7 @@ class WorkflowBuilder:
     def task(
         self,
         name: str,
-        role: TaskRole,
+        role: Role,
         handler: str | None = None,
         *,
         input: InputRef | None = None,

@@ -11,8 +11,8 @@ from typing import Final, Literal
 import msgspec
 
 #: What runs a task, and so what onexflow promises about it (docs/guarantees.md).
-TaskRole = Literal["effect", "compute", "reducer"]
-ROLES: Final[tuple[TaskRole, ...]] = ("effect", "compute", "reducer")
+Role = Literal["effect", "compute", "reducer"]
+ROLES: Final[tuple[Role, ...]] = ("effect", "compute", "reducer")
 
 Priority = Literal["low", "normal", "high", "critical", "urgent"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical", "urgent")
@@ -81,7 +81,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Letters, digits, `_` and `-`, beginning with a letter.
     name: str
-    role: TaskRole
+    role: Role
     #: Name of the handler on the workers; empty means the task's own name.
     handler: str = ""
     #: Tasks that must complete first. If one fails or is skipped, this task is skipped.

@@ -14,16 +14,17 @@ Assignment uses one; it comes back with a later Credits message (never by itself
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
+from onexflow.core import definition
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL, Failure, Payload
 
 PROTOCOL_VERSION = 1
-Role = Literal["effect", "compute", "reducer"]
-ROLES: tuple[Role, ...] = ("effect", "compute", "reducer")
+Role: TypeAlias = definition.Role
+ROLES: Final = definition.ROLES
 
 
 class HandlerInfo(msgspec.Struct, frozen=True):

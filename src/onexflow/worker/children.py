@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from onexflow.core.errors import WorkerLost
 from onexflow.core.payload import Failure, Payload
 from onexflow.ports.clock import Clock
 from onexflow.ports.worker_link import Assignment, Role
@@ -230,7 +231,7 @@ class Child:
         await self._end()
         facts = {"exitcode": code, "pid": process.pid}
         message = f"the child process that ran the handler {_how(code)}"
-        return RemoteFailure(Failure("WorkerLost", message, code="OXF-4003", retryable=True, context=facts))
+        return RemoteFailure(Failure("WorkerLost", message, code=WorkerLost.code, retryable=True, context=facts))
 
     async def _end(self) -> None:
         process, writer = self._process, self._writer
