@@ -376,30 +376,33 @@ class AttemptBook:
         """Decide what came in; acknowledge it when that is durable."""
         answer = _Answer()
         group: list[ItemResult] = []
+        tokens: list[Token] = []
         first: Attempt | None = None
         started_at = 0
         for result in results:
-            attempt = self.attempts.get(result.token)
+            token, status = result.token, result.status
+            attempt = self.attempts.get(token)
             if attempt is None:
                 self._in_background(self._resolve_unknown(session, result))
                 continue
             if first is not None and not (
-                result.status == "completed" and attempt.run is first.run and attempt.task == first.task
+                status == "completed" and attempt.run is first.run and attempt.task == first.task
             ):
-                self._complete(session, first, group, started_at, answer)
-                first, group = None, []
-            if result.status in {"stopped", "returned"} and attempt.session not in (None, session):
-                answer.discarded.append(result.token)  # it runs elsewhere by now, under the same token
+                self._complete(session, first, group, tokens, started_at, answer)
+                first, group, tokens = None, [], []
+            if status in {"stopped", "returned"} and attempt.session not in (None, session):
+                answer.discarded.append(token)  # it runs elsewhere by now, under the same token
                 continue
             self._forget(attempt)
-            if result.status == "completed":
+            if status == "completed":
                 if first is None:
                     first, started_at = attempt, result.started_at
-                group.append(ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result))
+                group.append(ItemResult(attempt.item, token.epoch, token.offset, result.result))
+                tokens.append(token)
             else:
                 self._end(session, attempt, result, answer)
         if first is not None:
-            self._complete(session, first, group, started_at, answer)
+            self._complete(session, first, group, tokens, started_at, answer)
         self._acknowledge(session, answer)
 
     def _acknowledge(self, session: WorkerSession, answer: _Answer) -> None:
@@ -415,10 +418,16 @@ class AttemptBook:
         self._kernel.lane.when_durable(release)
 
     def _complete(
-        self, session: WorkerSession, attempt: Attempt, group: list[ItemResult], started_at: int, answer: _Answer
+        self,
+        session: WorkerSession,
+        attempt: Attempt,
+        group: list[ItemResult],
+        tokens: list[Token],
+        started_at: int,
+        answer: _Answer,
     ) -> None:
         command = CompleteItems(attempt.task, group, session.worker_id, session.incarnation, started_at)
-        self._decide(attempt.run, command, [(r.item, r.epoch, r.offset) for r in group], answer)
+        self._decide(attempt.run, command, tokens, answer)
 
     def _end(self, session: WorkerSession, attempt: Attempt, result: AttemptResult, answer: _Answer) -> None:
         task, item = attempt.task, attempt.item
@@ -433,18 +442,17 @@ class AttemptBook:
             command = StopAttempt(task, item, epoch, offset)
         else:
             command = ReturnAttempt(task, item, epoch, offset)
-        self._decide(attempt.run, command, [(item, epoch, offset)], answer)
+        self._decide(attempt.run, command, [result.token], answer)
 
     def _decide(
         self,
         run: Run,
         command: CompleteItems | FailAttempt | StopAttempt | ReturnAttempt | LoseAttempt,
-        places: list[tuple[int, int, int]],
+        tokens: list[Token],
         answer: _Answer,
     ) -> None:
-        """Decide about the attempts at `places`, and say in `answer` what became of them."""
-        shard = run.shard.id
-        superseded = places
+        """Decide about the attempts with these tokens, and say in `answer` what became of them."""
+        superseded: list[tuple[int, int, int]] | None = None
         if not run.is_over:
             try:
                 superseded = self._kernel.decide(run, command).superseded
@@ -452,15 +460,17 @@ class AttemptBook:
                 return  # the run is read back, and its workers are asked again: they keep what has no answer
             except SPIError as error:
                 log.exception("result.refused", run=str(run.key), error=str(error))
-        self.superseded += len(superseded)
-        if not superseded:
-            answer.recorded.extend(Token(shard, epoch, offset, item) for item, epoch, offset in places)
-            return
-        dropped = set(superseded)
-        for place in places:
-            item, epoch, offset = place
-            side = answer.discarded if place in dropped else answer.recorded
-            side.append(Token(shard, epoch, offset, item))
+        if superseded is None:  # nothing was decided
+            self.superseded += len(tokens)
+            answer.discarded.extend(tokens)
+        elif not superseded:
+            answer.recorded.extend(tokens)
+        else:
+            self.superseded += len(superseded)
+            dropped = set(superseded)
+            for token in tokens:
+                is_dropped = (token.item, token.epoch, token.offset) in dropped
+                (answer.discarded if is_dropped else answer.recorded).append(token)
 
     async def _resolve_unknown(self, session: WorkerSession, result: AttemptResult) -> None:
         """A result of an attempt that is not in memory: superseded, recorded before, or of a parked run."""
@@ -472,7 +482,7 @@ class AttemptBook:
             answer.discarded.append(result.token)
         elif result.status == "completed":
             group = [ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result)]
-            self._complete(session, attempt, group, result.started_at, answer)
+            self._complete(session, attempt, group, [result.token], result.started_at, answer)
         else:
             self._end(session, attempt, result, answer)
         self._acknowledge(session, answer)

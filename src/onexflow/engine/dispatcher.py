@@ -88,7 +88,7 @@ class Dispatcher:
             own = self._queues.get((attempt.role, attempt.handler, node))
             if own is not None and own.sessions:
                 return own
-        return self._queues.get((attempt.role, attempt.handler, "")) or self.queue(attempt.role, attempt.handler)
+        return self.queue(attempt.role, attempt.handler)
 
     def _give(self, attempt: Attempt, session: WorkerSession) -> None:
         session.credits[attempt.role] -= 1
@@ -102,7 +102,7 @@ class Dispatcher:
         for role, handler in session.handler_keys:
             for node in (session.worker_id, ""):
                 queue = self._queues.get((role, handler, node))
-                while queue and session.credits.get(role, 0) > 0:
+                while queue is not None and session.credits.get(role, 0) > 0:
                     attempt = queue.pop()
                     if attempt is None:
                         break

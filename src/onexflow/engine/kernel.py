@@ -52,6 +52,7 @@ class Kernel:
         self._codec = codec
         self._jitter = jitter
         self._shard_count = 0
+        self._last_place: tuple[RunKey | None, int] = (None, 0)
         self._recent: dict[int, RecentRuns] = {}
         self._reloads: set[asyncio.Task[Run | None]] = set()
         self._loading: dict[RunKey, asyncio.Task[Run | None]] = {}
@@ -100,7 +101,11 @@ class Kernel:
     # ---- the way to a run
 
     def shard_of(self, key: RunKey) -> Shard:
-        return self.shards[shard_of_slot(key.slot, self._shard_count)]
+        last, shard_id = self._last_place
+        if last is not key:  # a start asks several times for its one key
+            shard_id = shard_of_slot(key.slot, self._shard_count)
+            self._last_place = (key, shard_id)
+        return self.shards[shard_id]
 
     def resident(self, key: RunKey) -> Run | None:
         """The open run, if it is in memory."""
@@ -184,7 +189,7 @@ class Kernel:
         except Exception as error:
             log.exception("start.failed", run=str(key))
             raise InternalError(f"starting the run failed: {error!r}", {"run": str(key)}) from error
-        run = Run(shard, shard.next_iid, graph, turn.state, start_hash)
+        run = Run(shard, shard.next_iid, graph, turn.state, start_hash, key)
         shard.next_iid += 1
         shard.add(run)
         self._recent[shard.id].add(key, run.iid, start_hash)

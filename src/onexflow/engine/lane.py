@@ -145,7 +145,7 @@ class CommitLane:
                 shard.durable = append.next
                 self.events += append.next - append.head
             self.commits += 1
-            self._on_stored([(run, seq) for run, seq in self._taken_runs])
+            self._on_stored(self._taken_runs)
             for release in releases:
                 _tell(release, None)
             if not self._dirty:
@@ -156,7 +156,7 @@ class CommitLane:
         touched = []
         for shard in self._shards():
             if shard.is_dirty:
-                self._taken_runs.extend((run, run.state.seq) for run in shard.pending.runs.values())
+                self._taken_runs += [(run, run.state.seq) for run in shard.pending.runs.values()]
                 touched.append((shard, shard.take(now)))
         return [append for _, append in touched], touched
 

@@ -54,13 +54,15 @@ class Run:
         "listed_seq", "listed_state", "progress", "shard", "snapshot_after", "snapshot_seq", "start_hash", "state",
     )  # fmt: skip
 
-    def __init__(self, shard: Shard, iid: int, graph: Graph, state: RunState, start_hash: bytes) -> None:
+    def __init__(
+        self, shard: Shard, iid: int, graph: Graph, state: RunState, start_hash: bytes, key: RunKey | None = None
+    ) -> None:
         self.shard = shard
         self.iid = iid
         self.graph = graph
         self.state = state
         self.start_hash = start_hash
-        self.key: RunKey = state.key
+        self.key: RunKey = key or state.key
         self.instance_id = str(self.key.instance_id)
         self.durable_seq = 0
         #: A decision failed by a bug: nothing more is decided until the run is read back.

@@ -102,7 +102,7 @@ class Shard:
     def take(self, now: float, *, checkpoint: bool = True) -> ShardAppend:
         """Pack what is pending into one append, and start collecting anew."""
         pending, self.pending = self.pending, Pending()
-        head = self.next - sum(len(segment.events) for segment in pending.segments)
+        head = pending.segments[0].offset if pending.segments else self.next
         rows = [
             Row(offset, len(events), self.epoch, run.iid, seq, encode_row(at, events, meta))
             for run, offset, seq, at, events, meta in pending.segments

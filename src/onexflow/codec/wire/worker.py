@@ -94,13 +94,12 @@ def _result(message: pb.AttemptResult) -> link.AttemptResult:
             status, error = "failed", _refused(str(wrong))
     if status == "failed" and error is None:
         error = Failure("Error", "The worker gave no error.")
+    started_at, finished_at = message.started_at, message.finished_at
+    if started_at < 0 or finished_at < 0:
+        common.not_negative(started_at, "results.started_at")
+        common.not_negative(finished_at, "results.finished_at")
     return link.AttemptResult(
-        common.token(message.token),
-        cast("Status", status),
-        value,
-        error,
-        common.not_negative(message.started_at, "results.started_at"),
-        common.not_negative(message.finished_at, "results.finished_at"),
+        common.token(message.token), cast("Status", status), value, error, started_at, finished_at
     )
 
 
