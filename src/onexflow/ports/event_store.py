@@ -8,7 +8,7 @@ Implementations: `onexflow.storage.memory`, `onexflow.storage.sqlite`; one confo
   whole, all its parts in one durable transaction; a shard that does not match is left untouched. The same append sent
   twice stores once (the head has moved), which makes retrying an ambiguous append harmless.
 - What `append` says is stored has been fsynced. What it does not say is not known to be stored.
-- Times are the store's clock: UTC nanoseconds, never below the last stored.
+- Times are the store's clock: UTC nanoseconds, never below the last stored, and never standing still.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class EventStore(Protocol):
         """Finish the append under way, release the lock. Idempotent; close before open is legal."""
 
     def now(self) -> int:
-        """The store's clock."""
+        """The store's clock. It goes on when the wall clock is set back."""
 
     async def owners(self) -> Sequence[tuple[int, int, str]]:
         """(shard, epoch, owner) of every shard; epoch 0 and "" when never claimed."""

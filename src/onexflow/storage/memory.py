@@ -28,6 +28,7 @@ from onexflow.ports.event_store import (
     ShardClaim,
     SnapshotRecord,
 )
+from onexflow.storage.time import StoreTime
 
 
 class _Shard:
@@ -53,10 +54,9 @@ class MemoryStore:
     that would pass it raises StoreFull."""
 
     def __init__(self, clock: Clock, shards: int = 8, *, capacity: int | None = None) -> None:
-        self._clock = clock
+        self._time = StoreTime(clock.now, clock.monotonic)
         self._shards = [_Shard() for _ in range(shards)]
         self._definitions: dict[tuple[str, str, int], DefinitionRecord] = {}
-        self._latest = 0
         self._opened = 0
         self._bytes = 0
         self.capacity = capacity
@@ -72,8 +72,7 @@ class MemoryStore:
         self._opened = max(self._opened - 1, 0)
 
     def now(self) -> int:
-        self._latest = max(self._latest, self._clock.now())
-        return self._latest
+        return self._time.now()
 
     async def owners(self) -> Sequence[tuple[int, int, str]]:
         self._check()

@@ -1,8 +1,7 @@
 """SqliteStore: the event store in one file, for one orchestrator. Durable: every append is fsynced (WAL, FULL).
 
 `place` guards the file, `schema` opens it, `writer` appends, `reader` reads; this module is what the port sees.
-Numbers that shaped it are in docs/decisions; the rule of thumb: few sqlite calls, because the event loop holds the
-GIL.
+The rule of thumb that shaped it: few sqlite calls, because each waits for a GIL that the event loop holds.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +34,7 @@ from onexflow.ports.event_store import (
 from onexflow.storage.sqlite import reader, schema
 from onexflow.storage.sqlite.place import LockFile, prepare
 from onexflow.storage.sqlite.writer import Writer, as_bytes
+from onexflow.storage.time import StoreTime
 
 T = TypeVar("T")
 
@@ -52,8 +51,7 @@ class SqliteStore:
         self._path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link to another name
         self._shards = shards
         self._read_clock: Callable[[], int] = time.time_ns if clock is None else clock.now
-        self._latest = 0
-        self._clock_lock = threading.Lock()
+        self._time = StoreTime(self._read_clock, time.monotonic if clock is None else clock.monotonic)
         self._lock = LockFile(self._path)
         self._writer: Writer | None = None
         self._readers: reader.Readers | None = None
@@ -77,9 +75,7 @@ class SqliteStore:
             await asyncio.shield(asyncio.to_thread(self._close, writer, readers))
 
     def now(self) -> int:
-        with self._clock_lock:  # the writer's thread asks too
-            self._latest = max(self._latest, self._read_clock())
-            return self._latest
+        return self._time.now()
 
     async def owners(self) -> Sequence[tuple[int, int, str]]:
         return await self._read(reader.owners)
@@ -185,7 +181,7 @@ class SqliteStore:
                 "INSERT INTO shards VALUES (?, 0, x'', 1, 1, 1, 0)", ((shard,) for shard in range(self._shards))
             )
             connection.execute("COMMIT")
-        self._latest = max(self._latest, latest or 0)
+        self._time.not_below(latest or 0)
 
     def _close(self, writer: Writer, readers: reader.Readers) -> None:
         readers.close()
