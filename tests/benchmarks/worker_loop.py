@@ -12,7 +12,6 @@ import asyncio
 import gc
 import sys
 import time
-from uuid import UUID
 
 from onexflow.core.ids import Token
 from onexflow.core.payload import Payload
@@ -32,16 +31,6 @@ class RealClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-
-class NoIds:
-    """IdSource port; not drawn from here."""
-
-    def uuid(self) -> UUID:
-        return UUID(int=0)
-
-    def random(self) -> float:
-        return 0.5
 
 
 class CountingLink:
@@ -94,7 +83,7 @@ async def measure(batches: int) -> tuple[float, int]:
         return {"ok": True}
 
     async with WorkerRuntime(
-        worker, worker_id="w", incarnation="i", clock=RealClock(), ids=NoIds(), slots={"effect": 2 * BATCH}
+        worker, worker_id="w", incarnation="i", clock=RealClock(), slots={"effect": 2 * BATCH}
     ) as runtime:
         link = CountingLink()
         link.peer = runtime.attach(link)

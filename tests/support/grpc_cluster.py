@@ -38,7 +38,7 @@ async def grpc_cluster(*workers: onexflow.Worker) -> AsyncIterator[onexflow.Clie
         address = await server.start()
         stack.push_async_callback(server.stop, 1.0)
         for number, worker in enumerate(workers):
-            runtime = WorkerRuntime(worker, worker_id=f"w{number}", incarnation=f"w{number}-1", clock=clock, ids=ids)
+            runtime = WorkerRuntime(worker, worker_id=f"w{number}", incarnation=f"w{number}-1", clock=clock)
             await stack.enter_async_context(runtime)
             connections = await connect_worker(runtime, address)
             stack.push_async_callback(connections.close)

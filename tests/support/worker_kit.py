@@ -7,7 +7,6 @@ import heapq
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-from uuid import UUID
 
 import msgspec
 
@@ -62,16 +61,6 @@ class ManualClock:
             await settle()
         self.seconds = end
         await settle()
-
-
-class NoIds:
-    """IdSource port that nobody draws from here."""
-
-    def uuid(self) -> UUID:
-        return UUID(int=0)
-
-    def random(self) -> float:
-        return 0.5
 
 
 class FakeLink:
@@ -150,7 +139,7 @@ class Assigner:
 def runtime(worker: Worker, *, clock: ManualClock | None = None, **slots: int) -> WorkerRuntime:
     """A runtime of `worker` on a clock that stands still."""
     return WorkerRuntime(
-        worker, worker_id="w1", incarnation="i1", clock=clock or ManualClock(), ids=NoIds(),
+        worker, worker_id="w1", incarnation="i1", clock=clock or ManualClock(),
         slots={"effect": 4, "compute": 2, "reducer": 2} | slots,
     )  # fmt: skip
 

@@ -25,11 +25,15 @@ from support.engine_kit import Script, ready, single
 # ---- timers
 
 
+def _all(_: Any) -> bool:
+    return True
+
+
 @virtual_time
 async def test_timers_fire_in_the_order_of_their_due_times_and_never_early() -> None:
     clock = VirtualClock()
     fired: list[tuple[int, float]] = []
-    timers = Timers(clock.now, lambda run, command: fired.append((command.item, clock.monotonic())))
+    timers = Timers(clock.now, lambda run, command: fired.append((command.item, clock.monotonic())), _all)
     for number, seconds in enumerate((30, 10, 20, 10)):
         timers.add(clock.now() + seconds * SECOND, None, FireTimer("retry", 0, number))
     await asyncio.sleep(60)
@@ -43,7 +47,7 @@ async def test_timers_fire_in_the_order_of_their_due_times_and_never_early() -> 
 async def test_a_jump_of_the_wall_clock_is_noticed_within_a_minute() -> None:
     clock = VirtualClock()
     fired: list[float] = []
-    timers = Timers(clock.now, lambda run, command: fired.append(clock.monotonic()))
+    timers = Timers(clock.now, lambda run, command: fired.append(clock.monotonic()), _all)
     timers.add(clock.now() + 3600 * SECOND, None, FireTimer("retry"))
     await asyncio.sleep(1)
     clock.skew = 3600.0
@@ -62,7 +66,7 @@ async def test_a_timer_added_by_a_timer_fires_and_stopped_ones_do_not() -> None:
             timers.add(clock.now(), run, FireTimer("retry"))
             timers.add(clock.now() + 9 * SECOND, run, FireTimer("heartbeat"))
 
-    timers = Timers(clock.now, fire)
+    timers = Timers(clock.now, fire, _all)
     timers.add(clock.now() + SECOND, None, FireTimer("start"))
     await asyncio.sleep(5)
     assert fired == ["start", "retry"]

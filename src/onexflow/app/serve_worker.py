@@ -48,7 +48,7 @@ async def serve(settings: WorkerSettings) -> int:
     liveness = LivenessServer(incarnation)
     connections: WorkerConnections | None = None
     runtime = WorkerRuntime(
-        worker, worker_id=name, incarnation=incarnation, slots=slots, clock=clock, ids=ids, build_id=__version__
+        worker, worker_id=name, incarnation=incarnation, slots=slots, clock=clock, build_id=__version__
     )
     _observe(runtime)
     with StopSignals() as stop:

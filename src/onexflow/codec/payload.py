@@ -107,11 +107,6 @@ def decode_value(payload: Payload) -> Any:
     return CODEC.decode(payload)
 
 
-def decode_contract(payload: Payload) -> Any:
-    """The value of a JSON payload as a handler sees it."""
-    return to_contract(CODEC.decode(payload))
-
-
 def convert(payload: Payload, type_: type[T]) -> T:
     """The value of a JSON payload as a dataclass, a msgspec struct, a TypedDict or any type that msgspec knows.
 

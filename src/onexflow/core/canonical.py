@@ -15,13 +15,8 @@ def canonical_json(definition: WorkflowDefinition) -> bytes:
     return msgspec.json.encode(_plain(definition), order="sorted")
 
 
-def definition_hash(definition: WorkflowDefinition) -> str:
-    """SHA-256 of the canonical JSON, in hex: equal exactly for definitions that mean the same text."""
-    return hash_of(canonical_json(definition))
-
-
 def hash_of(text: bytes) -> str:
-    """The hash of a definition whose canonical JSON is `text`."""
+    """The hash of a definition whose canonical JSON is `text`: equal exactly for definitions that mean the same."""
     return hashlib.sha256(text).hexdigest()
 
 

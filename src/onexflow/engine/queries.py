@@ -108,7 +108,11 @@ class Queries:
         task = asyncio.get_running_loop().create_task(self._follow(key, max(1, from_sequence), listener))
         self._followers.add(task)
         task.add_done_callback(self._followers.discard)
-        return task.cancel  # type: ignore[return-value]  # its answer is of no interest
+
+        def stop() -> None:
+            task.cancel()
+
+        return stop
 
     async def _follow(self, key: RunKey, start: int, listener: FollowListener) -> None:
         wake = asyncio.Event()

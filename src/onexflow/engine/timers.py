@@ -25,7 +25,7 @@ class Timers:
         self,
         now: Callable[[], int],
         fire: Callable[[Run, FireTimer], None],
-        wanted: Callable[[Run], bool] = lambda _: True,
+        wanted: Callable[[Run], bool],
     ) -> None:
         self._now = now
         self._fire = fire

@@ -223,7 +223,6 @@ class Cluster:
             worker_id=name,
             incarnation=f"{name}.{number}",
             clock=self.clock,
-            ids=self.ids,
             slots=slots,
             liveness=f"{name}.{number}",
         )

@@ -20,7 +20,7 @@ from onexflow.codec.payload import JsonCodec
 from onexflow.core.errors import InvalidConfiguration
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL, Failure, Payload, PayloadCodec
-from onexflow.ports.clock import Clock, IdSource
+from onexflow.ports.clock import Clock
 from onexflow.ports.worker_link import (
     PROTOCOL_VERSION,
     ROLES,
@@ -117,7 +117,6 @@ class WorkerRuntime:
         worker_id: str,
         incarnation: str,
         clock: Clock,
-        ids: IdSource,
         slots: Mapping[Role, int] | Mapping[str, int] | None = None,
         codec: PayloadCodec | None = None,
         liveness: str = "",
@@ -133,7 +132,6 @@ class WorkerRuntime:
         self.idle = asyncio.Event()
         self.idle.set()
         self._clock = clock
-        self._ids = ids
         self._build_id = build_id
         self._labels = labels or {}
         self._programs = Programs(clock=clock, codec=codec or JsonCodec(), report=self._report)
