@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import msgspec
 
@@ -48,6 +49,22 @@ TaskRef = Task | str
 InputRef = str | Task | Mapping[str, str | Task]
 
 
+class TaskOptions(TypedDict, total=False):
+    """What may be said of a task beside its name and handler (see `WorkflowBuilder.task`, fields of `TaskSpec`)."""
+
+    input: InputRef | None
+    depends_on: TaskRef | Iterable[TaskRef]
+    after: TaskRef | Iterable[TaskRef]
+    when: str | Task
+    map: str | Task
+    max_parallel: int
+    retry: RetryPolicy | None
+    timeouts: Timeouts
+    priority: Priority
+    allow_failure: bool
+    setup: bool
+
+
 def workflow(
     workflow_type: str,
     version: int = 1,
@@ -77,110 +94,17 @@ class WorkflowBuilder:
         )
         self._tasks: list[TaskSpec] = []
 
-    def effect(
-        self,
-        name: str,
-        handler: str | None = None,
-        *,
-        input: InputRef | None = None,
-        depends_on: TaskRef | Iterable[TaskRef] = (),
-        after: TaskRef | Iterable[TaskRef] = (),
-        when: str | Task = "",
-        map: str | Task = "",
-        max_parallel: int = 0,
-        retry: RetryPolicy | None = None,
-        timeouts: Timeouts = NO_TIMEOUTS,
-        priority: Priority = "normal",
-        allow_failure: bool = False,
-        setup: bool = False,
-    ) -> Task:
+    def effect(self, name: str, handler: str | None = None, **options: Unpack[TaskOptions]) -> Task:
         """A task that touches the world: at most one authorised attempt at a time."""
-        return self.task(
-            name,
-            "effect",
-            handler,
-            input=input,
-            depends_on=depends_on,
-            after=after,
-            when=when,
-            map=map,
-            max_parallel=max_parallel,
-            retry=retry,
-            timeouts=timeouts,
-            priority=priority,
-            allow_failure=allow_failure,
-            setup=setup,
-        )
+        return self.task(name, "effect", handler, **options)
 
-    def compute(
-        self,
-        name: str,
-        handler: str | None = None,
-        *,
-        input: InputRef | None = None,
-        depends_on: TaskRef | Iterable[TaskRef] = (),
-        after: TaskRef | Iterable[TaskRef] = (),
-        when: str | Task = "",
-        map: str | Task = "",
-        max_parallel: int = 0,
-        retry: RetryPolicy | None = None,
-        timeouts: Timeouts = NO_TIMEOUTS,
-        priority: Priority = "normal",
-        allow_failure: bool = False,
-        setup: bool = False,
-    ) -> Task:
+    def compute(self, name: str, handler: str | None = None, **options: Unpack[TaskOptions]) -> Task:
         """A task that is a pure function of its input: it may run again, or elsewhere, at any time."""
-        return self.task(
-            name,
-            "compute",
-            handler,
-            input=input,
-            depends_on=depends_on,
-            after=after,
-            when=when,
-            map=map,
-            max_parallel=max_parallel,
-            retry=retry,
-            timeouts=timeouts,
-            priority=priority,
-            allow_failure=allow_failure,
-            setup=setup,
-        )
+        return self.task(name, "compute", handler, **options)
 
-    def reducer(
-        self,
-        name: str,
-        handler: str | None = None,
-        *,
-        input: InputRef | None = None,
-        depends_on: TaskRef | Iterable[TaskRef] = (),
-        after: TaskRef | Iterable[TaskRef] = (),
-        when: str | Task = "",
-        map: str | Task = "",
-        max_parallel: int = 0,
-        retry: RetryPolicy | None = None,
-        timeouts: Timeouts = NO_TIMEOUTS,
-        priority: Priority = "normal",
-        allow_failure: bool = False,
-        setup: bool = False,
-    ) -> Task:
+    def reducer(self, name: str, handler: str | None = None, **options: Unpack[TaskOptions]) -> Task:
         """A task that folds many inputs into one value."""
-        return self.task(
-            name,
-            "reducer",
-            handler,
-            input=input,
-            depends_on=depends_on,
-            after=after,
-            when=when,
-            map=map,
-            max_parallel=max_parallel,
-            retry=retry,
-            timeouts=timeouts,
-            priority=priority,
-            allow_failure=allow_failure,
-            setup=setup,
-        )
+        return self.task(name, "reducer", handler, **options)
 
     def task(
         self,
