@@ -176,7 +176,9 @@ def _service() -> RemoteService:
 
 
 async def close() -> None:
-    """End the running loop's connection; what was started goes on. Idempotent; the next call connects again."""
+    """End the running loop's connection: calls that wait get Unavailable, what was started goes on. Idempotent; the next
+    call connects again."""
+    await _service().close()
     task = _connecting.pop(asyncio.get_running_loop(), None)
     if task is None:
         return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import UUID, uuid4
 
 import pytest
 
-from onexflow import Client, Unavailable, onex, spi
+from onexflow import Client, Unavailable, WorkflowDefinition, onex, spi, workflow
+from onexflow.client.remote import RemoteService
+from onexflow.testing.conformance.onex_orchestrator import Script, definitions
 from support.grpc_cluster import grpc_cluster
 
 
@@ -52,6 +55,49 @@ async def test_an_orchestrator_that_is_not_there_is_unavailable(monkeypatch: pyt
     with pytest.raises(Unavailable):
         await orchestrator.get_workflow_metrics()
     await onex.close()
+
+
+async def test_close_tells_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    gate = script.gate("prepare")
+    async with grpc_cluster(script.worker()) as client:
+        for definition in definitions():
+            await client.register(definition)
+        monkeypatch.setenv("ONEXFLOW_ADDRESS", client._channels.address)
+        starting = asyncio.ensure_future(onex.get_workflow_orchestrator().start_workflow("guided", uuid4(), {}))
+        async with asyncio.timeout(10):
+            while (await client.metrics("guided")).by_state.get("initializing") != 1:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # it follows the run by now
+        await onex.close()
+        async with asyncio.timeout(5):
+            with pytest.raises(Unavailable):
+                await starting
+        gate.set()
+
+
+async def test_a_client_that_closes_tells_those_who_wait() -> None:
+    async with grpc_cluster() as client:
+        await client.register(_stuck())
+        handle = await client.start("stuck")
+        service = RemoteService.of(client)
+        ended: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        followed: asyncio.Queue[object] = asyncio.Queue()
+        service.wait_run(handle.key, ended.set_result)
+        service.follow_run(handle.key, 1, followed.put_nowait)
+        await followed.get()
+        await client.close()
+        async with asyncio.timeout(5):
+            assert isinstance(await ended, onex.SPIError)
+            while not isinstance(await followed.get(), onex.SPIError):
+                pass
+        await service.close()
+
+
+def _stuck() -> WorkflowDefinition:
+    flow = workflow("stuck")
+    flow.effect("nobody-does-this")
+    return flow.build()
 
 
 async def _refuse() -> Client:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onexflow.client.ids import new_request_id
 from onexflow.codec.wire import common as wire_common
 from onexflow.codec.wire import workflow as wire
+from onexflow.core.errors import Unavailable
 from onexflow.core.ids import RunKey
 from onexflow.ports.client_link import (
     ControlOutcome,
@@ -39,7 +40,8 @@ class RemoteService:
 
     def __init__(self, source: Callable[[], Awaitable[Client]]) -> None:
         self._source = source
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: What is under way, and how to tell the caller that it was given up.
+        self._tasks: dict[asyncio.Task[None], Callable[[SPIError], None]] = {}
 
     @classmethod
     def of(cls, client: Client) -> RemoteService:
@@ -63,7 +65,7 @@ class RemoteService:
                 outcome = error
             reply(outcome)
 
-        self._keep(asyncio.get_running_loop().create_task(start()))
+        self._keep(start(), reply)
 
     def wait_run(self, key: RunKey, reply: Callable[[RunOutcome | SPIError], None]) -> Callable[[], None]:
         async def wait() -> None:
@@ -75,7 +77,7 @@ class RemoteService:
                 outcome = error
             reply(outcome)
 
-        return self._stop_of(asyncio.get_running_loop().create_task(wait()))
+        return self._keep(wait(), reply)
 
     async def control(self, request: ControlRequest) -> ControlOutcome:
         message, method = _control_message(request)
@@ -105,7 +107,7 @@ class RemoteService:
             else:
                 listener(None)
 
-        return self._stop_of(asyncio.get_running_loop().create_task(follow()))
+        return self._keep(follow(), listener)
 
     async def measure_runs(self, namespace: str, workflow_type: str = "") -> RunMetrics:
         request = pb.GetWorkflowMetricsRequest(namespace=namespace, workflow_type=workflow_type)
@@ -126,11 +128,13 @@ class RemoteService:
         return await (await self._source()).nodes()
 
     async def close(self) -> None:
-        """Give up what is under way. The client is its owner's to close."""
-        tasks = list(self._tasks)
-        for task in tasks:
+        """Give up what is under way on the running loop: those who wait get Unavailable. The client is its owner's to
+        close."""
+        loop = asyncio.get_running_loop()
+        given_up = [task for task in self._tasks if task.get_loop() is loop]
+        for task in given_up:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*given_up, return_exceptions=True)
 
     async def _unary(self, method: str, request: Any) -> Any:
         client = await self._source()
@@ -138,17 +142,23 @@ class RemoteService:
             lambda seconds: getattr(client._channels.workflows, method)(request, timeout=seconds)
         )
 
-    def _stop_of(self, task: asyncio.Task[None]) -> Callable[[], None]:
-        self._keep(task)
+    def _keep(self, work: Coroutine[Any, Any, None], tell: Callable[[SPIError], None]) -> Callable[[], None]:
+        """Do it in the background; returns the way to stop it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[task] = tell
+
+        def ended(task: asyncio.Task[None]) -> None:
+            given_up = self._tasks.pop(task, None)
+            if given_up is not None and task.cancelled():  # by `close`, or with the client's own streams
+                given_up(Unavailable("the connection was closed"))
+
+        task.add_done_callback(ended)
 
         def stop() -> None:
+            self._tasks.pop(task, None)
             task.cancel()
 
         return stop
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _key(key: RunKey) -> common_pb2.RunKey:
