@@ -7,10 +7,14 @@ from uuid import UUID
 
 import pytest
 
-from onexflow.core.errors import InvalidArgument, RunFailed, UnknownRun
+from onexflow.codec.rows import encode_row
+from onexflow.core.errors import InternalError, InvalidArgument, RunFailed, UnknownRun
+from onexflow.core.events import TaskCompleted
 from onexflow.core.ids import RunKey
+from onexflow.core.payload import NULL
 from onexflow.core.turn import SECOND
 from onexflow.engine.recovery import RecentRuns
+from onexflow.ports.event_store import Row, ShardAppend
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing import Cluster, virtual_time
 from support.engine_kit import Script, ready, single, until
@@ -102,3 +106,31 @@ def test_starts_in_plenty_are_known_to_be_new_without_a_look_up() -> None:
         assert recent.must_be_new(key, now)
         recent.add(key, number, b"")
     assert not recent.must_be_new(RunKey("default", "single", _uuid7(now - SECOND)), now)
+
+
+@virtual_time
+async def test_a_run_whose_stored_events_make_no_sense_stops_nothing_else() -> None:
+    script = Script()
+    gate = script.gate("calc")
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        bad, good = [(await cluster.start("single", number)).key for number in range(2)]
+        await script.called("calc", 2)
+        run = cluster.engine._kernel.resident(bad)
+        assert run is not None
+        shard, iid, seq = run.shard.id, run.iid, run.state.seq
+        await cluster.crash_orchestrator()
+        await cluster.store.open()
+        epoch = next(epoch for number, epoch, _ in await cluster.store.owners() if number == shard)
+        claim = await cluster.store.claim(shard, epoch, "nobody")
+        assert claim is not None
+        data = encode_row(cluster.clock.now(), [TaskCompleted(99, [7], [NULL])])
+        row = Row(claim.head, 1, claim.epoch, iid, seq + 1, data)
+        append = ShardAppend(shard=shard, epoch=claim.epoch, head=claim.head, next=claim.head + 1, rows=[row])
+        await cluster.store.append([append])
+        await cluster.store.close()
+        await cluster.restart_orchestrator()
+        gate.set()
+        assert await cluster.result(good) == 1
+        with pytest.raises(InternalError, match="cannot be read back"):
+            await cluster.state(bad)

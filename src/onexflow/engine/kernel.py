@@ -154,7 +154,7 @@ class Kernel:
             parked = await self.store.get_parked(shard.id, record.iid)
         except Unavailable:
             raise
-        except SPIError as error:
+        except Exception as error:  # its events make no sense to this release, in whatever way
             log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
             return None
         resident = shard.by_key.get(key)
