@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onexflow import __version__
-from onexflow.app import exits, places
+from onexflow.app import adapters, exits
 from onexflow.app.signals import StopSignals
 from onexflow.app.supervisor import Supervisor
 from onexflow.client import connect
@@ -52,7 +52,7 @@ def dev(
         auto (a private one, if there is one to be found), none, or host:port,host:port of yours.
     """
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a real stream, not a test's buffer
-    places.make_importable(os.getcwd())  # noqa: PTH109 - sys.path holds strings
+    adapters.make_importable(os.getcwd())  # noqa: PTH109 - sys.path holds strings
     if cluster is not None and (modules or example):
         raise InvalidConfiguration("--cluster says which modules run: name no module and no --example beside it")
     wanted = load_cluster(cluster) if cluster is not None else _cluster_of(modules, example or [], listen, data, etcd)

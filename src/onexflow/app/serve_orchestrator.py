@@ -9,12 +9,13 @@ from typing import Any, Final
 import structlog
 
 from onexflow import __version__
-from onexflow.app import exits, places, telemetry
+from onexflow.app import adapters, exits, telemetry
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
 from onexflow.codec.payload import JsonCodec
 from onexflow.config import OrchestratorSettings
+from onexflow.core.address import split_address
 from onexflow.core.errors import Coded
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.rpc.liveness import LivenessServer, TcpProber
@@ -29,7 +30,7 @@ _SWITCH_INTERVAL: Final = 0.0005
 async def serve(settings: OrchestratorSettings) -> int:
     """Serve until a signal, or until the store is lost. Raises what made a start impossible."""
     clock, ids = SystemClock(), SystemIds()
-    name = settings.node_id or f"orchestrator-{places.host()}"
+    name = settings.node_id or f"orchestrator-{adapters.host()}"
     incarnation = ids.uuid().hex
     logging.configure(settings.log.level, settings.log.format, node=name)
     end_telemetry = telemetry.wire("onex-orchestrator", name)
@@ -39,10 +40,11 @@ async def serve(settings: OrchestratorSettings) -> int:
         if not lost.done():
             lost.set_result(error)
 
-    registry = places.registry_of(settings.registry, settings.cluster, clock)
+    host, _ = split_address(settings.listen) or ("127.0.0.1", 0)
+    registry = adapters.registry_of(settings.registry, settings.cluster, clock)
     liveness = LivenessServer(incarnation)
     orchestrator = Orchestrator(
-        places.store_of(settings.store, clock),
+        adapters.store_of(settings.store, clock),
         registry,
         clock=clock,
         ids=ids,
@@ -60,7 +62,7 @@ async def serve(settings: OrchestratorSettings) -> int:
             await registry.start()
             await orchestrator.start(version=__version__)
             address = await server.start()
-            answering = await liveness.start(_host_of(settings.listen))
+            answering = await liveness.start(host)
             await orchestrator.announce(settings.advertise or address, answering)
             sys.setswitchinterval(_SWITCH_INTERVAL)
             settle_memory()
@@ -91,7 +93,3 @@ async def _until(requested: asyncio.Event, lost: asyncio.Future[Coded]) -> None:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
         asked.cancel()
-
-
-def _host_of(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]")

@@ -11,12 +11,13 @@ from typing import Final
 import structlog
 
 from onexflow import __version__
-from onexflow.app import exits, places, telemetry
+from onexflow.app import adapters, exits, telemetry
 from onexflow.app.handlers import check_serves, load_workers
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
 from onexflow.config import WorkerSettings
+from onexflow.core.address import split_address
 from onexflow.ports.registry import MemberEvent, NodeRecord, Registry
 from onexflow.ports.worker_link import ROLES, Role
 from onexflow.rpc.liveness import LivenessServer
@@ -36,15 +37,15 @@ _LONELY: Final = 10.0
 async def serve(settings: WorkerSettings) -> int:
     """Serve until a signal. Raises what made a start impossible."""
     clock, ids = SystemClock(), SystemIds()
-    name = settings.worker_id or f"worker-{places.host()}-{os.getpid()}"
+    name = settings.worker_id or f"worker-{adapters.host()}-{os.getpid()}"
     incarnation = ids.uuid().hex
     logging.configure(settings.log.level, settings.log.format, node=name)
     end_telemetry = telemetry.wire("onex-worker", name)
-    places.make_importable(os.getcwd())  # noqa: PTH109 - sys.path holds strings
+    adapters.make_importable(os.getcwd())  # noqa: PTH109 - sys.path holds strings
     worker = load_workers(settings.modules, name)
     check_serves(worker, settings.roles)
     slots = _slots(settings)
-    registry = places.registry_of(settings.registry, settings.cluster, clock)
+    registry = adapters.registry_of(settings.registry, settings.cluster, clock)
     liveness = LivenessServer(incarnation)
     connections: WorkerConnections | None = None
     runtime = WorkerRuntime(
@@ -55,8 +56,7 @@ async def serve(settings: WorkerSettings) -> int:
         background: list[asyncio.Task[None]] = []
         try:
             await registry.start()
-            host, _, port = settings.liveness.rpartition(":")
-            runtime.liveness = await liveness.start(host.strip("[]"), int(port))
+            runtime.liveness = await liveness.start(*(split_address(settings.liveness) or ()))
             await runtime.start()
             records = _records(worker, name, incarnation, runtime.liveness, slots, clock.now())
             for record in records:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import cyclopts
 
+from onexflow.cli.common import Common, connected
 from onexflow.cli.inputs import read_text
 from onexflow.cli.output import plain, when
-from onexflow.cli.session import Common, session
 
 if TYPE_CHECKING:
     from onexflow.core.definition import WorkflowDefinition
@@ -20,7 +20,7 @@ app = cyclopts.App(name="definition", help="Workflow definitions: check and regi
 @app.command(name="list")
 async def list_(*, common: Common = Common()) -> None:
     """What is registered: types and versions."""
-    async with session(common) as client:
+    async with connected(common) as client:
         found = await client.definitions()
     if common.out.json:
         for info in found:
@@ -81,7 +81,7 @@ async def register(file: str, /, *, common: Common = Common()) -> None:
 
     definition = _load(file)
     compile_graph(definition)
-    async with session(common) as client:
+    async with connected(common) as client:
         info = await client.register(definition)
     if common.out.json:
         common.out.data(info)

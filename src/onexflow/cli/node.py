@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import cyclopts
 
+from onexflow.cli.common import Common, connected
 from onexflow.cli.output import when
-from onexflow.cli.session import Common, session
 from onexflow.core.errors import UnknownNode
 
 app = cyclopts.App(name="node", help="The orchestrators and workers of the cluster.")
@@ -14,7 +14,7 @@ app = cyclopts.App(name="node", help="The orchestrators and workers of the clust
 @app.command(name="list")
 async def list_(*, common: Common = Common()) -> None:
     """Every process that the orchestrator knows, one line a role."""
-    async with session(common) as client:
+    async with connected(common) as client:
         nodes = await client.nodes()
     if common.out.json:
         for node in nodes:
@@ -44,10 +44,10 @@ async def show(node_id: str, /, *, common: Common = Common()) -> None:
     node_id
         Name of the node.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         nodes = [node for node in await client.nodes() if node.node_id == node_id]
     if not nodes:
-        raise UnknownNode(f"there is no node {node_id}", {"node_id": node_id})
+        raise UnknownNode(f"there is no node {node_id}", {"node": node_id})
     if common.out.json:
         for node in nodes:
             common.out.data(node)
@@ -81,7 +81,7 @@ async def drain(node_id: str, /, *, common: Common = Common()) -> None:
     node_id
         Name of the node.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         changed = await client.drain(node_id)
     if common.out.json:
         common.out.data({"node_id": node_id, "changed": changed})

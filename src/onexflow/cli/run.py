@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import cyclopts
 from cyclopts import Parameter
 
+from onexflow.cli.common import Common, connected, find_run, with_nearest
 from onexflow.cli.inputs import json_value
 from onexflow.cli.output import Output, payload, plain, rfc3339, short, span, when
-from onexflow.cli.session import Common, find_run, session, with_nearest
 from onexflow.core.errors import InvalidArgument, RunFailed, UnknownWorkflowType
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ async def start(
         Wait for its end and print its result.
     """
     value = json_value(input, "--input")
-    async with session(common) as client:
+    async with connected(common) as client:
         try:
             handle = await client.start(
                 workflow_type,
@@ -111,7 +111,7 @@ async def list_(
     limit
         At most this many.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         runs = [run async for run in client.list(type, state, limit=limit)]
     if common.out.json:
         for run in runs:
@@ -135,7 +135,7 @@ async def show(run: str, /, *, common: Common = Common()) -> None:
     run
         TYPE/ID, or ID alone.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         view = await (await find_run(client, run)).state()
     if common.out.json:
         common.out.data(view)
@@ -163,7 +163,7 @@ async def history(
     follow
         Go on with what happens, until the run ends.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         handle = await find_run(client, run)
         if follow:
             async for event in handle.follow(from_sequence):
@@ -198,7 +198,7 @@ async def result(
     timeout
         Seconds to wait at the most; the run goes on. Without: as long as it takes.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         await _print_result(await find_run(client, run), common.out, timeout)
 
 
@@ -213,7 +213,7 @@ async def pause(run: str, /, *, reason: str = "", common: Common = Common()) -> 
     reason
         Why; kept with the run.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         _steered(await (await find_run(client, run)).pause(reason), common.out)
 
 
@@ -228,7 +228,7 @@ async def resume(run: str, /, *, reason: str = "", common: Common = Common()) ->
     reason
         Why; kept with the run.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         _steered(await (await find_run(client, run)).resume(reason), common.out)
 
 
@@ -243,7 +243,7 @@ async def cancel(run: str, /, *, reason: str = "", common: Common = Common()) ->
     reason
         Why; kept with the run.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         _steered(await (await find_run(client, run)).cancel(reason), common.out)
 
 
@@ -258,7 +258,7 @@ async def assign(run: str, node: str = "", /, *, common: Common = Common()) -> N
     node
         Id of the worker; none takes the assignment back.
     """
-    async with session(common) as client:
+    async with connected(common) as client:
         _steered(await (await find_run(client, run)).assign(node), common.out)
 
 
@@ -301,7 +301,7 @@ async def resolve(
     decision: dict[str, Any] = {"retry": True} if retry else {"fail": fail}
     if result is not None:
         decision = {"result": json_value(result, "--result")}
-    async with session(common) as client:
+    async with connected(common) as client:
         handle = await find_run(client, run)
         _steered(await handle.resolve(task, item, reason=reason, **decision), common.out)
 
@@ -320,7 +320,7 @@ async def watch(run: str, /, *, common: Common = Common()) -> int:
     from onexflow.app import exits
     from onexflow.cli.live import watch_tasks
 
-    async with session(common) as client:
+    async with connected(common) as client:
         handle = await find_run(client, run)
         if common.out.json or not sys.stdout.isatty():
             async for event in handle.follow():

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import grpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from onexflow.config import DEFAULT_ADDRESS
+from onexflow.core.address import split_address
 from onexflow.core.errors import Draining, InvalidArgument, ShardMoved, Unavailable
 from onexflow.rpc.channel import open_channel
 from onexflow.rpc.status import DETAILS, from_rpc_error
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import admin_pb2_grpc, workflow_pb2_grpc
 
-DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
 Answer = TypeVar("Answer")
 
 
@@ -25,8 +26,7 @@ def parse_addresses(addresses: str | Iterable[str] | None) -> tuple[str, ...]:
     given = addresses or os.environ.get("ONEXFLOW_ADDRESS") or DEFAULT_ADDRESS
     names = [part.strip() for part in (given.split(",") if isinstance(given, str) else given)]
     for name in names:
-        host, _, port = name.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:
+        if split_address(name) is None:
             raise InvalidArgument(
                 f"address {name!r}: host:port is needed, for example {DEFAULT_ADDRESS}", field="address"
             )

@@ -21,7 +21,6 @@ from onexflow.config.settings import (
     SlotSettings,
     StoreSettings,
     WorkerSettings,
-    is_loopback,
 )
 from onexflow.config.sources import Loaded, load, meanings, paths
 
@@ -41,7 +40,6 @@ __all__ = [
     "StoreSettings",
     "WorkerProcess",
     "WorkerSettings",
-    "is_loopback",
     "load",
     "load_cluster",
     "meanings",

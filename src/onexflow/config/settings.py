@@ -5,11 +5,11 @@ How values come in (defaults < TOML < environment < flags) is `onexflow.config.s
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Final, Literal
 
 import msgspec
 
+from onexflow.core.address import is_loopback, split_address
 from onexflow.core.definition import Role
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
@@ -159,24 +159,8 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
         return self.orchestrators or (() if self.registry.url.startswith("etcd3:") else (DEFAULT_ADDRESS,))
 
 
-def is_loopback(address: str) -> bool:
-    """Whether `host:port` can be reached from this machine alone."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or address.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _is_address(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isdecimal() and int(port) < 65536
-
-
 def _address_problems(setting: str, address: str) -> list[tuple[str, str]]:
-    return [] if _is_address(address) else [(setting, f"{address!r} is not host:port")]
+    return [] if split_address(address) else [(setting, f"{address!r} is not host:port")]
 
 
 def _positive(setting: str, value: float) -> list[tuple[str, str]]:

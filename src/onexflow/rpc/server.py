@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import socket
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from onexflow.core.address import is_loopback, split_address
 from onexflow.core.errors import InvalidConfiguration, PortBusy
 from onexflow.ports.client_link import OrchestratorService
 from onexflow.rpc.admin_service import AdminEndpoint, WorkerEndpoint
@@ -115,14 +115,14 @@ class GrpcServer:
         await server.stop(grace)
 
     def _checked_address(self) -> tuple[str, int]:
-        host, _, port = self._address.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:
+        if split_address(self._address) is None:
             raise InvalidConfiguration(f"{self._address!r} is no host:port.", {"address": self._address})
-        if not (self._allow_insecure or _is_loopback(host.strip("[]"))):
+        if not (self._allow_insecure or is_loopback(self._address)):
             raise InvalidConfiguration(
                 f"{self._address} can be reached from other machines, and the connection would not be encrypted.",
                 {"address": self._address, "hint": "Serve 127.0.0.1, or allow it by name (insecure)."},
             )
+        host, _, port = self._address.rpartition(":")  # the brackets stay: this becomes an address again
         return host, int(port)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
@@ -146,15 +146,6 @@ class GrpcServer:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *SERVICES):
             await self._health.set(name, status)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_free(host: str, port: int) -> None:

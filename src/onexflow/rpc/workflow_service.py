@@ -11,8 +11,10 @@ from typing import Any, Final
 from onexflow.codec.wire import common
 from onexflow.codec.wire import workflow as wire
 from onexflow.codec.wire.worker import cut
+from onexflow.core.definition import MAX_TEXT
 from onexflow.core.errors import InvalidArgument, Overloaded
 from onexflow.core.ids import RunKey
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
 from onexflow.ports.client_link import EventView, OrchestratorService, RunOutcome, StartOutcome, StartRequest
 from onexflow.rpc.client_session import ClientStream
 from onexflow.rpc.status import judged
@@ -21,9 +23,6 @@ from onexflow.rpc.unary import traceparent, unary
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import workflow_pb2 as pb
 
-#: States in which a run has ended.
-ENDED: Final = frozenset({"completed", "failed", "cancelled", "timeout", "compensated"})
-MAX_DEFINITION: Final = 4 << 20
 #: Events that may wait for a slow follower before it is sent away, to come back from where it was.
 MAX_FOLLOWED: Final = 10_000
 
@@ -48,7 +47,7 @@ class WorkflowEndpoint:
         key = wire.key(request)
         if not request.wait:
             state = (await self._service.describe_run(key)).state
-            if state not in ENDED:
+            if state not in TERMINAL_WORKFLOW_STATES:
                 return pb.GetResultResponse(state=state)
         outcome = await self._wait(key)
         return pb.GetResultResponse(outcome=wire.run_outcome_to_pb(outcome), state=outcome.state)
@@ -114,10 +113,8 @@ class WorkflowEndpoint:
         self, request: pb.RegisterDefinitionRequest, context: Context
     ) -> pb.RegisterDefinitionResponse:
         size = len(request.definition)
-        if not 0 < size <= MAX_DEFINITION:
-            raise InvalidArgument(
-                f"The definition has {size} bytes; it must have 1 to {MAX_DEFINITION}.", field="definition"
-            )
+        if not 0 < size <= MAX_TEXT:
+            raise InvalidArgument(f"The definition has {size} bytes; it must have 1 to {MAX_TEXT}.", field="definition")
         common.optional_name(request.request_id, "request_id")
         info = await self._service.register_definition(wire.namespace(request.namespace), request.definition)
         return pb.RegisterDefinitionResponse(info=wire.definition_info_to_pb(info))

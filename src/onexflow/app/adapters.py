@@ -1,4 +1,4 @@
-"""From settings to adapters: stores, registries, names."""
+"""From settings to the adapters that they name: stores and registries; and what the programs know of this machine."""
 
 from __future__ import annotations
 

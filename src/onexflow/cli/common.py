@@ -40,7 +40,7 @@ class Common:
 
 
 @asynccontextmanager
-async def session(common: Common) -> AsyncIterator[Client]:
+async def connected(common: Common) -> AsyncIterator[Client]:
     """A connected client, closed at the end."""
     from onexflow.client import connect
 
