@@ -1,0 +1,164 @@
+"""Print the CPU that an orchestrator uses for one no-op task, without gRPC: engine, wire form, SQLite with its thread.
+
+    PYTHONPATH=tests python tests/benchmarks/engine_loop.py [chain | single] [RUNS]
+
+Clients and worker are calls in the same process. What the worker would do for its half of the wire is not counted. It
+varies a third as much as `scripts/bench`, so a change of a few µs a task shows: run it in turns with the commit before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+
+from benchmarks.bench.workloads import definitions
+from onexflow.app.system import SystemClock, SystemIds
+from onexflow.app.tuning import settle_memory
+from onexflow.codec.definitions import dump_definition
+from onexflow.codec.payload import JsonCodec
+from onexflow.codec.wire import worker as wire
+from onexflow.core.payload import Payload
+from onexflow.engine.orchestrator import Orchestrator
+from onexflow.ports.client_link import RunOutcome, StartOutcome, StartRequest
+from onexflow.ports.worker_link import (
+    Ack,
+    Assignment,
+    Assignments,
+    AttemptResult,
+    Credits,
+    HandlerInfo,
+    Hello,
+    Results,
+    ToWorker,
+    WorkerPeer,
+)
+from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
+from onexflow.spi.exceptions import SPIError
+from onexflow.storage.sqlite import SqliteStore
+from onexflow.v1 import worker_pb2 as pb
+
+BATCH = 64
+WIDTH = 200
+ROUNDS = 5
+INPUT = Payload(b'{"order_id":"ORD-12345","customer_id":"CUST-67890","amount":99.99,"note":"%s"}' % (b"x" * 30))
+RESULT = Payload(b'{"ok":true}')
+
+
+class InstantWorker:
+    """A worker's stream whose handlers take no time. `excluded`: CPU seconds of the worker's half of the wire."""
+
+    def __init__(self) -> None:
+        self.peer: WorkerPeer | None = None
+        self.excluded = 0.0
+        self._waiting: list[Assignment] = []
+
+    def send(self, message: ToWorker) -> None:
+        if isinstance(message, Assignments | Ack):
+            for one in wire.to_responses(message):
+                one.SerializeToString()
+        if isinstance(message, Assignments):
+            if not self._waiting:
+                asyncio.get_running_loop().call_soon(self._answer)
+            self._waiting.extend(message.assignments)
+
+    def close(self, reason: str = "") -> None:
+        """Nothing is open."""
+
+    def _answer(self) -> None:
+        taken, self._waiting = self._waiting, []
+        at = time.time_ns()
+        for first in range(0, len(taken), BATCH):
+            part = taken[first : first + BATCH]
+            self._say(Results([AttemptResult(one.token, "completed", RESULT, None, at, at) for one in part]))
+        self._say(Credits({"compute": len(taken)}))
+
+    def _say(self, message: Results | Credits) -> None:
+        assert self.peer is not None
+        began = time.thread_time()
+        raw = [one.SerializeToString() for one in wire.to_requests(message)]
+        self.excluded += time.thread_time() - began
+        for one in raw:
+            self.peer.on_message(wire.from_request(pb.SessionRequest.FromString(one)))
+
+
+class Load:
+    """Keeps `WIDTH` runs open until `runs` have ended."""
+
+    def __init__(self, orchestrator: Orchestrator, workflow_type: str, runs: int) -> None:
+        self._orchestrator = orchestrator
+        self._type = workflow_type
+        self._ids = SystemIds()
+        self._to_start = self._to_end = runs
+        self.over = asyncio.Event()
+
+    def start(self) -> None:
+        if self._to_start:
+            self._to_start -= 1
+            request_id = str(self._ids.uuid())
+            self._orchestrator.start_run(
+                StartRequest(namespace="default", workflow_type=self._type, input=INPUT, request_id=request_id),
+                self._started,
+            )
+
+    def _started(self, outcome: StartOutcome | SPIError) -> None:
+        if isinstance(outcome, SPIError):
+            raise outcome
+        self._orchestrator.wait_run(outcome.key, self._ended)
+
+    def _ended(self, outcome: RunOutcome | SPIError) -> None:
+        assert isinstance(outcome, RunOutcome), outcome
+        assert outcome.state == "completed", outcome
+        self._to_end -= 1
+        if self._to_end:
+            asyncio.get_running_loop().call_soon(self.start)
+        else:
+            self.over.set()
+
+
+async def measure(shape: str, runs: int) -> tuple[float, float]:
+    """(CPU seconds of the process, of the loop's thread)"""
+    clock, ids = SystemClock(), SystemIds()
+    with tempfile.TemporaryDirectory(prefix="onexflow-bench-") as folder:
+        registry = MemoryRegistry(MemoryRegistryHub(clock))
+        await registry.start()
+        orchestrator = Orchestrator(
+            SqliteStore(f"{folder}/bench.db", clock=clock), registry, clock=clock, ids=ids, codec=JsonCodec(),
+            orchestrator_id="o", incarnation="i",
+        )  # fmt: skip
+        await orchestrator.start()
+        for definition in definitions():
+            await orchestrator.register_definition("default", dump_definition(definition))
+        worker = InstantWorker()
+        worker.peer = peer = orchestrator.accept_worker(worker)
+        handlers = (HandlerInfo("compute", "noop", True),)
+        peer.on_message(Hello(worker_id="w", incarnation="w", handlers=handlers, slots={"compute": BATCH}))
+        peer.on_message(Credits({"compute": 5 * BATCH}))
+        load = Load(orchestrator, f"bench-{shape}-compute", runs)
+        settle_memory()
+        process, thread = time.process_time(), time.thread_time()
+        for _ in range(WIDTH):
+            load.start()
+        await load.over.wait()
+        process, thread = time.process_time() - process, time.thread_time() - thread
+        await orchestrator.stop()
+        await registry.close()
+    return process - worker.excluded, thread - worker.excluded
+
+
+def main() -> None:
+    shape = sys.argv[1] if len(sys.argv) > 1 else "chain"
+    runs = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
+    sys.setswitchinterval(0.0005)
+    # The best of several rounds: what else runs on the machine only ever adds.
+    process, thread = min(asyncio.run(measure(shape, runs)) for _ in range(ROUNDS))
+    tasks = runs * (10 if shape == "chain" else 1)
+    sys.stdout.write(
+        f"{shape}: {process / tasks * 1e6:.0f} µs CPU a task ({thread / tasks * 1e6:.0f} of the loop's thread);"
+        f" {tasks} tasks\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
