@@ -20,7 +20,7 @@ from onexflow.core.errors import (
     UnknownWorkflowType,
 )
 from onexflow.core.ids import RunKey
-from onexflow.engine import kernel
+from onexflow.engine import housekeeping, kernel
 from onexflow.testing import Cluster, virtual_time
 from onexflow.worker.errors import Fatal, Retry
 from support.engine_kit import Script, ready, single, types, until
@@ -546,3 +546,22 @@ async def test_a_decision_that_fails_by_a_bug_hurts_only_its_run_and_is_made_aga
             await until(lambda: not cluster.workers["w1"].runtime.statistics().unacknowledged)
     finally:
         patch.undo()
+
+
+def test_the_answer_to_a_request_id_is_kept_for_so_long_and_then_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(housekeeping, "FORGET_SECONDS", 10.0)
+
+    @virtual_time
+    async def story() -> None:
+        async with Cluster() as cluster:
+            await cluster.register(single("compute", "calc").build())
+            key = (await cluster.start("single", 5)).key
+            first = await cluster.control(key, "pause", request_id="r1")
+            await asyncio.sleep(55)
+            assert await cluster.control(key, "pause", request_id="r1") == first
+            assert (await cluster.store.statistics())["requests"] == 1
+            await asyncio.sleep(20)
+            assert (await cluster.store.statistics())["requests"] == 0
+
+    story()

@@ -1,5 +1,5 @@
-"""What is done by the clock and by nobody's request: beats for the lease, demand for the workers, parking idle runs and
-waking parked ones."""
+"""What is done by the clock and by nobody's request: beats for the lease, demand for the workers, parking idle runs,
+waking parked ones, and forgetting old request ids."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ TICK_SECONDS = 0.1
 SWEEP_SECONDS = 2.0
 #: A run with nothing under way for so long is paged out, unless a timer of it is due sooner than this.
 IDLE_SECONDS = 10.0
+#: How long the answer to a request id is kept, for a caller that repeats it; and how often older ones are looked for.
+ANSWER_SECONDS = 24 * 3600.0
+FORGET_SECONDS = 600.0
 
 
 class Housekeeping:
@@ -43,7 +46,7 @@ class Housekeeping:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        swept = loop.time()
+        swept = forgot = loop.time()
         while True:
             self._registry.beat()
             self._book.tell_demand()
@@ -54,6 +57,12 @@ class Housekeeping:
                     await self.wake_parked()
                 except SPIError as error:
                     log.warning("parked.unread", error=str(error))
+            if loop.time() - forgot >= FORGET_SECONDS:
+                forgot = loop.time()
+                try:
+                    await self._kernel.store.forget_requests(self._kernel.store.now() - int(ANSWER_SECONDS * SECOND))
+                except SPIError as error:
+                    log.warning("requests.unforgotten", error=str(error))
             await asyncio.sleep(TICK_SECONDS)
 
     def park_idle(self, now: float) -> int:

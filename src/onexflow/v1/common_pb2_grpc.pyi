@@ -12,6 +12,7 @@ Conventions of the whole API:
   * A message on the wire is at most 8 MiB, a payload in it at most 2 MiB. Batches are cut at 64 entries and 1 MiB.
   * Every mutating request has a request_id, chosen by the caller (UUIDv7 advised). A repeated call with the same
     request_id has no second effect and gets the first answer, also after a failover. Empty: no such promise.
+    Answers are kept for a day; a start is known by its request_id for as long as its run is.
   * Errors follow the Google error model: the gRPC status with google.rpc.Status details: ErrorInfo (domain
     "onexflow", reason = our stable code such as "OXF-2002", metadata "context" = the facts as JSON), RetryInfo when
     it is worth trying again, BadRequest with the field's name when an argument is wrong.
