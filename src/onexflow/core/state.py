@@ -106,6 +106,10 @@ class RunState(msgspec.Struct, array_like=True):
     #: The node that the run is assigned to: its tasks go there while the node is connected.
     node: str = ""
 
+    def is_active(self, *, setup: bool) -> bool:
+        """May attempts of a task (of the set-up, or not) leave now? Not while the run is paused, retrying or over."""
+        return self.status == "running" or (setup and self.status == "initializing")
+
     @property
     def key(self) -> RunKey:
         return RunKey(self.namespace, self.workflow_type, UUID(bytes=self.instance))

@@ -57,9 +57,8 @@ class Turn:
         return offset
 
     def is_active(self, task: int) -> bool:
-        """May attempts of this task leave now? Not while the run is paused, retrying or over."""
-        status = self.state.status
-        return status == "running" or (status == "initializing" and self.graph.specs[task].setup)
+        """May attempts of this task leave now?"""
+        return self.state.is_active(setup=self.graph.specs[task].setup)
 
     def dispatch(self, task: int, first: int, count: int, offset: int) -> None:
         """Ask for items that this decision scheduled to be sent, as far as the task's window reaches. Held back while

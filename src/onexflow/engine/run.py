@@ -86,5 +86,4 @@ class Run:
 
     def may_dispatch(self, task: int) -> bool:
         """May attempts of this task leave now?"""
-        status = self.state.status
-        return status == "running" or (status == "initializing" and self.graph.specs[task].setup)
+        return self.state.is_active(setup=self.graph.specs[task].setup)
