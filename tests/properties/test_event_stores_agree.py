@@ -20,6 +20,7 @@ from onexflow.ports.event_store import (
     ParkedRecord,
     RequestRecord,
     Row,
+    RunCount,
     RunFilter,
     RunRecord,
     ShardAppend,
@@ -177,6 +178,7 @@ class StoresAgree(RuleBasedStateMachine):
     )
     def list_all(self, namespace: str, kind: str, states: frozenset[int], limit: int) -> None:
         self.both(lambda store: listed(store, RunFilter(namespace, kind, states), limit))
+        self.both(lambda store: counted(store, RunFilter(namespace, kind, states)))
 
     @rule(record=st.builds(DefinitionRecord, texts, texts, st.integers(1, 2), texts, blobs, times))
     def define(self, record: DefinitionRecord) -> None:
@@ -202,6 +204,10 @@ def name_of(shard: int, iid: int) -> bytes:
 
 async def sorted_runs(store: EventStore, shard: int) -> list[RunRecord]:
     return sorted(await store.get_runs(shard, range(8)))
+
+
+async def counted(store: EventStore, where: RunFilter) -> list[RunCount]:
+    return sorted(await store.count_runs(where))
 
 
 async def listed(store: EventStore, where: RunFilter, limit: int) -> list[object]:
