@@ -13,13 +13,12 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from onexflow.core.ids import RunKey
 from onexflow.core.state import RunState
+from onexflow.core.turn import SECOND
 from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.sessions import Sessions
 from onexflow.ports.client_link import RunOutcome
 from onexflow.telemetry import metrics, names, tracing
-
-_SECOND = 1e9
 
 
 class Observed:
@@ -63,7 +62,7 @@ class Observed:
         key, now = outcome.key, self._now()
         attributes = {names.WORKFLOW: key.workflow_type, names.STATE: outcome.state}
         self._ended.add(1, attributes)
-        self._durations.record((now - state.created_at) / _SECOND, attributes)
+        self._durations.record((now - state.created_at) / SECOND, attributes)
         if tracing.active():
             tracing.record(
                 names.RUN.of(key.workflow_type),

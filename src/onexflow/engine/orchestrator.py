@@ -35,8 +35,8 @@ from onexflow.core.payload import PayloadCodec
 from onexflow.core.state import RunState
 from onexflow.core.turn import SECOND, Turn
 from onexflow.engine import views
+from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
-from onexflow.engine.control import Answers
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
@@ -214,7 +214,10 @@ class Orchestrator:
 
     def _on_full(self, full: bool) -> None:
         self._is_full = full
-        log.error("store.full") if full else log.info("store.has_space")
+        if full:
+            log.error("store.full")
+        else:
+            log.info("store.freed")
 
     def _on_lost(self, error: Coded) -> None:
         self._lost = error
@@ -269,7 +272,7 @@ class Orchestrator:
         try:
             self._refuse_if_unable()
             graph = self._graph_for(request)
-            key, digest = self._key_of(request, graph)
+            key, digest = self._key_of(request)
         except SPIError as error:
             reply(error)
             return
@@ -304,7 +307,7 @@ class Orchestrator:
         record = self._kernel.catalog.record(request.namespace, request.workflow_type, request.version)
         return self._kernel.catalog.graph(record)
 
-    def _key_of(self, request: StartRequest, graph: Graph) -> tuple[RunKey, bytes]:
+    def _key_of(self, request: StartRequest) -> tuple[RunKey, bytes]:
         instance = request.instance_id
         if instance is None:
             instance = instance_of_request(request.request_id) if request.request_id else self._ids.uuid()
