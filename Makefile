@@ -1,6 +1,6 @@
 # A thin list of what scripts/ can do. `make help` prints the second line of each script, which is its description.
 .DEFAULT_GOAL := help
-VERBS := $(notdir $(wildcard scripts/*))
+VERBS := $(filter-out lib,$(notdir $(wildcard scripts/*)))
 .PHONY: help $(VERBS)
 
 help:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -103,6 +104,14 @@ def test_every_script_says_what_it_does() -> None:
             assert first.startswith("#!"), script
             assert second.startswith("# "), script
             assert script.stat().st_mode & 0o111, f"{script} cannot be run"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_make_help_lists_every_script_and_nothing_else() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = [line.split()[0] for line in done.stdout.splitlines()[1:]]
+    assert listed == sorted(script.name for script in (ROOT / "scripts").iterdir() if script.is_file())
+    assert done.stderr == ""
 
 
 def test_no_test_sleeps() -> None:
