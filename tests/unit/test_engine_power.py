@@ -85,6 +85,22 @@ async def test_while_a_commit_is_held_only_pure_tasks_leave() -> None:
 
 
 @virtual_time
+async def test_a_store_that_does_not_confirm_is_told_by_the_health_answer() -> None:
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, Script(), single("effect", "send"))
+        await asyncio.sleep(1)  # virtual time begins at 0, which means that no append is under way
+        assert cluster.engine.health().details == {}
+        store.hold()
+        start = Asked(cluster.start("single", 5))
+        await asyncio.sleep(5)
+        assert "has not confirmed a write for 5 s" in cluster.engine.health().details["store"]
+        store.release()
+        await start.answer()
+        assert cluster.engine.health().details == {}
+
+
+@virtual_time
 async def test_a_power_cut_leaves_nothing_of_the_batch() -> None:
     script = Script()
     clock = VirtualClock()

@@ -73,6 +73,8 @@ PAYLOAD_LIMIT = 2 * 1024 * 1024
 #: Seconds after a restart in which pure tasks wait for the workers that may still run them.
 ADOPTION_SECONDS = 1.0
 
+#: An append that takes longer is told by the health answer.
+SLOW_APPEND_SECONDS = 1.0
 #: Decided events that may wait for the store before new runs are refused.
 UNDURABLE_EVENTS = 100_000
 #: Outcomes that are kept in memory after the end of their runs, and the largest result of one.
@@ -540,6 +542,10 @@ class Orchestrator:
         registry = self._registry.health()
         if not registry.connected:
             details["registry"] = registry.detail or "not connected"
+        since = self._kernel.lane.pending_since
+        waited = asyncio.get_running_loop().time() - since if since else 0.0
+        if waited > SLOW_APPEND_SECONDS:
+            details["store"] = f"has not confirmed a write for {waited:.0f} s: nothing is acknowledged meanwhile"
         if self._is_full:
             details["store"] = "full: new runs are refused"
         if self._lost is not None:
