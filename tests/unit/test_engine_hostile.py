@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -134,3 +135,17 @@ async def test_a_run_whose_stored_events_make_no_sense_stops_nothing_else() -> N
         assert await cluster.result(good) == 1
         with pytest.raises(InternalError, match="cannot be read back"):
             await cluster.state(bad)
+
+
+@virtual_time
+async def test_runs_that_were_parked_cost_the_next_owner_nothing() -> None:
+    script = Script()
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        await asyncio.sleep(3)  # so that the start writes a checkpoint, and parking comes with no events behind that
+        keys = [(await cluster.start("single", 0, delay=60.0)).key]
+        await until(lambda: not list(cluster.engine._kernel.runs()))
+        await cluster.crash_orchestrator()
+        await cluster.restart_orchestrator()
+        assert not list(cluster.engine._kernel.runs())
+        assert [await cluster.result(key) for key in keys] == [0]

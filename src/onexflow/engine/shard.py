@@ -136,8 +136,8 @@ class Shard:
         )
         behind = self.next - self.checkpoint_offset
         is_due = behind >= CHECKPOINT_EVENTS or (behind and now - self.checkpoint_at >= CHECKPOINT_SECONDS)
-        # A run whose parked row goes must be found some other way by the next owner: by the list of hot ones.
-        if checkpoint and (is_due or any(not entry.reason for entry in append.parked)):
+        # The next owner finds a run by its parked row or in the list of hot ones: whoever changes sides, changes both.
+        if checkpoint and (is_due or append.parked):
             self.checkpoint_offset, self.checkpoint_at = self.next, now
             hot = [iid for iid, run in self.runs.items() if not run.is_over]
             append.checkpoint = CheckpointRecord(self.next, msgspec.msgpack.encode(hot))
