@@ -28,6 +28,9 @@ from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.kernel")
 
+#: Runs that are read back at a time, so that the store's threads never wait for the loop.
+READ_TOGETHER = 64
+
 
 #: How long a stop waits for the store to take what is decided.
 STOP_SECONDS = 5.0
@@ -80,9 +83,11 @@ class Kernel:
         """Read back the runs that were at work. Returns how many."""
         count = 0
         for shard in self.shards.values():
-            for record in await hot_runs(self.store, shard):
-                if await self._load(shard, record) is not None:
-                    count += 1
+            records = await hot_runs(self.store, shard)
+            for first in range(0, len(records), READ_TOGETHER):
+                part = records[first : first + READ_TOGETHER]
+                runs = await asyncio.gather(*(self._load(shard, record) for record in part))
+                count += sum(run is not None for run in runs)
         return count
 
     async def abandon(self) -> None:
