@@ -118,8 +118,6 @@ class Orchestrator:
             registry=registry,
             prober=prober,
             lease_ttl=lease_ttl,
-            on_join=self._book.join,
-            on_leave=self._book.leave,
             on_told=self._on_told,
         )
         self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)

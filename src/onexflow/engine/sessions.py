@@ -53,6 +53,8 @@ class Attempts(Protocol):
 
     attempts: dict[Token, Attempt]
 
+    def join(self, session: WorkerSession) -> None: ...
+    def leave(self, session: WorkerSession) -> None: ...
     def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None: ...
     def on_progress(self, token: Token, message: Progress) -> None: ...
     def lose(self, attempt: Attempt, worker: str) -> None: ...
@@ -185,8 +187,6 @@ class Sessions:
         registry: Registry,
         prober: Prober | None,
         lease_ttl: float,
-        on_join: Callable[[WorkerSession], None],
-        on_leave: Callable[[WorkerSession], None],
         on_told: Callable[[], None],
     ) -> None:
         self.hub = hub
@@ -194,8 +194,6 @@ class Sessions:
         self._registry = registry
         self._prober = prober
         self._lease_ttl = lease_ttl
-        self._on_join = on_join
-        self._on_leave = on_leave
         self._on_told = on_told
         self.by_worker: dict[str, WorkerSession] = {}
         #: Attempts whose worker is out of sight, by its incarnation.
@@ -249,7 +247,7 @@ class Sessions:
             )
         )
         log.info("worker.connected", worker=hello.worker_id, incarnation=hello.incarnation, build=hello.build_id)
-        self._on_join(session)
+        self.hub.join(session)
 
     def on_held(self, session: WorkerSession, held: Held) -> None:
         """The worker's answer to an epoch: adopt what it runs, take back what never reached it."""
@@ -285,7 +283,7 @@ class Sessions:
             return
         if self.by_worker.get(session.worker_id) is session:
             del self.by_worker[session.worker_id]
-        self._on_leave(session)
+        self.hub.leave(session)
         log.info("worker.disconnected", worker=session.worker_id, planned=planned, running=len(session.inflight))
         inflight, session.inflight = session.inflight, {}
         for attempt in inflight.values():
