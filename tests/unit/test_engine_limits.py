@@ -69,3 +69,16 @@ async def test_a_follower_hears_that_the_store_is_lost() -> None:
         gate.set()
         await asyncio.sleep(1)
         assert isinstance(told[-1], StoreUnavailable)
+
+
+@virtual_time
+async def test_a_bug_in_one_duty_does_not_end_the_beats_for_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Cluster() as cluster:
+        await ready(cluster, Script(), single("effect", "charge"))
+
+        def buggy(*_: object) -> int:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(cluster.engine._housekeeping, "park_idle", buggy)
+        await asyncio.sleep(60)
+        assert [node.registered for node in await cluster.engine.list_nodes() if node.kind == "orchestrator"] == [True]

@@ -4,6 +4,7 @@ waking parked ones, and forgetting old request ids."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import structlog
 
@@ -52,18 +53,25 @@ class Housekeeping:
             self._book.tell_demand()
             if loop.time() - swept >= SWEEP_SECONDS:
                 swept = loop.time()
-                self.park_idle(swept)
-                try:
-                    await self.wake_parked()
-                except SPIError as error:
-                    log.warning("parked.unread", error=str(error))
+                await self._guarded("parked.unread", self._sweep(swept))
             if loop.time() - forgot >= FORGET_SECONDS:
                 forgot = loop.time()
-                try:
-                    await self._kernel.store.forget_requests(self._kernel.store.now() - int(ANSWER_SECONDS * SECOND))
-                except SPIError as error:
-                    log.warning("requests.unforgotten", error=str(error))
+                before = self._kernel.store.now() - int(ANSWER_SECONDS * SECOND)
+                await self._guarded("requests.unforgotten", self._kernel.store.forget_requests(before))
             await asyncio.sleep(TICK_SECONDS)
+
+    async def _guarded(self, failure: str, work: Awaitable[object]) -> None:
+        """One duty that fails must not end the others, the lease's beats before all."""
+        try:
+            await work
+        except SPIError as error:
+            log.warning(failure, error=str(error))
+        except Exception:
+            log.exception(failure)
+
+    async def _sweep(self, now: float) -> None:
+        self.park_idle(now)
+        await self.wake_parked()
 
     def park_idle(self, now: float) -> int:
         """Page out the runs that have been idle long enough. Returns how many."""
