@@ -53,21 +53,21 @@ class Housekeeping:
             self._book.tell_demand()
             if loop.time() - swept >= SWEEP_SECONDS:
                 swept = loop.time()
-                await self._guarded("parked.unread", self._sweep(swept))
+                await self._guarded("parked runs", self._sweep(swept))
             if loop.time() - forgot >= FORGET_SECONDS:
                 forgot = loop.time()
                 before = self._kernel.store.now() - int(ANSWER_SECONDS * SECOND)
-                await self._guarded("requests.unforgotten", self._kernel.store.forget_requests(before))
+                await self._guarded("old answers", self._kernel.store.forget_requests(before))
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _guarded(self, failure: str, work: Awaitable[object]) -> None:
+    async def _guarded(self, duty: str, work: Awaitable[object]) -> None:
         """One duty that fails must not end the others, the lease's beats before all."""
         try:
             await work
         except SPIError as error:
-            log.warning(failure, error=str(error))
+            log.warning("duty.failed", duty=duty, error=str(error))
         except Exception:
-            log.exception(failure)
+            log.exception("duty.failed", duty=duty)
 
     async def _sweep(self, now: float) -> None:
         self.park_idle(now)
