@@ -30,6 +30,7 @@ from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
 from onexflow.core.payload import JSON, Payload
 from onexflow.engine.protocols.nodes import Node, find_node
+from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports.client_link import (
     ControlOutcome,
     DefinitionInfo,
@@ -245,6 +246,12 @@ class Client:
         a durable run of one task there; `timeout` seconds are what a call may take (0: any). `node_type` is needed when
         two roles have one of that name. Raises UnknownNode."""
         return await find_node(self._service, node_id, node_type, namespace=self.namespace, timeout=timeout)
+
+    # ---- work queues
+
+    def work_queue(self, name: str = "default", *, wait_seconds: float = 0.0) -> WorkQueue:
+        """The specification's work queue of that name. `wait_seconds`: how long dequeue_task waits for a task."""
+        return WorkQueue(self._service, namespace=self.namespace, name=name, wait_seconds=wait_seconds)
 
     # ---- the cluster
 

@@ -106,7 +106,7 @@ class TaskScheduled(Event, tag=9, frozen=True):
     source: int = RUN_INPUT
     inputs: list[Payload] = []
     #: "" | "again" (same input as the attempt before) | "resolved" (someone asked for it)
-    #: | "returned" (what was waited for had never begun)
+    #: | "returned" (what was waited for had never begun) | "enqueued" (a task of a work queue; core.queue_state)
     kind: str = ""
 
 
@@ -121,6 +121,7 @@ class TaskStarted(Event, tag=10, frozen=True):
     started_at: int = 0
     #: What the worker declared for the handler: may the effect run again when its outcome is unknown?
     idempotent: bool = True
+    #: "" | in a work queue, where `items` has the lease's number: "leased" | "assigned" (by name)
     kind: str = ""
 
 
@@ -213,12 +214,14 @@ AnyEvent = (
 #: The closed list of kinds of each type. A kind that is not here comes from a newer release: kept, shown, not folded.
 KINDS: Final[dict[str, tuple[str, ...]]] = {
     **{event.type: ("",) for event in EVENTS},
-    "task.scheduled": ("", "again", "resolved", "returned"),
+    "task.scheduled": ("", "again", "resolved", "returned", "enqueued"),
+    "task.started": ("", "leased", "assigned"),
     "task.completed": ("", "resolved", "empty"),
     "task.failed": ("", "timeout", "lost", "resolved", "mapping"),
     "task.retry": ("", "timeout", "lost", "returned", "run"),
     "state.transitioned": (
         "run.initializing", "run.retrying", "run.running", "run.assigned",
         "task.skipped", "task.waiting_for_input", "attempt.stopping",
+        "queue.paused", "queue.resumed", "queue.strategy", "task.raised", "task.progress",
     ),
 }  # fmt: skip

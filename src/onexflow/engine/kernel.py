@@ -17,12 +17,15 @@ from onexflow.core.errors import Coded, InternalError, ShardMoved, Unavailable, 
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, shard_of_slot
 from onexflow.core.payload import PayloadCodec
+from onexflow.core.queue import QueueTurn
+from onexflow.core.queue_state import is_system_type
 from onexflow.core.turn import Context, Turn
 from onexflow.engine.catalog import Catalog
 from onexflow.engine.lane import CommitLane
+from onexflow.engine.queue import Queue, read_queue
 from onexflow.engine.recovery import RecentRuns, hot_runs, read_run
 from onexflow.engine.run import Run
-from onexflow.engine.shard import Shard
+from onexflow.engine.shard import Entity, Shard
 from onexflow.ports.event_store import EventStore, RunRecord
 from onexflow.spi.exceptions import SPIError
 
@@ -59,12 +62,15 @@ class Kernel:
         self._recent: dict[int, RecentRuns] = {}
         self._reloads: set[asyncio.Task[Run | None]] = set()
         self._loading: dict[RunKey, asyncio.Task[Run | None]] = {}
+        self._queue_lock = asyncio.Lock()
         #: Called with each decision, after its events are recorded.
         self.carry_out: Callable[[Run, Turn], None] = _ignore
         #: Called when a run enters memory by being read back.
         self.on_loaded: Callable[[Run], None] = _ignore
         #: Called with the runs whose events have become durable, and up to which sequence number.
-        self.on_durable: Callable[[Sequence[tuple[Run, int]]], None] = _ignore
+        self.on_durable: Callable[[Sequence[tuple[Entity, int]]], None] = _ignore
+        #: Called when a work queue enters memory by being read back.
+        self.on_queue: Callable[[Queue], None] = _ignore
 
     async def open(self, owner: str) -> None:
         """Claim every shard (the store's lock, or its epochs, proves that the owner before is gone)."""
@@ -83,7 +89,11 @@ class Kernel:
         """Read back the runs that were at work. Returns how many."""
         count = 0
         for shard in self.shards.values():
-            records = await hot_runs(self.store, shard)
+            hot = await hot_runs(self.store, shard)
+            system = [record for record in hot if is_system_type(RunKey.from_bytes(record.key).workflow_type)]
+            for record in system:
+                await self._load_queue(shard, record)
+            records = [record for record in hot if record not in system]
             for first in range(0, len(records), READ_TOGETHER):
                 part = records[first : first + READ_TOGETHER]
                 runs = await asyncio.gather(*(self._load(shard, record) for record in part))
@@ -127,7 +137,8 @@ class Kernel:
         if run is not None:
             return run
         shard = self.shard_of(key)
-        record = await self.store.find_run(shard.id, key.to_bytes())
+        is_run = not is_system_type(key.workflow_type)
+        record = await self.store.find_run(shard.id, key.to_bytes()) if is_run else None
         found = self.resident(key) or (await self._load(shard, record) if record is not None else None)
         if record is not None and found is None:
             raise InternalError(f"run {key} cannot be read back: the log of this process says why", {"run": str(key)})
@@ -172,6 +183,48 @@ class Kernel:
             shard.add(run)
             self.on_loaded(run)
         return run
+
+    # ---- work queues
+
+    async def queue(self, key: RunKey, name: str) -> Queue:
+        """The work queue: in memory, read back, or new."""
+        shard = self.shard_of(key)
+        if (queue := shard.queues.get(key)) is not None:
+            return queue
+        async with self._queue_lock:
+            if (queue := shard.queues.get(key)) is not None:
+                return queue
+            await self.lane.durable()
+            record = await self.store.find_run(shard.id, key.to_bytes())
+            if record is not None:
+                return await self._load_queue(shard, record)
+            turn = QueueTurn.first(key, name, self.store.now(), self._jitter)
+            queue = Queue(shard, shard.next_iid, turn.state, turn.index)
+            shard.next_iid += 1
+            shard.queues[key] = queue
+            self.record_queue(queue, turn)
+            return queue
+
+    async def _load_queue(self, shard: Shard, record: RunRecord) -> Queue:
+        queue = await read_queue(self.store, shard, record)
+        shard.queues[queue.key] = queue
+        self.on_queue(queue)
+        return queue
+
+    def queues(self) -> Iterator[Queue]:
+        """All work queues in memory."""
+        for shard in self.shards.values():
+            yield from shard.queues.values()
+
+    def queue_turn(self, queue: Queue) -> QueueTurn:
+        """A decision about a queue, to be recorded by `record_queue` in the same turn of the loop."""
+        now = max(self.store.now(), queue.state.updated_at)
+        return QueueTurn(queue.state, queue.index, now, self._jitter)
+
+    def record_queue(self, queue: Queue, turn: QueueTurn) -> None:
+        if turn.events:
+            queue.shard.record(queue, turn)
+            self.lane.mark()
 
     # ---- decisions
 
@@ -244,11 +297,11 @@ class Kernel:
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
 
-    def _on_stored(self, runs: Sequence[tuple[Run, int]]) -> None:
+    def _on_stored(self, runs: Sequence[tuple[Entity, int]]) -> None:
         for run, seq in runs:
             run.durable_seq = seq
             # An ended run leaves memory only now: read back earlier, it would still be open.
-            if run.is_over and seq == run.state.seq:
+            if isinstance(run, Run) and run.is_over and seq == run.state.seq:
                 run.shard.remove(run)
         self.on_durable(runs)
 

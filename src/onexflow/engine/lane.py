@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from onexflow.core.errors import Coded, InternalError, ShardMoved, StoreFull, StoreUnavailable
-from onexflow.engine.run import Run
-from onexflow.engine.shard import Shard
+from onexflow.engine.shard import Entity, Shard
 from onexflow.ports.event_store import EventStore, ShardAppend
 
 log = structlog.get_logger("onexflow.lane")
@@ -37,7 +36,7 @@ class CommitLane:
         store: EventStore,
         shards: Callable[[], Iterable[Shard]],
         *,
-        on_stored: Callable[[Sequence[tuple[Run, int]]], None],
+        on_stored: Callable[[Sequence[tuple[Entity, int]]], None],
         on_full: Callable[[bool], None],
         on_lost: Callable[[Coded], None],
     ) -> None:
@@ -152,7 +151,7 @@ class CommitLane:
                 self._idle.set()
 
     def _take(self, now: float) -> tuple[list[ShardAppend], list[tuple[Shard, ShardAppend]]]:
-        self._taken_runs: list[tuple[Run, int]] = []
+        self._taken_runs: list[tuple[Entity, int]] = []
         touched = []
         for shard in self._shards():
             if shard.is_dirty:

@@ -8,6 +8,7 @@ from math import ceil
 from typing import Final
 
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATE_INDEX, WORKFLOW_STATES
+from onexflow.core.queue_state import is_system_type
 from onexflow.core.turn import SECOND
 from onexflow.engine.kernel import Kernel
 from onexflow.ports.client_link import RunMetrics
@@ -25,6 +26,7 @@ async def measure(kernel: Kernel, namespace: str, workflow_type: str) -> RunMetr
         catalog.record(namespace, workflow_type)
     await kernel.lane.durable()
     counts = await store.count_runs(RunFilter(namespace, workflow_type))
+    counts = [count for count in counts if not is_system_type(count.workflow_type)]
     kinds = {(count.workflow_type, count.version) for count in counts}
     sizes = {kind: len(catalog.graph(catalog.record(namespace, *kind)).specs) for kind in kinds}
     newest = await store.list_runs(RunFilter(namespace, workflow_type, _ENDED), "", MEASURED)

@@ -43,6 +43,7 @@ from onexflow.engine.measures import measure
 from onexflow.engine.nodes import node_views
 from onexflow.engine.observed import Observed
 from onexflow.engine.queries import FollowListener, Queries
+from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
@@ -62,6 +63,7 @@ from onexflow.ports.client_link import (
 )
 from onexflow.ports.clock import Clock, IdSource
 from onexflow.ports.event_store import EventStore
+from onexflow.ports.queue import Answer, AnyCall, Enqueue
 from onexflow.ports.registry import Assignment, NodeRecord, Prober, Registry, ShardAnnouncement
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
@@ -123,6 +125,7 @@ class Orchestrator:
         self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
         self._answers = Answers(store)
         self._housekeeping = Housekeeping(self._kernel, self._book, registry)
+        self._queues = QueueBook(self._kernel, registry, payload_limit)
         self._kernel.carry_out = self._carry_out
         self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
         self._kernel.on_durable = self._queries.on_durable
@@ -142,6 +145,7 @@ class Orchestrator:
         """Open the store, claim its shards, read back what was at work, register. Workers are accepted afterwards."""
         await self._kernel.open(self.orchestrator_id)
         self._book.begin_adoption()
+        self._queues.start()
         recovered = await self._kernel.recover()
         if recovered:
             self._adoption = asyncio.get_running_loop().call_later(ADOPTION_SECONDS, self._end_adoption)
@@ -183,6 +187,7 @@ class Orchestrator:
         self._draining = True
         if self._adoption is not None:
             self._adoption.cancel()
+        self._queues.stop(Draining(reason))
         await self._housekeeping.stop()
         await self._sessions.stop(reason)
         self._book.stop()
@@ -226,6 +231,7 @@ class Orchestrator:
             for reply in replies:
                 reply(error)
         self._waiters.clear()
+        self._queues.stop(error)
         self._queries.fail(error)
         if self._on_fatal is not None:
             self._on_fatal(error)
@@ -491,6 +497,11 @@ class Orchestrator:
                 if sum((request.retry, request.result is not None, bool(request.fail))) != 1:
                     raise InvalidArgument("say one of retry, result and fail", field="resolution")
                 return ResolveItem(task, request.item, request.retry, request.result, request.fail)
+
+    async def queue_call(self, call: AnyCall) -> Answer:
+        if isinstance(call, Enqueue):
+            self._refuse_if_unable()
+        return await self._queues.call(call)
 
     # ---- queries
 

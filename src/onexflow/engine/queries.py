@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from onexflow.core.errors import Coded, InvalidArgument, UnknownRun
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATE_INDEX, WORKFLOW_STATES
+from onexflow.core.queue_state import is_system_type
 from onexflow.engine import views
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.recovery import graph_of
-from onexflow.engine.run import Run
-from onexflow.engine.shard import Shard
+from onexflow.engine.shard import Entity, Shard
 from onexflow.ports.client_link import EventView, RunSummary, RunView
 from onexflow.ports.event_store import RunFilter, RunRecord
 from onexflow.spi.exceptions import SPIError
@@ -38,7 +38,7 @@ class Queries:
         self._followers: set[asyncio.Task[None]] = set()
         self._lost: Coded | None = None
 
-    def on_durable(self, runs: Sequence[tuple[Run, int]]) -> None:
+    def on_durable(self, runs: Sequence[tuple[Entity, int]]) -> None:
         """Wake the followers of runs that have new durable events."""
         if self._wakes:
             for run, _ in runs:
@@ -58,7 +58,7 @@ class Queries:
     async def _record(self, key: RunKey) -> RunRecord:
         await self.durable()
         record = await self._kernel.store.find_run(self._kernel.shard_of(key).id, key.to_bytes())
-        if record is None:
+        if record is None or is_system_type(key.workflow_type):
             raise UnknownRun(f"there is no run {key}", {"run": str(key)})
         return record
 
@@ -89,9 +89,18 @@ class Queries:
         if not 1 <= limit <= 1000:
             raise InvalidArgument("limit must be between 1 and 1,000", field="page_size")
         where = RunFilter(namespace, workflow_type, frozenset(WORKFLOW_STATE_INDEX[state] for state in states))
-        page = await self._kernel.store.list_runs(where, cursor, limit)
         shards = self._kernel.shards
-        return [views.summary_of(self.current(shards.get(shard), record)) for shard, record in page.runs], page.cursor
+        found: list[RunSummary] = []
+        while True:  # a page may be all entries that are no runs
+            page = await self._kernel.store.list_runs(where, cursor, limit - len(found))
+            found.extend(
+                views.summary_of(self.current(shards.get(shard), record))
+                for shard, record in page.runs
+                if not is_system_type(RunKey.from_bytes(record.key).workflow_type)
+            )
+            cursor = page.cursor
+            if not cursor or len(found) == limit:
+                return found, cursor
 
     @staticmethod
     def current(shard: Shard | None, record: RunRecord) -> RunRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onexflow.codec.rows import encode_snapshot
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, Token
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
@@ -83,6 +84,9 @@ class Run:
     @property
     def is_over(self) -> bool:
         return self.state.status in TERMINAL_WORKFLOW_STATES
+
+    def snapshot(self) -> bytes:
+        return encode_snapshot(self.state)
 
     def may_dispatch(self, task: int) -> bool:
         """May attempts of this task leave now?"""

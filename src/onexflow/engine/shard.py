@@ -7,15 +7,14 @@ of the latter (engine.lane).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
-from onexflow.codec.rows import encode_row, encode_snapshot
+from onexflow.codec.rows import encode_row
 from onexflow.core.events import Event
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import WORKFLOW_STATE_INDEX
-from onexflow.core.turn import Turn
 from onexflow.engine.run import SNAPSHOT_EVERY, Run
 from onexflow.ports.event_store import (
     CheckpointRecord,
@@ -28,6 +27,9 @@ from onexflow.ports.event_store import (
     SnapshotRecord,
 )
 
+if TYPE_CHECKING:
+    from onexflow.engine.queue import Queue
+
 #: Snapshots are taken so seldom that they cost no more than this an event, however large the run is.
 SNAPSHOT_BYTES = 64
 #: A checkpoint is written after so many events of the shard, or (when anything was appended) so many seconds.
@@ -38,10 +40,50 @@ CHECKPOINT_SECONDS = 2.0
 LISTED_SECONDS = 1.0
 
 
-class Segment(NamedTuple):
-    """Events of one run that stand next to each other in the shard: one row to be."""
+class EntityState(Protocol):
+    """What the store's listing says of an entity."""
 
-    run: Run
+    status: str
+    seq: int
+    version: int
+    created_at: int
+    updated_at: int
+
+
+class Entity(Protocol):
+    """What has events in a shard: a run, or a work queue."""
+
+    iid: int
+    key: RunKey
+    start_hash: bytes
+    durable_seq: int
+    snapshot_seq: int
+    snapshot_after: int
+    listed_state: str
+    listed_seq: int
+    listed_at: float
+
+    @property
+    def state(self) -> EntityState: ...
+
+    @property
+    def is_over(self) -> bool: ...
+
+    def snapshot(self) -> bytes:
+        """Its whole state, as stored."""
+
+
+class Decision(Protocol):
+    """Events that were decided together, at store time `now`."""
+
+    now: int
+    events: list[Event]
+
+
+class Segment(NamedTuple):
+    """Events of one entity that stand next to each other in the shard: one row to be."""
+
+    run: Entity
     offset: int
     seq: int
     at: int
@@ -54,7 +96,7 @@ class Pending:
     """What the next append writes to this shard."""
 
     segments: list[Segment] = field(default_factory=list)
-    runs: dict[int, Run] = field(default_factory=dict)
+    runs: dict[int, Entity] = field(default_factory=dict)
     requests: list[RequestRecord] = field(default_factory=list)
     parked: dict[int, ParkedRecord] = field(default_factory=dict)
     snapshots: dict[int, SnapshotRecord] = field(default_factory=dict)
@@ -70,6 +112,7 @@ class Shard:
         self.next_iid = claim.next_iid
         self.runs: dict[int, Run] = {}
         self.by_key: dict[RunKey, Run] = {}
+        self.queues: dict[RunKey, Queue] = {}
         self.pending = Pending()
         self.checkpoint_offset = claim.head
         self.checkpoint_at = 0.0
@@ -87,7 +130,7 @@ class Shard:
         self.runs.pop(run.iid, None)
         self.by_key.pop(run.key, None)
 
-    def record(self, run: Run, turn: Turn, meta: dict[str, str] | None = None) -> None:
+    def record(self, run: Entity, turn: Decision, meta: dict[str, str] | None = None) -> None:
         """Take a decision's events into the next append. They keep the offsets that the decision gave them."""
         pending = self.pending
         count = len(turn.events)
@@ -111,7 +154,7 @@ class Shard:
         for run in pending.runs.values():
             state = run.state
             if state.seq - run.snapshot_seq >= run.snapshot_after and not run.is_over:
-                data = encode_snapshot(state)
+                data = run.snapshot()
                 run.snapshot_seq = state.seq
                 run.snapshot_after = max(SNAPSHOT_EVERY, len(data) // SNAPSHOT_BYTES)
                 pending.snapshots[run.iid] = SnapshotRecord(run.iid, state.seq, data)
@@ -140,12 +183,13 @@ class Shard:
         if checkpoint and (is_due or append.parked):
             self.checkpoint_offset, self.checkpoint_at = self.next, now
             hot = [iid for iid, run in self.runs.items() if not run.is_over]
+            hot.extend(queue.iid for queue in self.queues.values())
             append.checkpoint = CheckpointRecord(self.next, msgspec.msgpack.encode(hot))
         return append
 
     def park(self, run: Run, wake_at: int, reason: str) -> None:
         """Write the run's snapshot and its parked row with the next append, and let go of its memory."""
-        self.pending.snapshots[run.iid] = SnapshotRecord(run.iid, run.state.seq, encode_snapshot(run.state))
+        self.pending.snapshots[run.iid] = SnapshotRecord(run.iid, run.state.seq, run.snapshot())
         self.pending.parked[run.iid] = ParkedRecord(run.iid, wake_at, reason)
         if run.listed_seq != run.state.seq:
             run.listed_state = ""

@@ -16,6 +16,7 @@ import msgspec
 
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import NULL, Failure, Payload
+from onexflow.ports.queue import Answer, AnyCall
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
 
@@ -217,6 +218,9 @@ class RunService(Protocol):
     def start_run(self, request: StartRequest, reply: Callable[[StartOutcome | SPIError], None]) -> None: ...
 
     async def control(self, request: ControlRequest) -> ControlOutcome: ...
+
+    async def queue_call(self, call: AnyCall) -> Answer:
+        """A call of a work queue (`ports.queue`)."""
 
     async def describe_run(self, key: RunKey) -> RunView: ...
 

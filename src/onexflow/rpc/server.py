@@ -17,12 +17,15 @@ from onexflow.ports.client_link import OrchestratorService
 from onexflow.rpc.admin_service import AdminEndpoint, WorkerEndpoint
 from onexflow.rpc.channel import server_options
 from onexflow.rpc.client_session import ClientStream
+from onexflow.rpc.queue_service import QueueEndpoint
 from onexflow.rpc.stream import FLUSH_WITHIN
 from onexflow.rpc.worker_session import WorkerStream
 from onexflow.rpc.workflow_service import WorkflowEndpoint
 from onexflow.v1 import (
     admin_pb2,
     admin_pb2_grpc,
+    queue_pb2,
+    queue_pb2_grpc,
     worker_pb2,
     worker_pb2_grpc,
     workflow_pb2,
@@ -33,6 +36,7 @@ SERVICES: Final = (
     workflow_pb2.DESCRIPTOR.services_by_name["WorkflowService"].full_name,
     worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+    queue_pb2.DESCRIPTOR.services_by_name["WorkQueueService"].full_name,
 )
 #: Seconds between looks at service.health().
 _HEALTH_EVERY: Final = 0.5
@@ -129,9 +133,11 @@ class GrpcServer:
         workflows: Any = WorkflowEndpoint(self._service, self._clients)
         workers: Any = WorkerEndpoint(self._service, self._workers)
         admin: Any = AdminEndpoint(self._service)
+        queues: Any = QueueEndpoint(self._service)
         workflow_pb2_grpc.add_WorkflowServiceServicer_to_server(workflows, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+        queue_pb2_grpc.add_WorkQueueServiceServicer_to_server(queues, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

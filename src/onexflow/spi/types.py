@@ -131,6 +131,11 @@ class TaskStatus:
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
+    @property
+    def progress_percent(self) -> float | None:
+        """The same as `progress`, which is a fraction, per cent."""
+        return None if self.progress is None else self.progress * 100
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowInstance:

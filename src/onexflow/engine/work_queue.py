@@ -1,0 +1,403 @@
+"""ProtocolWorkQueue over `ports.queue.QueueService`: the task calls and the ticket calls on one durable store.
+
+In process it is given the engine's Orchestrator, over gRPC `onexflow.client.queue.RemoteQueue`. A ticket is a task seen
+through the ticket calls: the same id, the same lease, the same end.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Self, cast
+
+from onexflow.codec.payload import decode_value, encode_value
+from onexflow.core.errors import Coded, InvalidArgument
+from onexflow.core.ids import DEFAULT_NAMESPACE
+from onexflow.core.payload import Payload
+from onexflow.core.queue_state import PRIORITIES
+from onexflow.core.strategies import STRATEGIES
+from onexflow.ports import queue as port
+from onexflow.spi.literals import (
+    LiteralAssignmentStrategy,
+    LiteralTaskPriority,
+    LiteralTaskState,
+    LiteralTaskType,
+    LiteralWorkQueuePriority,
+)
+from onexflow.spi.types import (
+    Context,
+    ContextValue,
+    Percentiles,
+    QueueMetrics,
+    QueueStatus,
+    TaskStatus,
+    WorkTask,
+    WorkTicket,
+    to_uuid,
+)
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+#: Leases that an object remembers for callers who name a task by its bare id.
+_HELD: Final = 10_000
+
+
+class InvalidValue(InvalidArgument, ValueError):
+    """An argument has a value that it cannot have: a ValueError too, as the specification's callers expect."""
+
+
+class LeasedId(str):
+    """A task id, as a worker got it with the task: equal to the bare id, and it knows its lease."""
+
+    __slots__ = ("token",)
+    token: str
+
+    def __new__(cls, task_id: str, token: str) -> Self:
+        self = super().__new__(cls, task_id)
+        self.token = token
+        return self
+
+
+class WorkQueue:
+    """The specification's work queue. Every answer is durable before it is given.
+
+    Who completes or fails a task says under which lease: by the id that came with the task, which knows it, else by the
+    lease that this object got last for that id, else by whichever is the present one. Under a lease that is over the
+    answer is False and nothing changes. Unknown tasks raise RegistryError, impossible steps InvalidProtocolStateError.
+    """
+
+    def __init__(
+        self,
+        service: port.QueueService,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        name: str = "default",
+        wait_seconds: float = 0.0,
+    ) -> None:
+        """`wait_seconds`: how long dequeue_task waits for a first task before it returns []."""
+        self._service = service
+        self._where: dict[str, str] = {"namespace": namespace, "work_queue": name}
+        self._wait = wait_seconds
+        self._held: dict[str, str] = {}
+
+    # ---- task calls
+
+    async def enqueue_task(
+        self,
+        task: WorkTask,
+        priority: LiteralWorkQueuePriority | LiteralTaskPriority = "normal",
+        delay_seconds: int = 0,
+    ) -> str:
+        """Put a task in; returns its id. An id that is open already stays one task: the higher priority and the
+        earlier time count. `priority` says more than the task's own, unless it is left at `normal`."""
+        own = _priority(getattr(task, "priority", "normal"))
+        given = _priority(priority)
+        not_before = getattr(task, "not_before", None)
+        instance = getattr(task, "instance_id", None)
+        if delay_seconds < 0:
+            raise InvalidValue("delay_seconds must not be negative", field="delay_seconds")
+        await self._call(
+            port.Enqueue(
+                **cast("Any", self._where),
+                task_id=_name(task.task_id, "task_id"),
+                priority=given if given != "normal" else own,
+                delay=float(delay_seconds),
+                not_before=_nanoseconds(not_before),
+                name=task.task_name,
+                type=task.task_type,
+                queue=_queue_of(task),
+                capability=getattr(task, "required_capability", None) or "",
+                dependencies=tuple(str(dependency) for dependency in task.dependencies),
+                payload=encode_value(task.payload),
+                max_retries=task.max_retries,
+                timeout=task.timeout_seconds or 0.0,
+                workflow_type=task.workflow_type,
+                instance_id=str(instance) if instance else "",
+                idempotency_key=task.idempotency_key,
+            )
+        )
+        return _name(task.task_id, "task_id")
+
+    async def dequeue_task(self, worker_id: str, max_tasks: int = 1) -> list[WorkTask]:
+        """Lease up to `max_tasks`; [] when there is none for this worker. A lease ends after the task's timeout, with
+        the worker's registration, or by complete_task and fail_task."""
+        answer = await self._call(
+            port.Dequeue(
+                **cast("Any", self._where),
+                worker_id=_name(worker_id, "worker_id"),
+                max_tasks=max_tasks,
+                wait=self._wait,
+            )
+        )
+        return [_task(self._hold(view), view) for view in answer.tasks]
+
+    async def complete_task(self, task_id: str, result: dict[str, ContextValue] | None = None) -> bool:
+        """True: the task has this result for ever. False: it was completed already, or the lease is over."""
+        token = self._token(task_id)
+        call = port.Complete(
+            **cast("Any", self._where), task_id=_name(task_id, "task_id"), token=token, result=encode_value(result)
+        )
+        return (await self._call(call)).changed
+
+    async def fail_task(self, task_id: str, error: str, retry_count: int | None = None) -> bool:
+        """True: the attempt has failed; the task comes again, later each time, while the greater of its own and the
+        given retry count is below its max_retries. False: as in complete_task."""
+        if retry_count is not None and retry_count < 0:
+            raise InvalidValue("retry_count must not be negative", field="retry_count")
+        token = self._token(task_id)
+        call = port.Fail(
+            **cast("Any", self._where),
+            task_id=_name(task_id, "task_id"),
+            token=token,
+            error=str(error),
+            retry_count=retry_count,
+        )
+        return (await self._call(call)).changed
+
+    async def get_task_status(self, task_id: str) -> TaskStatus:
+        """The task as it stands."""
+        view = await self._task_view(task_id)
+        return TaskStatus(
+            task_id=view.task_id,
+            state=cast("LiteralTaskState", view.state),
+            priority=cast("LiteralTaskPriority", view.priority),
+            worker_id=view.worker or None,
+            retry_count=view.retry_count,
+            progress=view.progress,
+            result=_value(view.result),
+            error=view.error or None,
+            enqueued_at=_moment(view.created_at),
+            started_at=_moment(view.started_at),
+            finished_at=_moment(view.finished_at),
+        )
+
+    async def get_queue_metrics(self) -> QueueMetrics:
+        """Figures of all queue names together, and of each in `by_queue`."""
+        figures = await self._figures()
+        return QueueMetrics(
+            pending=figures.pending,
+            delayed=figures.delayed,
+            in_progress=figures.in_progress,
+            completed=figures.completed,
+            failed=figures.failed,
+            oldest_age_seconds=figures.oldest_age,
+            by_priority=figures.by_priority,
+            throughput=figures.throughput,
+            wait=Percentiles(**dict(zip(_SPREAD, figures.wait, strict=True))),
+            run=Percentiles(**dict(zip(_SPREAD, figures.run, strict=True))),
+            by_queue={queue.queue: _queue_status(queue) for queue in figures.queues},
+        )
+
+    async def pause_queue(self, queue_name: str) -> bool:
+        """Give out nothing more of that queue name; what is out may end. False: it is paused already."""
+        return (await self._call(port.Pause(**cast("Any", self._where), queue=_name(queue_name, "queue_name")))).changed
+
+    async def resume_queue(self, queue_name: str) -> bool:
+        return (
+            await self._call(port.Resume(**cast("Any", self._where), queue=_name(queue_name, "queue_name")))
+        ).changed
+
+    async def get_queue_status(self, queue_name: str) -> QueueStatus:
+        """One queue name as it stands; a queue name that was never used is empty."""
+        figures = await self._figures()
+        known = {queue.queue: _queue_status(queue) for queue in figures.queues}
+        return known.get(queue_name) or QueueStatus(queue_name=_name(queue_name, "queue_name"))
+
+    # ---- ticket calls
+
+    async def connect_to_work_system(self) -> bool:
+        """True when the queue answers. Not needed before other calls."""
+        await self._figures()
+        return True
+
+    async def fetch_pending_tickets(self, limit: int | None = None) -> list[WorkTicket]:
+        """The tickets that nobody has, in their order, those that could be assigned now first. Leases nothing."""
+        return await self._tickets("pending", limit=limit)
+
+    async def assign_ticket_to_agent(self, ticket_id: str, agent_id: str = "") -> bool:
+        """Lease this ticket to an agent; without a name, to the one that the assignment strategy picks."""
+        answer = await self._call(
+            port.Assign(**cast("Any", self._where), task_id=_name(ticket_id, "ticket_id"), worker_id=str(agent_id))
+        )
+        for view in answer.tasks:
+            self._hold(view)
+        return answer.changed
+
+    async def update_ticket_progress(self, ticket_id: str, progress_percent: float) -> bool:
+        """How far it is: 0 to 1 is a fraction, above 1 up to 100 per cent. Renews the lease. False: it is over."""
+        if not 0 <= progress_percent <= 100:
+            raise InvalidValue(
+                f"progress_percent must be between 0 and 100, not {progress_percent}", field="progress_percent"
+            )
+        share = progress_percent if progress_percent <= 1 else progress_percent / 100
+        token = self._token(ticket_id)
+        call = port.Progress(
+            **cast("Any", self._where), task_id=_name(ticket_id, "ticket_id"), token=token, share=float(share)
+        )
+        return (await self._call(call)).changed
+
+    async def complete_ticket(self, ticket_id: str, result_data: dict[str, ContextValue] | None = None) -> bool:
+        return await self.complete_task(ticket_id, result_data)
+
+    async def fail_ticket(self, ticket_id: str, error_message: str) -> bool:
+        return await self.fail_task(ticket_id, error_message)
+
+    async def get_queue_statistics(self) -> dict[str, ContextValue]:
+        """Counts by what tickets are doing."""
+        figures = await self._figures()
+        return {
+            "pending": figures.pending + figures.delayed,
+            "delayed": figures.delayed,
+            "in_progress": figures.in_progress,
+            "completed": figures.completed,
+            "failed": figures.failed,
+            "skipped": figures.skipped,
+            "by_priority": cast("ContextValue", dict(figures.by_priority)),
+            "strategy": figures.strategy,
+        }
+
+    async def get_ticket_dependencies(self, ticket_id: str) -> list[WorkTicket]:
+        """The tickets that this one depends on (those that are in the queue)."""
+        return await self._tickets("dependencies", ticket_id=_name(ticket_id, "ticket_id"))
+
+    async def get_ready_tickets(self) -> list[WorkTicket]:
+        """The tickets that could be leased now, in their order. Leases nothing."""
+        return await self._tickets("ready")
+
+    async def set_assignment_strategy(self, strategy: LiteralAssignmentStrategy) -> bool:
+        """How one of several workers is chosen from now on. False: it is so already."""
+        if strategy not in STRATEGIES:
+            raise InvalidValue(f"{strategy!r} is not a strategy: {', '.join(STRATEGIES)}", field="strategy")
+        return (await self._call(port.SetStrategy(**cast("Any", self._where), strategy=strategy))).changed
+
+    # ---- helpers
+
+    async def _call(self, call: port.AnyCall) -> port.Answer:
+        return await self._service.queue_call(call)
+
+    async def _figures(self) -> port.Figures:
+        answer = await self._call(port.Measure(**cast("Any", self._where)))
+        return answer.figures or port.Figures()
+
+    async def _task_view(self, task_id: str) -> port.TaskView:
+        answer = await self._call(port.GetTask(**cast("Any", self._where), task_id=_name(task_id, "task_id")))
+        return answer.tasks[0]
+
+    async def _tickets(self, which: str, ticket_id: str = "", limit: int | None = None) -> list[WorkTicket]:
+        if limit is not None and limit < 0:
+            raise InvalidValue("limit must not be negative", field="limit")
+        if limit == 0:
+            return []
+        call = port.ListTasks(
+            **cast("Any", self._where),
+            which=cast("Any", which),
+            task_id=ticket_id,
+            limit=min(port.MAX_TASKS if limit is None else limit, port.MAX_TASKS),
+        )
+        return [_ticket(view) for view in (await self._call(call)).tasks]
+
+    def _hold(self, view: port.TaskView) -> LeasedId:
+        self._held.pop(view.task_id, None)
+        self._held[view.task_id] = view.token
+        if len(self._held) > _HELD:
+            del self._held[next(iter(self._held))]
+        return LeasedId(view.task_id, view.token)
+
+    def _token(self, task_id: str) -> str:
+        return task_id.token if isinstance(task_id, LeasedId) else self._held.get(str(task_id), "")
+
+
+_SPREAD: Final = ("mean", "p50", "p95", "p99")
+
+
+def _name(text: str, field: str) -> str:
+    plain = str(text)  # a leased id becomes a bare one
+    if not plain or len(plain) > 255 or not plain.isprintable():
+        raise InvalidValue(f"{field}: 1 to 255 printable characters are needed", field=field)
+    return plain
+
+
+def _priority(priority: str) -> str:
+    if priority not in PRIORITIES:
+        raise InvalidValue(f"{priority!r} is not a priority: {', '.join(PRIORITIES)}", field="priority")
+    return priority
+
+
+def _queue_of(task: WorkTask) -> str:
+    """The task's queue name, else its node type, else `default`."""
+    return getattr(task, "queue_name", "") or getattr(task, "task_type", "") or "default"
+
+
+def _nanoseconds(moment: datetime | None) -> int:
+    return int((moment - _EPOCH) / timedelta(microseconds=1)) * 1000 if moment is not None else 0
+
+
+def _moment(at: int) -> datetime | None:
+    return _EPOCH + timedelta(microseconds=at // 1000) if at else None
+
+
+def _value(payload: Payload | None) -> ContextValue:
+    """The JSON value; of another encoding, what can be said about it."""
+    if payload is None:
+        return None
+    try:
+        return cast("ContextValue", decode_value(payload))
+    except Coded:
+        return {"encoding": payload.encoding, "bytes": len(payload.data)}
+
+
+def _task(task_id: str, view: port.TaskView) -> WorkTask:
+    return WorkTask(
+        task_id=task_id,
+        task_name=view.name,
+        task_type=cast("LiteralTaskType", view.type),
+        workflow_type=view.workflow_type,
+        instance_id=to_uuid(view.instance_id) if view.instance_id else None,
+        queue_name=view.queue,
+        priority=cast("LiteralTaskPriority", view.priority),
+        payload=_value(view.payload),
+        required_capability=view.capability or None,
+        dependencies=list(view.dependencies),
+        retry_count=view.retry_count,
+        max_retries=view.max_retries,
+        timeout_seconds=view.timeout or None,
+        attempt=view.attempt,
+        created_at=_moment(view.created_at),
+        not_before=_moment(view.not_before),
+        idempotency_key=view.idempotency_key,
+    )
+
+
+def _ticket(view: port.TaskView) -> WorkTicket:
+    ended = {"completed": "completed", "failed": "failed", "skipped": "failed"}
+    held = "assigned" if view.assigned else "in_progress"
+    metadata: Context = {
+        "state": view.state,
+        "queue_name": view.queue,
+        "retry_count": view.retry_count,
+        "dependencies": list(view.dependencies),
+        "progress": view.progress,
+        "progress_percent": view.progress * 100,
+        "result": _value(view.result),
+        "error": view.error or None,
+    }
+    return WorkTicket(
+        ticket_id=view.task_id,
+        work_type=view.name or view.type,
+        priority=cast("LiteralTaskPriority", view.priority),
+        status=ended.get(view.state) or (held if view.state == "running" else "pending"),
+        assigned_to=view.worker or None,
+        created_at=_moment(view.created_at),
+        completed_at=_moment(view.finished_at),
+        payload=_value(view.payload),
+        metadata=metadata,
+    )
+
+
+def _queue_status(queue: port.QueueFigures) -> QueueStatus:
+    return QueueStatus(
+        queue_name=queue.queue,
+        paused=queue.paused,
+        pending=queue.pending,
+        in_progress=queue.in_progress,
+        delayed=queue.delayed,
+        workers=queue.workers,
+    )
