@@ -54,7 +54,12 @@ class Queue:
         return False
 
     def snapshot(self) -> bytes:
-        return msgspec.msgpack.encode(_Snapshot(SNAPSHOT_FORMAT, self.state))
+        return encode_queue(self.state)
+
+
+def encode_queue(state: QueueState) -> bytes:
+    """The whole state of a work queue."""
+    return msgspec.msgpack.encode(_Snapshot(SNAPSHOT_FORMAT, state))
 
 
 def decode_queue(data: bytes) -> QueueState | None:
