@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from onexflow.client import Client, connect
 from onexflow.client.remote import RemoteService
-from onexflow.engine.protocols import ComputeNode, EffectNode, ReducerNode, WorkflowOrchestrator, find_node
+from onexflow.engine.protocols import ComputeNode, EffectNode, ReducerNode, WorkflowOrchestrator, WorkQueue, find_node
 from onexflow.spi import (
     Context,
     ContextValue,
@@ -141,6 +141,7 @@ __all__ = [
     "RegistryError",
     "SPIError",
     "TaskStatus",
+    "WorkQueue",
     "WorkTask",
     "WorkTicket",
     "WorkflowAssignment",
@@ -155,6 +156,7 @@ __all__ = [
     "close",
     "create_workflow_event",
     "get_node",
+    "get_work_queue",
     "get_workflow_orchestrator",
 ]
 
@@ -193,6 +195,12 @@ async def close() -> None:
 def get_workflow_orchestrator() -> WorkflowOrchestrator:
     """The orchestrator of the cluster at ONEXFLOW_ADDRESS. Connects when it is first used."""
     return WorkflowOrchestrator(_service())
+
+
+@cache
+def get_work_queue() -> WorkQueue:
+    """The work queue `default` of the cluster at ONEXFLOW_ADDRESS. Connects when it is first used."""
+    return WorkQueue(_service())
 
 
 async def get_node(

@@ -57,10 +57,9 @@ DECLARED = {
 #: Blocks that declare literals.
 LITERALS = (573, 684)
 #: Blocks with a test of their own below.
-EXAMPLES = (722, 922, 982, 1073, 1257)
+EXAMPLES = (722, 777, 922, 982, 1027, 1073, 1257, 1269)
 
 _BUS = ("get_workflow_event_bus", "there is no event bus yet")
-_QUEUE = ("get_work_queue", "there is no work queue yet")
 _NODES = ("get_workflow_node_registry", "there is no node registry yet")
 _PERSISTENCE = ("get_workflow_persistence", "there is no persistence yet")
 _COORDINATOR = ("get_workflow_event_coordinator", "there is no event coordinator yet")
@@ -72,19 +71,15 @@ WAITING = {
     110: _BUS,
     127: _BUS,
     210: _PERSISTENCE,
-    268: _QUEUE,
     317: _NODES,
     470: _CONDUCTOR,
     502: _CONDUCTOR,
     750: _BUS,
-    777: _QUEUE,
     828: _BUS,
     866: _NODES,
-    1027: _QUEUE,
     1136: _BUS,
     1187: _PERSISTENCE,
     1238: _BUS,
-    1269: _QUEUE,
     1283: _COORDINATOR,
     1336: _COORDINATOR,
 }
@@ -112,10 +107,10 @@ async def run(line: int, **given: Any) -> dict[str, Any]:
     text = text.replace('UUID("req-abc123")', '"req-abc123"')
     names: dict[str, Any] = {}
     exec(PRELUDE, names)
-    names.update(given)
-    source = f"async def block():\n{textwrap.indent(text, '    ')}\n    return locals()\n"
+    # As parameters: a block may assign to them.
+    source = f"async def block({', '.join(given)}):\n{textwrap.indent(text, '    ')}\n    return locals()\n"
     exec(compile(source, f"{SPECIFICATION.name}:{line}", "exec", dont_inherit=True), names)
-    made: dict[str, Any] = await names["block"]()
+    made: dict[str, Any] = await names["block"](**given)
     return {**names, **made}
 
 
@@ -149,6 +144,15 @@ async def orchestrator(script: Script, monkeypatch: pytest.MonkeyPatch) -> Async
             await client.register(definition)
         monkeypatch.setenv("ONEXFLOW_ADDRESS", client._channels.address)
         yield onex.get_workflow_orchestrator()
+        await onex.close()
+
+
+@pytest.fixture
+async def work_queue(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[onex.WorkQueue]:
+    """What `get_work_queue` gives, before a cluster."""
+    async with grpc_cluster() as client:
+        monkeypatch.setenv("ONEXFLOW_ADDRESS", client._channels.address)
+        yield onex.get_work_queue()
         await onex.close()
 
 
@@ -206,6 +210,13 @@ async def test_the_declared_orchestrator_is_satisfied_by_ours(orchestrator: onex
     assert isinstance(orchestrator, (await run(150))["ProtocolWorkflowOrchestrator"])
 
 
+async def test_the_declared_work_queue_is_satisfied_by_ours() -> None:
+    declared = (await run(268))["ProtocolWorkQueue"]
+    assert isinstance(onex.get_work_queue(), declared)
+    ours = members(onex.WorkQueue)
+    assert {name: shape for name, shape in members(declared).items() if ours[name] != shape} == {}
+
+
 @pytest.mark.parametrize(("line", "handler"), [(373, "an-effect"), (406, "a-compute"), (438, "a-reducer")])
 async def test_a_declared_node_is_satisfied_by_ours(line: int, handler: str) -> None:
     declared = (await run(line))[DECLARED[line]]
@@ -235,6 +246,19 @@ async def test_722_workflow_orchestration(
     assert f"Workflow state: {made['state'].current_state}" in capsys.readouterr().out
 
 
+async def test_777_tickets(work_queue: onex.WorkQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    for task_id in ("ticket-123", "ticket-456", "other"):
+        await work_queue.enqueue_task(onex.WorkTask(task_id=task_id, max_retries=0))
+    await work_queue.enqueue_task(onex.WorkTask(task_id="ticket-789", dependencies=["ticket-123"]))
+    made = await run(777)
+    assert [ticket.id for ticket in made["tickets"]] == ["ticket-123", "ticket-456", "other"]
+    assert (await work_queue.get_task_status("ticket-123")).result == {"status": "success", "output": "processed"}
+    assert (await work_queue.get_task_status("ticket-123")).progress == 1.0
+    assert (await work_queue.get_task_status("ticket-456")).state == "failed"
+    assert [ticket.id for ticket in made["deps"]] == ["ticket-123"]
+    assert "Pending: 1, In-Progress: 1" in capsys.readouterr().out
+
+
 async def test_922_workflow_lifecycle_errors(orchestrator: onex.WorkflowOrchestrator, script: Script) -> None:
     start = (await run(922))["start_workflow_safely"]
     gate, instance = script.gate("reserve"), uuid4()
@@ -260,6 +284,35 @@ async def test_982_workflow_transition_errors(orchestrator: onex.WorkflowOrchest
     with pytest.raises(onex.RegistryError):
         await manage(orchestrator, "order-processing", uuid4(), "pause")
     gate.set()
+
+
+async def test_1027_work_queue_errors(work_queue: onex.WorkQueue) -> None:
+    process = (await run(1027))["process_task_safely"]
+
+    async def work(task: onex.WorkTask) -> dict[str, Any]:
+        if task.task_name == "bad":
+            raise OSError("no such thing")
+        return {"did": task.task_name}
+
+    await process(work_queue, "w1", work)  # empty
+    await work_queue.enqueue_task(onex.WorkTask(task_id="g", task_name="good"))
+    await process(work_queue, "w1", work)
+    assert (await work_queue.get_task_status("g")).result == {"did": "good"}
+    await work_queue.enqueue_task(onex.WorkTask(task_id="b", task_name="bad", max_retries=3))
+    await process(work_queue, "w1", work)
+    status = await work_queue.get_task_status("b")
+    assert (status.state, status.retry_count, status.error) == ("retrying", 1, "no such thing")
+
+
+async def test_1269_priorities(work_queue: onex.WorkQueue) -> None:
+    async def process_task(task: onex.WorkTask) -> dict[str, Any]:
+        assert task.priority == "critical"
+        return {"done": True}
+
+    task = onex.WorkTask(task_id="t")
+    made = await run(1269, work_queue=work_queue, task=task, process_task=process_task)
+    assert [one.task_id for one in made["tasks"]] == ["t"]
+    assert (await work_queue.get_task_status("t")).result == {"done": True}
 
 
 async def test_1073_node_execution_errors(monkeypatch: pytest.MonkeyPatch) -> None:

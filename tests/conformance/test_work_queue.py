@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from onexflow.engine.work_queue import WorkQueue
+from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.testing import Cluster
 from onexflow.testing.conformance.work_queue import Connect, WorkQueueConformance
 from support.grpc_cluster import grpc_cluster

@@ -11,7 +11,7 @@ import pytest
 from onexflow.app.system import SystemClock
 from onexflow.core.errors import InvalidArgument, UnknownRun
 from onexflow.core.queue_state import QUEUE_TYPE, queue_key
-from onexflow.engine.work_queue import WorkQueue
+from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports import queue as port
 from onexflow.ports.registry import NodeRecord
 from onexflow.registry.memory import MemoryRegistry

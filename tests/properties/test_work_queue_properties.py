@@ -13,7 +13,7 @@ from onexflow.core import queue
 from onexflow.core.payload import Payload
 from onexflow.core.queue import Taker
 from onexflow.core.queue_state import PRIORITIES, SECOND
-from onexflow.engine.work_queue import WorkQueue
+from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.spi import SPIError, WorkTask
 from onexflow.testing import Cluster, run_virtual
 from support.queue_model import Model

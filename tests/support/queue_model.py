@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from onexflow.codec.rows import encode_row
 from onexflow.core import queue
 from onexflow.core.payload import NULL, Payload
@@ -33,9 +35,9 @@ class Model:
             self.rows.append(Row(self.offset, len(turn.events), 1, 1, seq, encode_row(turn.now, turn.events)))
             self.offset += len(turn.events)
 
-    def enqueue(self, task_id: str, **fields: object) -> None:
+    def enqueue(self, task_id: str, **fields: Any) -> None:
         turn = self.turn()
-        spec = TaskSpec(task_id, **{"lease": 300 * SECOND, **fields})  # type: ignore[arg-type]  # names of TaskSpec
+        spec = TaskSpec(task_id, **{"lease": 300 * SECOND, **fields})
         queue.enqueue(turn, spec, NULL)
         self.store(turn)
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from onexflow.client.ids import new_request_id
 from onexflow.codec.wire import common as wire_common
+from onexflow.codec.wire import queue as wire_queue
 from onexflow.codec.wire import workflow as wire
 from onexflow.core.errors import Unavailable
 from onexflow.core.ids import RunKey
+from onexflow.ports import queue
 from onexflow.ports.client_link import (
     ControlOutcome,
     ControlRequest,
@@ -30,6 +34,21 @@ from onexflow.v1 import workflow_pb2 as pb
 
 if TYPE_CHECKING:
     from onexflow.client.client import Client
+
+_QUEUE_METHODS: Final[dict[type, str]] = {
+    queue.Enqueue: "EnqueueTask",
+    queue.Dequeue: "DequeueTasks",
+    queue.Complete: "CompleteTask",
+    queue.Fail: "FailTask",
+    queue.Progress: "ReportProgress",
+    queue.Assign: "AssignTask",
+    queue.Pause: "PauseQueue",
+    queue.Resume: "ResumeQueue",
+    queue.SetStrategy: "SetAssignmentStrategy",
+    queue.GetTask: "GetTask",
+    queue.ListTasks: "ListTasks",
+    queue.Measure: "GetQueueMetrics",
+}
 
 
 class RemoteService:
@@ -126,6 +145,15 @@ class RemoteService:
 
     async def list_nodes(self) -> Sequence[NodeView]:
         return await (await self._source()).nodes()
+
+    async def queue_call(self, call: queue.AnyCall) -> queue.Answer:
+        if not call.request_id:
+            call = msgspec.structs.replace(call, request_id=new_request_id())
+        request, method = wire_queue.call_to_pb(call), _QUEUE_METHODS[type(call)]
+        client = await self._source()
+        return wire_queue.answer(
+            await client._unary(lambda seconds: getattr(client._channels.queues, method)(request, timeout=seconds))
+        )
 
     async def close(self) -> None:
         """Give up what is under way on the running loop: those who wait get Unavailable. The client is its owner's to

@@ -193,9 +193,10 @@ def _lease(turn: QueueTurn, task: QueueTask, worker: str, incarnation: str, kind
 
 def assign(turn: QueueTurn, task_id: str, worker: str, workers: Mapping[str, tuple[frozenset[str], str]]) -> QueueTask:
     """Lease one task to a worker that is named, or (an empty name) to the one that the strategy picks of `workers`,
-    which has (capabilities, incarnation) by name. Raises InvalidTransition unless the task could be leased now."""
+    which has (capabilities, incarnation) by name. Raises InvalidTransition for a task that is held, over or
+    blocked, or whose queue is paused."""
     task = turn.task(task_id)
-    if task.status not in QUEUED or task.due_at > turn.now or task.spec.queue in turn.state.paused:
+    if task.status not in QUEUED or task.spec.queue in turn.state.paused:  # who names it does not mean later
         raise _refused(turn, task, "scheduled")
     able = {name: known for name, known in workers.items() if _can(task, known[0])}
     if not worker:

@@ -78,7 +78,7 @@ class QueueBook:
         kernel.on_queue = self._turn
 
     def start(self) -> None:
-        self._complete_since = self._kernel.store.now()
+        self._complete_since = self._kernel.store.now() + RecentRuns.AHEAD_NS
         self._unsubscribe = self._registry.subscribe(self._on_member)
 
     def stop(self, error: Coded) -> None:
@@ -322,11 +322,19 @@ class QueueBook:
         return msgspec.msgpack.decode(record.response, type=Answer)
 
     def _is_new(self, request_id: str) -> bool:
+        """Is it certain, without a look-up, that it came never before? Raises InvalidArgument for an id of the future:
+        a later owner would take it for new."""
         try:
-            minted = id_time_ns(UUID(request_id))
+            given = UUID(request_id)
         except ValueError:
             return False
-        return minted is not None and self._complete_since + RecentRuns.MARGIN_NS < minted <= self._kernel.store.now()
+        now = self._kernel.store.now()
+        if RecentRuns.is_premature(given, now):
+            raise InvalidArgument(
+                "request_id is a UUIDv7 of the future: is the clock of the client right?", field="request_id"
+            )
+        minted = id_time_ns(given)
+        return minted is not None and self._complete_since < minted <= now
 
     def _keep(self, queue: Queue, call: AnyCall, answer: Answer) -> None:
         """Write the answer with the next append."""
@@ -339,7 +347,16 @@ class QueueBook:
         self._answers[call.namespace, call.request_id] = record
         if len(self._answers) > RECENT:
             oldest = next(iter(self._answers))
-            self._complete_since = max(self._complete_since, self._answers.pop(oldest)[4])
+            del self._answers[oldest]
+            self._complete_since = max(self._complete_since, _minted(oldest[1]))
+
+
+def _minted(request_id: str) -> int:
+    """When a UUIDv7 was minted; 0: any other id is looked up always."""
+    try:
+        return id_time_ns(UUID(request_id)) or 0
+    except ValueError:
+        return 0
 
 
 def _expired(turn: QueueTurn) -> Answer:

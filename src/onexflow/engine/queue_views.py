@@ -44,12 +44,13 @@ def task_view(task: QueueTask, now: int, *, with_token: bool = False) -> TaskVie
 
 
 def waiting_tasks(state: QueueState, now: int, *, ready: bool) -> list[QueueTask]:
-    """The tasks that nobody holds, in their order: first those that could be leased now; only those if `ready`."""
+    """The tasks that wait for nothing but a worker or their time, in their order: first those that could be leased now;
+    only those if `ready`."""
 
     def is_ready(task: QueueTask) -> bool:
         return task.status in QUEUED and task.due_at <= now and task.spec.queue not in state.paused
 
-    found = [task for task in state.tasks.values() if task.status not in ENDED and task.status != "running"]
+    found = [task for task in state.tasks.values() if task.status in QUEUED]
     if ready:
         found = [task for task in found if is_ready(task)]
     return sorted(found, key=lambda task: (not is_ready(task), task.key, task.number))

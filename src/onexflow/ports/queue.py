@@ -1,5 +1,5 @@
-"""Work queue port: the calls of a work queue as values. The engine answers them (`engine.queue`), and so does a client
-over gRPC (`client.queue`); `onexflow.work_queue.WorkQueue` makes the specification's objects of them.
+"""Work queue port: the calls of a work queue as values. The engine answers them (`engine.queue_book`), and so does a client
+over gRPC (`client.remote`); `engine.protocols.WorkQueue` makes the specification's object of them.
 
 Every answer is durable. A repeated call with the same request_id gets the first answer, also after a failover. Errors:
 UnknownTask, InvalidTransition, InvalidArgument, Overloaded, Unavailable.
@@ -161,7 +161,7 @@ class GetTask(Call, frozen=True, kw_only=True):
 
 
 class ListTasks(Call, frozen=True, kw_only=True):
-    """Tasks in their order: all that wait, those that could be leased now, or the dependencies of `task_id`."""
+    """Tasks in their order: all that could be assigned, those that could be leased now, or what `task_id` depends on."""
 
     which: Literal["pending", "ready", "dependencies"] = "pending"
     task_id: str = ""

@@ -836,7 +836,7 @@ class ListTasksRequest(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     which: _builtins.str
-    """"pending" (nobody holds them; also when empty), "ready" (could be leased now) or "dependencies" (of task_id)."""
+    """"pending" (could be assigned; also when empty), "ready" (could be leased now) or "dependencies" (of task_id)."""
     task_id: _builtins.str
     """Of which task, for "dependencies"."""
     limit: _builtins.int

@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from onexflow.engine.protocols.nodes import ComputeNode, EffectNode, Node, ReducerNode, find_node
 from onexflow.engine.protocols.orchestrator import WorkflowOrchestrator
+from onexflow.engine.protocols.work_queue import WorkQueue
 
-__all__ = ["ComputeNode", "EffectNode", "Node", "ReducerNode", "WorkflowOrchestrator", "find_node"]
+__all__ = ["ComputeNode", "EffectNode", "Node", "ReducerNode", "WorkQueue", "WorkflowOrchestrator", "find_node"]

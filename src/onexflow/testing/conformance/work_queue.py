@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 
-from onexflow.engine.work_queue import WorkQueue
+from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.spi import InvalidProtocolStateError, ProtocolWorkQueue, RegistryError, WorkTask
 
 Connect = Callable[[float], WorkQueue]
@@ -59,6 +59,15 @@ class WorkQueueConformance:
 
     async def test_an_empty_queue_gives_an_empty_list(self, queue: WorkQueue) -> None:
         assert await queue.dequeue_task("w1", max_tasks=5) == []
+
+    async def test_only_the_caller_s_deadline_is_a_timeout(self, patient: WorkQueue) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await patient.dequeue_task("w1")
+
+    async def test_a_task_without_queue_name_is_in_that_of_its_type(self, queue: WorkQueue) -> None:
+        await queue.enqueue_task(task("a", queue_name="", task_type="compute"))
+        assert (await queue.get_queue_status("compute")).pending == 1
 
     async def test_priorities_of_both_sets_in_their_order(self, queue: WorkQueue) -> None:
         for priority in ("normal", "deferred", "critical", "low", "urgent", "high"):
@@ -146,7 +155,9 @@ class WorkQueueConformance:
         await queue.enqueue_task(task("b"))
         assert (await queue.get_task_status("c")).state == "blocked"
         assert [ticket.id for ticket in await queue.get_ready_tickets()] == ["a", "b"]
-        assert [ticket.id for ticket in await queue.fetch_pending_tickets()] == ["a", "b", "c"]
+        assert [ticket.id for ticket in await queue.fetch_pending_tickets()] == ["a", "b"]
+        with pytest.raises(InvalidProtocolStateError):
+            await queue.assign_ticket_to_agent("c", "agent")
         assert [ticket.id for ticket in await queue.get_ticket_dependencies("c")] == ["a", "b"]
         for got in await queue.dequeue_task("w1", max_tasks=5):
             assert await queue.complete_task(got.task_id)

@@ -1,6 +1,6 @@
 """ProtocolWorkQueue over `ports.queue.QueueService`: the task calls and the ticket calls on one durable store.
 
-In process it is given the engine's Orchestrator, over gRPC `onexflow.client.queue.RemoteQueue`. A ticket is a task seen
+In process it is given the engine's Orchestrator, over gRPC `onexflow.client.remote.RemoteService`. A ticket is a task seen
 through the ticket calls: the same id, the same lease, the same end.
 """
 
@@ -209,7 +209,8 @@ class WorkQueue:
         return True
 
     async def fetch_pending_tickets(self, limit: int | None = None) -> list[WorkTicket]:
-        """The tickets that nobody has, in their order, those that could be assigned now first. Leases nothing."""
+        """The tickets that nobody has and that depend on nothing open, in their order, those whose time has not come
+        last: each could be assigned. Leases nothing."""
         return await self._tickets("pending", limit=limit)
 
     async def assign_ticket_to_agent(self, ticket_id: str, agent_id: str = "") -> bool:
