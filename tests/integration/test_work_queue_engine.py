@@ -17,7 +17,8 @@ from onexflow.ports.registry import NodeRecord
 from onexflow.registry.memory import MemoryRegistry
 from onexflow.spi import WorkTask
 from onexflow.storage.sqlite import SqliteStore
-from onexflow.testing import Cluster, virtual_time
+from onexflow.testing.clock import virtual_time
+from onexflow.testing.cluster import Cluster
 from onexflow.v1 import common_pb2, queue_pb2, queue_pb2_grpc
 from support.grpc_cluster import grpc_cluster
 

@@ -15,7 +15,8 @@ from onexflow.core.queue import Taker
 from onexflow.core.queue_state import PRIORITIES, SECOND
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.spi import SPIError, WorkTask
-from onexflow.testing import Cluster, run_virtual
+from onexflow.testing.clock import run_virtual
+from onexflow.testing.cluster import Cluster
 from support.queue_model import Model
 
 STEP = st.one_of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -92,7 +93,8 @@ class Kernel:
             hot = await hot_runs(self.store, shard)
             system = [record for record in hot if is_system_type(RunKey.from_bytes(record.key).workflow_type)]
             for record in system:
-                await self._load_queue(shard, record)
+                with suppress(InternalError):  # told; it hurts nothing else
+                    await self._load_queue(shard, record)
             records = [record for record in hot if record not in system]
             for first in range(0, len(records), READ_TOGETHER):
                 part = records[first : first + READ_TOGETHER]
@@ -206,7 +208,14 @@ class Kernel:
             return queue
 
     async def _load_queue(self, shard: Shard, record: RunRecord) -> Queue:
-        queue = await read_queue(self.store, shard, record)
+        try:
+            queue = await read_queue(self.store, shard, record)
+        except Unavailable:
+            raise
+        except Exception as error:
+            key = RunKey.from_bytes(record.key)
+            log.exception("queue.unreadable", queue=str(key), shard=shard.id, iid=record.iid, error=str(error))
+            raise InternalError(f"work queue {key} cannot be read back: {error!r}", {"queue": str(key)}) from error
         shard.queues[queue.key] = queue
         self.on_queue(queue)
         return queue
