@@ -159,7 +159,10 @@ async def _storm(seed: int) -> None:
             await asyncio.gather(*acts)
         work_queue = WorkQueue(cluster.engine)
         for _ in range(100):
-            await asyncio.sleep(61)
+            statistics = await work_queue.get_queue_statistics()
+            if not statistics["pending"] and not statistics["in_progress"]:
+                break
+            await asyncio.sleep(10)
             for got in await work_queue.dequeue_task("last", max_tasks=100):
                 completed[str(got.task_id)] += await work_queue.complete_task(got.task_id)
         assert all(count == 1 for count in completed.values())
