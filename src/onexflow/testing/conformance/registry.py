@@ -139,6 +139,7 @@ class RegistryConformance:
         await one.register(node())
         await one.register(node("w2"))
         await harness.until(lambda: bool(seen.events))
+        await harness.until(lambda: len(seen.story) >= 1)  # told a turn after it is shown
         assert seen.story == [("up", "w2", "i1")]
 
     async def test_a_stopped_subscription_hears_no_more(self, harness: RegistryHarness) -> None:
@@ -173,6 +174,7 @@ class RegistryConformance:
         await old.register(node("other"))
         await old.announce([ShardAnnouncement(shard=1, owner="w1", epoch=1)])
         await harness.until(lambda: len(seen.events) == 3)
+        await harness.until(lambda: len(seen.story) >= 3)  # told a turn after it is shown
         assert seen.story == [("down", "w1", "i1"), ("up", "w1", "i2"), ("up", "other", "i1")]
         await old.close()
         await harness.until(lambda: len(seen.events) == 4)
@@ -214,6 +216,7 @@ class RegistryConformance:
         harness.wake(one)
         await harness.until(lambda: list(two.members()) == [node()])
         await _until_seen(harness, two, shards=[3])
+        await harness.until(lambda: len(seen.story) >= 2)  # told a turn after it is shown
         assert seen.story == [("down", "w1", "i1"), ("up", "w1", "i1")]
 
     async def test_a_working_process_keeps_its_membership(self, harness: RegistryHarness) -> None:
@@ -257,6 +260,7 @@ class RegistryConformance:
         seen = _Seen(two)
         await two.revoke(node())
         await harness.until(lambda: len(seen.events) == 2)
+        await harness.until(lambda: len(seen.story) >= 2)  # told a turn after it is shown
         assert seen.story == [("down", "w1", "i1"), ("up", "w1", "i1")]
 
     async def test_announcements_replace_those_of_before(self, harness: RegistryHarness) -> None:
