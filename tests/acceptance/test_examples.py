@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import lzma
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,15 @@ def test_the_ledger_applies_a_key_once(ledger: Ledger) -> None:
     assert (first.first, second.first) == (True, False)
     assert first.reference == second.reference
     assert (ledger.totals("charge").entries, ledger.totals("charge").calls) == (1, 2)
+
+
+def test_many_at_once_may_open_a_new_ledger(tmp_path: Path) -> None:
+    for number in range(20):
+        ledger = Ledger(tmp_path / f"{number}.db")
+        with ThreadPoolExecutor(8) as pool:
+            entries = list(pool.map(lambda key, ledger=ledger: ledger.charge(str(key), "A", 1), range(8)))
+        assert all(entry.first for entry in entries)
+        assert ledger.totals("charge").entries == 8
 
 
 def independent(path: Path) -> dict[str, Any]:

@@ -20,8 +20,6 @@ _folder = Path(os.environ["ONEXFLOW_CHAOS_FOLDER"])
 _seconds = float(os.environ.get("ONEXFLOW_CHAOS_SECONDS", "0.02"))
 _trace = os.open(_folder / f"trace-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 _ledger = sqlite3.connect(_folder / "ledger.db", timeout=30.0, isolation_level=None)
-_ledger.execute("PRAGMA journal_mode=WAL")
-_ledger.execute("CREATE TABLE IF NOT EXISTS charge (key TEXT PRIMARY KEY, token TEXT) WITHOUT ROWID")
 
 
 def _note(what: str, name: str, token: str) -> None:

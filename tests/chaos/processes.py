@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +37,10 @@ class Processes:
     def __init__(self, *, seconds: float = 0.02, through: str = "") -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="onexflow-chaos-")
         self.folder = Path(self._temporary.name)
+        # Made before the workers that write to it: changing to WAL is refused while another connection is open.
+        with closing(sqlite3.connect(self.folder / "ledger.db")) as ledger:
+            ledger.execute("PRAGMA journal_mode=WAL")
+            ledger.execute("CREATE TABLE charge (key TEXT PRIMARY KEY, token TEXT) WITHOUT ROWID")
         self.address = f"127.0.0.1:{free_port()}"
         #: Where the workers connect, when that is not the orchestrator itself (a relay).
         self.through = through

@@ -98,7 +98,7 @@ class Ledger:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self.path, timeout=20, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode = WAL")
+            # Not WAL: changing to it is refused at once, without waiting, while another connection is open.
             db.executescript(_SCHEMA)
             # IMMEDIATE: a reader that becomes a writer half-way would be refused instead of waiting its turn.
             db.execute("BEGIN IMMEDIATE")
