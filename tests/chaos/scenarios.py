@@ -9,6 +9,8 @@ from typing import Any
 import onexflow
 from onexflow.client import Client, RunHandle
 from onexflow.core.definition import WorkflowDefinition
+from onexflow.registry.etcd.client import EtcdClient
+from onexflow.registry.etcd.url import EtcdSettings
 from onexflow.testing.faults.relay import Relay
 
 from . import traces
@@ -183,14 +185,29 @@ async def cut_streams(chains: int = 100, cuts: int = 20) -> Figures:
 
 
 async def kill_etcd(chains: int = 200, seconds: float = 30.0) -> Figures:
-    """kill -9 of etcd, and its return later: nothing stops, the registration is restored."""
+    """kill -9 of etcd, and its return later: nothing stops, the registration is restored, the shards stay."""
+    return await _without_etcd("kill", chains, seconds)
+
+
+async def freeze_etcd(chains: int = 200, seconds: float = 8.0) -> Figures:
+    """The same with an etcd that is stopped for longer than the leases last."""
+    return await _without_etcd("freeze", chains, seconds)
+
+
+async def wipe_etcd(chains: int = 200, seconds: float = 8.0) -> Figures:
+    """The same with an etcd that comes back empty."""
+    return await _without_etcd("wipe", chains, seconds)
+
+
+async def _without_etcd(fault: str, chains: int, seconds: float) -> Figures:
     async with Processes() as cluster:
         await cluster.start_worker("w1")
         await cluster.start_worker("w2")
         async with await cluster.client() as client:
             await cluster.wait_for_workers(client, 2)
             await client.register(mixed())
-            await cluster.etcd.kill()
+            before = await _shards(cluster)
+            await _take_away(cluster, fault)
             gone = time.monotonic()
             runs, longest = 0, 0.0
             while time.monotonic() - gone < seconds:
@@ -199,15 +216,40 @@ async def kill_etcd(chains: int = 200, seconds: float = 30.0) -> Figures:
                 await _finish(handles, 30.0)
                 runs += len(handles)
                 longest = max(longest, time.monotonic() - began)
-            await cluster.etcd.start()
+            if fault == "freeze":
+                cluster.etcd.thaw()
+            else:
+                await cluster.etcd.start()
             back = time.monotonic()
             await _registered(client, {"w1", "w2"})
+            async with asyncio.timeout(15.0):
+                while await _shards(cluster) != before:
+                    await asyncio.sleep(0.05)
             restored = time.monotonic() - back
             figures = await _checked(client, "chaos-mixed", runs)
         found = traces.executions(cluster.folder)
         assert len(found) == runs * 10, "a task ran twice"
         assert restored <= 3.0, f"registration took {restored:.1f} s"
         return {**figures, "away s": seconds, "longest wave s": longest, "registered after s": restored}
+
+
+async def _take_away(cluster: Processes, fault: str) -> None:
+    if fault == "freeze":
+        cluster.etcd.freeze()
+    elif fault == "wipe":
+        await cluster.etcd.wipe()
+    else:
+        await cluster.etcd.kill()
+
+
+async def _shards(cluster: Processes) -> dict[bytes, bytes]:
+    """What etcd holds of the shards: owner, epoch, address."""
+    etcd = EtcdClient(EtcdSettings(endpoints=(cluster.etcd.endpoint,)))
+    try:
+        answer = await etcd.range(b"/onexflow/local/shards/")
+        return {kv.key: kv.value for kv in answer.kvs}
+    finally:
+        await etcd.close()
 
 
 async def _registered(client: Client, workers: set[str]) -> None:
@@ -225,4 +267,6 @@ SCENARIOS = {
     "kill-orchestrator": kill_orchestrator,
     "cut-streams": cut_streams,
     "kill-etcd": kill_etcd,
+    "freeze-etcd": freeze_etcd,
+    "wipe-etcd": wipe_etcd,
 }

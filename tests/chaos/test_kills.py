@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from . import scenarios
@@ -10,14 +12,9 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 async def test_killed_worker_loses_nothing_and_repeats_idempotent_effects_within_300_ms() -> None:
-    fastest = float("inf")
-    for _ in range(3):  # a loaded machine may take the processor away for longer than the limit: then once more
-        figures = await scenarios.kill_worker(40)
-        assert figures["interrupted"] > 0 < figures["re-dispatch ms"]
-        fastest = min(fastest, figures["re-dispatch ms"])
-        if fastest <= 300:
-            return
-    pytest.fail(f"re-dispatch took {fastest:.0f} ms")
+    figures = await scenarios.kill_worker(40)
+    assert figures["interrupted"] > 0
+    assert 0 < figures["re-dispatch ms"] <= 300
 
 
 async def test_killed_worker_leaves_other_effects_waiting_and_none_runs_twice() -> None:
@@ -33,6 +30,11 @@ async def test_killed_orchestrator_adopts_what_ran_on() -> None:
 async def test_cut_streams_run_no_effect_twice_at_once() -> None:
     figures = await scenarios.cut_streams(40, 8)
     assert figures["cuts"] > 1
+
+
+@pytest.mark.parametrize("scenario", [scenarios.freeze_etcd, scenarios.wipe_etcd])
+async def test_etcd_frozen_or_wiped_beyond_the_leases_moves_no_shard(scenario: Any) -> None:
+    await scenario(50, 7.0)
 
 
 async def test_etcd_killed_stops_nothing() -> None:
