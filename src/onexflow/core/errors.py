@@ -14,7 +14,8 @@
     ├── PermissionDenied       OXF-1501   the caller may not do this
     ├── InternalError          OXF-9001   a bug of ours; carries the story
     ├── RegistryError
-    │   ├── UnknownWorkflowType OXF-2001  ├── UnknownRun OXF-2002  ├── UnknownTask OXF-2003  └── UnknownNode OXF-2004
+    │   ├── UnknownWorkflowType OXF-2001  ├── UnknownRun OXF-2002  ├── UnknownTask OXF-2003  ├── UnknownNode OXF-2004
+    │   ├── UnknownTopic OXF-2005  ├── UnknownGroup OXF-2006  └── UnknownProjection OXF-2007
     ├── InvalidProtocolStateError
     │   ├── RunExists          OXF-3001   another run has this id
     │   ├── InvalidTransition  OXF-3002   the state machine has no such edge
@@ -24,6 +25,7 @@
         ├── HandlerFailed      OXF-4002   a handler raised
         ├── WorkerLost         OXF-4003   the task's workers died under it, too often
         ├── TaskTimedOut       OXF-4004   a task passed one of its four timeouts
+        ├── OutOfRange         OXF-4005   what is asked for was cut out of the history
         └── HandlerInitializationError
             ├── StoreLocked OXF-5001  ├── StoreUnusable OXF-5002  ├── RegistryUnavailable OXF-5003
             ├── PortBusy OXF-5004  ├── ModuleNotImportable OXF-5005  ├── InvalidConfiguration OXF-5006
@@ -168,6 +170,24 @@ class UnknownNode(Coded, RegistryError):
     hint = "`onexflow node list` shows the nodes."
 
 
+class UnknownTopic(Coded, RegistryError):
+    """There is no such topic of the event bus, or no longer."""
+
+    code = "OXF-2005"
+
+
+class UnknownGroup(Coded, RegistryError):
+    """There is no such consumer group."""
+
+    code = "OXF-2006"
+
+
+class UnknownProjection(Coded, RegistryError):
+    """No projection of that name was ever registered."""
+
+    code = "OXF-2007"
+
+
 class RunExists(Coded, InvalidProtocolStateError):
     """Another run has this id."""
 
@@ -213,6 +233,13 @@ class TaskTimedOut(Coded, ProtocolHandlerError):
     """The task passed one of its timeouts."""
 
     code = "OXF-4004"
+
+
+class OutOfRange(Coded, ProtocolHandlerError):
+    """What is asked for was cut out of the history; `earliest` in the context is what can still be read."""
+
+    code = "OXF-4005"
+    hint = "Go on from `earliest`; the snapshot has what came before."
 
 
 class StoreLocked(Coded, HandlerInitializationError):

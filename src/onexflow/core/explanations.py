@@ -86,6 +86,18 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "No worker or orchestrator of this id is connected or registered.",
         "`onexflow node list` shows the nodes.",
     ),
+    "OXF-2005": Explanation(
+        "No topic of this name exists on the event bus, or it was deleted while it was read.",
+        "A topic comes into being with `create_workflow_topic` or with the first event that is published to it.",
+    ),
+    "OXF-2006": Explanation(
+        "No consumer group of this name exists in the namespace.",
+        "A group comes into being with its first consumer, and stays until it is deleted.",
+    ),
+    "OXF-2007": Explanation(
+        "No projection of this name was ever registered in the namespace.",
+        "Register it (`register_projection`); it is then caught up from the log.",
+    ),
     "OXF-3001": Explanation(
         "A run of this id was started before with another input, correlation id or definition. Repeating the very same "
         "start is not an error and returns the run.",
@@ -121,6 +133,11 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "start_to_close, schedule_to_close, heartbeat).",
         "The context names the timeout. For schedule_to_start, look whether a worker with the handler is connected and "
         "has free slots.",
+    ),
+    "OXF-4005": Explanation(
+        "The events that were asked for, or that a reader had still to read, were cut out of the history "
+        "(`cleanup_old_events`). They are gone on purpose; a tombstone in the store says which.",
+        "Go on from the event that the context names as `earliest`. What the cut events led to is in the snapshot.",
     ),
     "OXF-5001": Explanation(
         "Another orchestrator process holds the lock of this SQLite store.",

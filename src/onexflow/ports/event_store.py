@@ -81,6 +81,37 @@ class CheckpointRecord(NamedTuple):
     data: bytes
 
 
+class RegisterRecord(NamedTuple):
+    """A named value of a shard that is not an event: a reader's position, a projection's state, what can be derived from
+    events or is about them. Replaces the one of that name; empty `data` takes it away. Names may be any text."""
+
+    name: str
+    data: bytes
+
+
+class Tombstone(NamedTuple):
+    """What was cut out of a run's history: all its events from `first_seq` to `last_seq`, `count` of them, which stood
+    between the two offsets. Never deleted; a later cut of the same run adds another one."""
+
+    iid: int
+    first_seq: int
+    last_seq: int
+    first_offset: int
+    last_offset: int
+    count: int  # type: ignore[assignment]  # as Row.count
+    hash: bytes  #: BLAKE2b, 16 bytes, of the cut rows' data in order, the part of a row that was cut packed as a row
+    at: int
+
+
+class Cut(NamedTuple):
+    """Delete the rows of a run whose events are all below `before_seq`. A row that stands across it is replaced by
+    `rest`, which has what is left of it: so the caller reads the rows first."""
+
+    before_seq: int
+    tombstone: Tombstone
+    rest: Row | None = None
+
+
 class ShardAppend(msgspec.Struct, kw_only=True):
     """All that one commit writes to one shard."""
 
@@ -94,6 +125,8 @@ class ShardAppend(msgspec.Struct, kw_only=True):
     parked: list[ParkedRecord] = []
     snapshots: list[SnapshotRecord] = []  #: replace older ones of the same run
     checkpoint: CheckpointRecord | None = None
+    registers: list[RegisterRecord] = []
+    cuts: list[Cut] = []
 
 
 class AppendOutcome(NamedTuple):
@@ -203,6 +236,19 @@ class EventStore(Protocol):
         """Parked runs with 0 < wake_at <= until, earliest first."""
 
     async def get_parked(self, shard: int, iid: int) -> ParkedRecord | None: ...
+
+    async def get_register(self, shard: int, name: str) -> bytes | None: ...
+
+    async def list_registers(
+        self, shard: int, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[RegisterRecord]:
+        """Those whose names begin with `prefix` and are greater than `after`, in the order of their names' UTF-8."""
+
+    async def find_register(self, name: str) -> list[tuple[int, bytes]]:
+        """(shard, data) of the registers of that name, in all shards."""
+
+    async def tombstones(self, shard: int, from_offset: int = 0, iid: int = 0) -> list[Tombstone]:
+        """Those with a `last_offset` not below `from_offset`, of that run (0: of all), by `last_offset`."""
 
     async def find_request(self, shard: int, namespace: str, request_id: str) -> RequestRecord | None: ...
 

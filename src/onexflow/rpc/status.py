@@ -3,7 +3,8 @@
 | errors | gRPC status |
 |---|---|
 | InvalidArgument, InvalidDefinition, ProtocolViolation | INVALID_ARGUMENT |
-| UnknownWorkflowType, UnknownRun, UnknownTask, UnknownNode, RegistryError | NOT_FOUND |
+| UnknownWorkflowType, UnknownRun, UnknownTask, UnknownNode, UnknownTopic, UnknownGroup, UnknownProjection, RegistryError | NOT_FOUND |
+| OutOfRange | OUT_OF_RANGE |
 | RunExists, DefinitionConflict | ALREADY_EXISTS |
 | InvalidTransition, InvalidProtocolStateError, all of OXF-4xxx and OXF-5xxx but the ones below | FAILED_PRECONDITION |
 | Overloaded, StoreFull | RESOURCE_EXHAUSTED |
@@ -60,6 +61,7 @@ _BY_FAMILY: Final = {
 _BY_CODE: Final = {
     "OXF-3001": grpc.StatusCode.ALREADY_EXISTS,
     "OXF-3003": grpc.StatusCode.ALREADY_EXISTS,
+    "OXF-4005": grpc.StatusCode.OUT_OF_RANGE,
     "OXF-5003": grpc.StatusCode.UNAVAILABLE,
     "OXF-5008": grpc.StatusCode.UNIMPLEMENTED,
 }
