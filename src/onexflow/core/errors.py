@@ -3,12 +3,6 @@
     SPIError
     ├── InvalidArgument        OXF-1001   a field of a request is wrong
     │   └── InvalidDefinition  OXF-1002   a workflow definition is wrong, at a named place
-    ├── Unavailable            OXF-1101   try again: the answer is not known or not possible now   (retryable)
-    │   ├── StoreUnavailable   OXF-1102   the append failed or its outcome is unknown               (retryable)
-    │   ├── ShardMoved         OXF-1103   another orchestrator owns it                              (retryable)
-    │   └── Draining           OXF-1104   this process is stopping                                  (retryable)
-    ├── Overloaded             OXF-1201   a limit is reached                                        (retryable)
-    │   └── StoreFull          OXF-1202   no space left for new work                                (retryable)
     ├── DeadlineExceeded       OXF-1301   the caller's deadline has passed
     ├── ProtocolViolation      OXF-1401   the peer of a stream broke the protocol
     ├── PermissionDenied       OXF-1501   the caller may not do this
@@ -21,12 +15,18 @@
     │   ├── InvalidTransition  OXF-3002   the state machine has no such edge
     │   └── DefinitionConflict OXF-3003   this version is registered with other content
     └── ProtocolHandlerError
+        ├── Overloaded         OXF-1201   a limit is reached                                    (retryable)
+        │   └── StoreFull      OXF-1202   no space left for new work                            (retryable)
         ├── RunFailed          OXF-4001   the run ended without a result
         ├── HandlerFailed      OXF-4002   a handler raised
         ├── WorkerLost         OXF-4003   the task's workers died under it, too often
         ├── TaskTimedOut       OXF-4004   a task passed one of its four timeouts
         ├── OutOfRange         OXF-4005   what is asked for was cut out of the history
         └── HandlerInitializationError
+            ├── Unavailable          OXF-1101   try again: the answer is not known or not possible now  (retryable)
+            │   ├── StoreUnavailable OXF-1102   the append failed or its outcome is unknown             (retryable)
+            │   ├── ShardMoved       OXF-1103   another orchestrator owns it                            (retryable)
+            │   └── Draining         OXF-1104   this process is stopping                                (retryable)
             ├── StoreLocked OXF-5001  ├── StoreUnusable OXF-5002  ├── RegistryUnavailable OXF-5003
             ├── PortBusy OXF-5004  ├── ModuleNotImportable OXF-5005  ├── InvalidConfiguration OXF-5006
             ├── UnsupportedPython OXF-5007  └── RoleNotSupported OXF-5008
@@ -75,7 +75,7 @@ class InvalidDefinition(InvalidArgument):
     hint = "`onexflow definition check FILE` lists every problem with its place."
 
 
-class Unavailable(Coded):
+class Unavailable(Coded, HandlerInitializationError):
     """The answer is not known or not possible now. Try again."""
 
     code = "OXF-1101"
@@ -102,7 +102,7 @@ class Draining(Unavailable):
     code = "OXF-1104"
 
 
-class Overloaded(Coded):
+class Overloaded(Coded, ProtocolHandlerError):
     """A limit is reached."""
 
     code = "OXF-1201"
