@@ -106,7 +106,10 @@ class Consume(msgspec.Struct, frozen=True, kw_only=True):
 
     Members of a group share its events: those of one shard go to one member at a time. A group's positions are durable
     and outlive its members; `start` is for a group that is new. Who reads for himself and lost the connection goes on
-    with `positions` (shard → next offset)."""
+    with `positions` (shard → next offset). What he buries is a dead letter of the group "".
+
+    A group has one filter: who comes with another is told InvalidTransition. A projection's deliveries begin at its
+    stored position whenever a shard comes to a member; its acks only open its window."""
 
     filter: Filter
     group: str = ""
@@ -128,8 +131,16 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     heads: dict[int, int]
 
 
-Told = Begun | Sequence[Delivery] | SPIError
-#: Called on the event loop: once with Begun, then with deliveries; an error is the last word.
+class Reached(msgspec.Struct, frozen=True, kw_only=True):
+    """All that matches before these positions (shard → next offset) has been delivered: told when a reader comes to the
+    end of what is durable in a shard, so who waits for a head of `Begun` also knows when what lay before it did not
+    match."""
+
+    positions: dict[int, int]
+
+
+Told = Begun | Sequence[Delivery] | Reached | SPIError
+#: Called on the event loop: once with Begun, then with deliveries and how far they go; an error is the last word.
 ConsumeListener = Callable[[Told], None]
 Done = Callable[[SPIError | None], None]
 
@@ -177,10 +188,13 @@ class TopicView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProjectionState(msgspec.Struct, frozen=True, kw_only=True):
-    """A projection's state of one run: folded up to `offset` of its shard. None: it has none."""
+    """A projection's state of one run: all events of its shard before `offset`, its position, are in it. None: it has none.
+    `head`: the shard's next durable offset at that moment, so `offset == head` says that nothing is missing."""
 
     state: Payload | None
     offset: int
+    shard: int = 0
+    head: int = 0
 
 
 class EventService(Protocol):
@@ -226,8 +240,9 @@ class EventService(Protocol):
     async def save_projection(
         self, namespace: str, name: str, shard: int, expected: int, offset: int, states: dict[RunKey, Payload]
     ) -> None:
-        """Store states and the position in one transaction, if the position is still `expected`; else raises
-        InvalidTransition: another one writes this projection."""
+        """Store states and the position (the next offset to read) in one transaction, if the position is still
+        `expected` (0 at first); else raises InvalidTransition: another one writes this projection. An empty payload
+        (`Payload(b"")`) deletes a state."""
 
     async def load_projection(self, namespace: str, name: str, key: RunKey) -> ProjectionState:
         """Raises UnknownProjection for a name that was never registered."""
