@@ -141,7 +141,7 @@ class CommitLane:
             self.pending_since = 0.0
             self._in_flight = None
             for shard, append in touched:
-                shard.durable = append.next
+                shard.stored(append)
                 self.events += append.next - append.head
             self.commits += 1
             self._on_stored(self._taken_runs)

@@ -6,6 +6,7 @@ of the latter (engine.lane).
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -18,7 +19,10 @@ from onexflow.core.machine import WORKFLOW_STATE_INDEX
 from onexflow.engine.run import SNAPSHOT_EVERY, Run
 from onexflow.ports.event_store import (
     CheckpointRecord,
+    Cut,
+    EventStore,
     ParkedRecord,
+    RegisterRecord,
     RequestRecord,
     Row,
     RunRecord,
@@ -100,6 +104,17 @@ class Pending:
     requests: list[RequestRecord] = field(default_factory=list)
     parked: dict[int, ParkedRecord] = field(default_factory=dict)
     snapshots: dict[int, SnapshotRecord] = field(default_factory=dict)
+    #: By name; the last one written counts. Empty data takes the register away.
+    registers: dict[str, RegisterRecord] = field(default_factory=dict)
+    cuts: list[Cut] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """A register is being read from the store; what is put meanwhile is newer than what will be found."""
+
+    name: str
+    put: bytes | None = None
 
 
 class Shard:
@@ -114,13 +129,21 @@ class Shard:
         self.by_key: dict[RunKey, Run] = {}
         self.queues: dict[RunKey, Queue] = {}
         self.pending = Pending()
+        #: Registers of the append under way.
+        self._in_flight: dict[str, RegisterRecord] = {}
+        self._reads: list[_Read] = []
+        #: Held while a history of this shard is cut, from reading its rows until the cut is durable (engine.cuts).
+        self.cutting = asyncio.Lock()
         self.checkpoint_offset = claim.head
         self.checkpoint_at = 0.0
 
     @property
     def is_dirty(self) -> bool:
         pending = self.pending
-        return bool(pending.segments or pending.parked or pending.snapshots or pending.requests)
+        return bool(
+            pending.segments or pending.parked or pending.snapshots or pending.requests
+            or pending.registers or pending.cuts
+        )  # fmt: skip
 
     def add(self, run: Run) -> None:
         self.runs[run.iid] = run
@@ -142,9 +165,46 @@ class Shard:
         self.next += count
         pending.runs[run.iid] = run
 
+    def put(self, name: str, data: bytes) -> None:
+        """Write a register with the next append; empty data takes it away. The caller marks the lane."""
+        self.pending.registers[name] = RegisterRecord(name, data)
+        for read in self._reads:
+            if read.name == name:
+                read.put = data
+
+    def peek(self, name: str) -> bytes | None:
+        """The register's value that is not durable yet, pending or on its way; empty when it is being taken away.
+        None: what the store has is the newest, so far."""
+        found = self.pending.registers.get(name) or self._in_flight.get(name)
+        return None if found is None else found.data
+
+    async def register(self, store: EventStore, name: str) -> bytes | None:
+        """The register's newest value, durable or not; None when there is none."""
+        known = self.peek(name)
+        if known is None:
+            read = _Read(name)
+            self._reads.append(read)
+            try:
+                known = await store.get_register(self.id, name)
+            finally:
+                self._reads.remove(read)
+            if read.put is not None:
+                known = read.put
+        return known or None
+
+    def cut(self, cut: Cut) -> None:
+        """Cut a run's history with the next append. Made and guarded by `engine.cuts`; the caller marks the lane."""
+        self.pending.cuts.append(cut)
+
+    def stored(self, append: ShardAppend) -> None:
+        """What was taken last is durable."""
+        self.durable = append.next
+        self._in_flight = {}
+
     def take(self, now: float, *, checkpoint: bool = True) -> ShardAppend:
         """Pack what is pending into one append, and start collecting anew."""
         pending, self.pending = self.pending, Pending()
+        self._in_flight = pending.registers
         head = pending.segments[0].offset if pending.segments else self.next
         rows = [
             Row(offset, len(events), self.epoch, run.iid, seq, encode_row(at, events, meta))
@@ -176,6 +236,8 @@ class Shard:
             requests=pending.requests,
             parked=list(pending.parked.values()),
             snapshots=list(pending.snapshots.values()),
+            registers=list(pending.registers.values()),
+            cuts=pending.cuts,
         )
         behind = self.next - self.checkpoint_offset
         is_due = behind >= CHECKPOINT_EVENTS or (behind and now - self.checkpoint_at >= CHECKPOINT_SECONDS)

@@ -16,8 +16,10 @@ from onexflow.ports.clock import Clock
 from onexflow.ports.event_store import (
     AppendOutcome,
     CheckpointRecord,
+    Cut,
     DefinitionRecord,
     ParkedRecord,
+    RegisterRecord,
     RequestRecord,
     Row,
     RunCount,
@@ -27,6 +29,7 @@ from onexflow.ports.event_store import (
     ShardAppend,
     ShardClaim,
     SnapshotRecord,
+    Tombstone,
 )
 from onexflow.storage.time import StoreTime
 
@@ -47,10 +50,12 @@ class _Shard:
         self.parked: dict[int, ParkedRecord] = {}
         self.snapshots: dict[int, SnapshotRecord] = {}
         self.checkpoint: CheckpointRecord | None = None
+        self.registers: dict[str, bytes] = {}
+        self.tombstones: dict[tuple[int, int], Tombstone] = {}  #: by (iid, first_seq)
 
 
 class MemoryStore:
-    """`ports.EventStore` in memory. `capacity`, in bytes of rows and snapshots, may be changed at any time: an append
+    """`ports.EventStore` in memory. `capacity`, in bytes of rows, snapshots and registers, may be changed at any time: an append
     that would pass it raises StoreFull."""
 
     def __init__(self, clock: Clock, shards: int = 8, *, capacity: int | None = None) -> None:
@@ -106,7 +111,7 @@ class MemoryStore:
         for held, part in stored:
             _check_keys(held, part.runs)
         for held, part in stored:
-            _put(held, part)
+            self._bytes += _put(held, part)
         self._bytes += size
         await asyncio.sleep(0)  # a caller that appends in a loop lets others run, as with a disk
         return AppendOutcome(frozenset(part.shard for _, part in stored), refused, now)
@@ -185,6 +190,35 @@ class MemoryStore:
         held = self._at(shard)
         return None if held is None else held.parked.get(iid)
 
+    async def get_register(self, shard: int, name: str) -> bytes | None:
+        held = self._at(shard)
+        return None if held is None else held.registers.get(name)
+
+    async def list_registers(
+        self, shard: int, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[RegisterRecord]:
+        held = self._at(shard)
+        registers = {} if held is None else held.registers
+        begins, behind = _as_bytes(prefix), _as_bytes(after)
+        found = sorted(
+            (encoded, name)
+            for name in registers
+            if (encoded := _as_bytes(name)).startswith(begins) and (not after or encoded > behind)
+        )
+        return [RegisterRecord(name, registers[name]) for _, name in found[:limit]]
+
+    async def find_register(self, name: str) -> list[tuple[int, bytes]]:
+        self._check()
+        return [(number, shard.registers[name]) for number, shard in enumerate(self._shards) if name in shard.registers]
+
+    async def tombstones(self, shard: int, from_offset: int = 0, iid: int = 0) -> list[Tombstone]:
+        held = self._at(shard)
+        found = [] if held is None else held.tombstones.values()
+        return sorted(
+            (entry for entry in found if entry.last_offset >= from_offset and iid in (0, entry.iid)),
+            key=lambda entry: (entry.last_offset, entry.iid, entry.first_seq),
+        )
+
     async def find_request(self, shard: int, namespace: str, request_id: str) -> RequestRecord | None:
         held = self._at(shard)
         return None if held is None else held.requests.get((namespace, request_id))
@@ -215,6 +249,8 @@ class MemoryStore:
             "runs": sum(len(shard.runs) for shard in self._shards),
             "parked": sum(len(shard.parked) for shard in self._shards),
             "requests": sum(len(shard.requests) for shard in self._shards),
+            "registers": sum(len(shard.registers) for shard in self._shards),
+            "cut_events": sum(entry.count for shard in self._shards for entry in shard.tombstones.values()),
             "bytes": self._bytes,
         }
 
@@ -227,7 +263,8 @@ class MemoryStore:
         return self._shards[shard] if 0 <= shard < len(self._shards) else None
 
 
-def _put(held: _Shard, part: ShardAppend) -> None:
+def _put(held: _Shard, part: ShardAppend) -> int:
+    """Store the part; by how many bytes what is held grew beside the part's own (what it replaces or cuts is less)."""
     for row in part.rows:
         held.rows.append(row)
         held.runs_rows.setdefault(row.iid, []).append(row)
@@ -253,6 +290,32 @@ def _put(held: _Shard, part: ShardAppend) -> None:
     iids = [row.iid for row in part.rows] + [record.iid for record in part.runs]
     held.next_iid = max(held.next_iid, max(iids, default=0) + 1)
     held.head = part.next
+    replaced = 0
+    for register in part.registers:
+        replaced += len(held.registers.pop(register.name, b""))
+        if register.data:
+            held.registers[register.name] = register.data
+    return sum(_cut(held, cut) for cut in part.cuts) - replaced
+
+
+def _cut(held: _Shard, cut: Cut) -> int:
+    """Cut a run's history; the change in bytes. A second time there is nothing to cut, and the tombstone is known."""
+    iid, before = cut.tombstone.iid, cut.before_seq
+    rows = held.runs_rows.get(iid, [])
+    kept: list[Row] = []
+    for row in rows:
+        if row.seq >= before or (row.seq + row.count > before and cut.rest is None):
+            kept.append(row)
+        elif row.seq + row.count > before and cut.rest is not None:
+            kept.append(cut.rest)
+    change = sum(len(row.data) for row in kept) - sum(len(row.data) for row in rows)
+    if kept != rows:
+        held.runs_rows[iid] = kept
+        places = {row.offset for row in rows}
+        others = [row for row in held.rows if row.offset not in places]
+        held.rows = sorted(others + kept)
+    held.tombstones.setdefault((iid, cut.tombstone.first_seq), cut.tombstone)
+    return change
 
 
 def _check_keys(held: _Shard, runs: Iterable[RunRecord]) -> None:
@@ -264,7 +327,15 @@ def _check_keys(held: _Shard, runs: Iterable[RunRecord]) -> None:
 
 
 def _size(part: ShardAppend) -> int:
-    return sum(len(row.data) for row in part.rows) + sum(len(snapshot.data) for snapshot in part.snapshots)
+    return (
+        sum(len(row.data) for row in part.rows)
+        + sum(len(snapshot.data) for snapshot in part.snapshots)
+        + sum(len(register.data) for register in part.registers)
+    )
+
+
+def _as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _matches(record: RunRecord, where: RunFilter) -> bool:

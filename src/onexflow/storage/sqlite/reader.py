@@ -20,6 +20,7 @@ from onexflow.ports.event_store import (
     CheckpointRecord,
     DefinitionRecord,
     ParkedRecord,
+    RegisterRecord,
     RequestRecord,
     Row,
     RunCount,
@@ -27,6 +28,7 @@ from onexflow.ports.event_store import (
     RunPage,
     RunRecord,
     SnapshotRecord,
+    Tombstone,
 )
 from onexflow.storage.sqlite import statements as sql
 from onexflow.storage.sqlite.errors import translate
@@ -221,6 +223,43 @@ def get_parked(db: sqlite3.Connection, shard: int, iid: int) -> ParkedRecord | N
     return None if found is None else ParkedRecord(iid, found[0], as_text(found[1]))
 
 
+def get_register(db: sqlite3.Connection, shard: int, name: str) -> bytes | None:
+    found = db.execute("SELECT data FROM registers WHERE shard = ? AND name = ?", (shard, as_bytes(name))).fetchone()
+    return None if found is None else found[0]
+
+
+def list_registers(db: sqlite3.Connection, shard: int, prefix: str, after: str, limit: int) -> list[RegisterRecord]:
+    begins = as_bytes(prefix)
+    first = max(begins, as_bytes(after) + b"\0") if after else begins
+    found = db.execute(
+        "SELECT name, data FROM registers WHERE shard = ? AND name >= ? AND name < ? ORDER BY name LIMIT ?",
+        (shard, first, begins + b"\xff", limit),  # no byte of UTF-8 is 0xff
+    )
+    return [RegisterRecord(as_text(name), data) for name, data in found]
+
+
+def find_register(db: sqlite3.Connection, name: str) -> list[tuple[int, bytes]]:
+    found = db.execute(
+        "SELECT s.shard, r.data FROM shards s CROSS JOIN registers r ON r.shard = s.shard AND r.name = ?"
+        " ORDER BY s.shard",
+        (as_bytes(name),),
+    )
+    return found.fetchall()
+
+
+def tombstones(db: sqlite3.Connection, shard: int, from_offset: int, iid: int) -> list[Tombstone]:
+    base = shard << sql.SHARD_BITS
+    first = base + max(from_offset, 0)
+    if iid:
+        found = db.execute(sql.RUN_TOMBSTONES, (base | iid, first))
+    else:
+        found = db.execute(sql.TOMBSTONES, (first, base + sql.MASK))
+    return [
+        Tombstone(run & sql.MASK, first_seq, last_seq, first_offset, last_place & sql.MASK, count, digest, at)
+        for run, first_seq, last_seq, first_offset, last_place, count, digest, at in found
+    ]
+
+
 def find_request(db: sqlite3.Connection, shard: int, namespace: str, request_id: str) -> RequestRecord | None:
     found = db.execute(
         "SELECT body_hash, response, at FROM requests WHERE request_id = ? AND namespace = ? AND shard = ?",
@@ -250,10 +289,12 @@ def owners(db: sqlite3.Connection) -> list[tuple[int, int, str]]:
 def statistics(db: sqlite3.Connection) -> dict[str, int]:
     return {
         "events": db.execute("SELECT coalesce(sum(head - 1), 0) FROM shards").fetchone()[0],
-        "rows": db.execute("SELECT coalesce(max(number), 0) FROM event_rows").fetchone()[0],
+        "rows": db.execute("SELECT count(*) FROM event_rows").fetchone()[0],
         "runs": db.execute("SELECT count(*) FROM runs").fetchone()[0],
         "parked": db.execute("SELECT count(*) FROM parked").fetchone()[0],
         "requests": db.execute("SELECT count(*) FROM requests").fetchone()[0],
+        "registers": db.execute("SELECT count(*) FROM registers").fetchone()[0],
+        "cut_events": db.execute("SELECT coalesce(sum(count), 0) FROM tombstones").fetchone()[0],
         "bytes": db.execute("PRAGMA page_count").fetchone()[0] * db.execute("PRAGMA page_size").fetchone()[0],
     }
 

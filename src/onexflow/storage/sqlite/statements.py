@@ -49,6 +49,39 @@ CHECKPOINTS: Final = (
     3,
     " ON CONFLICT (shard) DO UPDATE SET place = excluded.place, data = excluded.data",
 )
+REGISTERS: Final = (
+    "INSERT INTO registers (shard, name, data) VALUES ",
+    3,
+    " ON CONFLICT (shard, name) DO UPDATE SET data = excluded.data",
+)
+UNREGISTER: Final = ("DELETE FROM registers WHERE (shard, name) IN (VALUES ", 2, ")")
+#: Parameters: run, before_seq. Parts of which no row is left once the cut is done; it goes first, while the rows still
+#: tell their places. A row is in the part with the highest place not above its own.
+CUT_PARTS: Final = (
+    "DELETE FROM parts WHERE place IN (SELECT (SELECT max(p.place) FROM parts p WHERE p.place <= r.place)"
+    " FROM event_rows r WHERE r.run = ?1 AND r.seq < ?2 AND r.seq + r.count <= ?2)"
+    " AND NOT EXISTS (SELECT 1 FROM event_rows o WHERE o.number BETWEEN parts.number AND parts.number + parts.count - 1"
+    " AND NOT (o.run = ?1 AND o.seq + o.count <= ?2))"
+)
+CUT_ROWS: Final = "DELETE FROM event_rows WHERE run = ?1 AND seq < ?2 AND seq + count <= ?2"
+#: Parameters: run, before_seq, and what the row that stands across it becomes. It keeps its number, and so its part.
+CUT_REST: Final = (
+    "UPDATE event_rows SET place = ?3, count = ?4, epoch = ?5, seq = ?6, data = ?7"
+    " WHERE run = ?1 AND seq < ?2 AND seq + count > ?2"
+)
+TOMBSTONE: Final = (
+    "INSERT INTO tombstones (run, first_seq, last_seq, first_offset, last_place, count, hash, at)"
+    " VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (run, first_seq) DO NOTHING"
+)
+_TOMBSTONE: Final = "SELECT run, first_seq, last_seq, first_offset, last_place, count, hash, at FROM tombstones WHERE "
+TOMBSTONES: Final = _TOMBSTONE + "last_place BETWEEN ? AND ? ORDER BY last_place, run, first_seq"
+RUN_TOMBSTONES: Final = _TOMBSTONE + "run = ? AND +last_place >= ? ORDER BY last_place, first_seq"
+#: The last number that a row has or a part still speaks of: those behind it are free.
+LAST_NUMBER: Final = (
+    "SELECT max(coalesce((SELECT max(number) FROM event_rows), 0), coalesce((SELECT max((SELECT number + count - 1"
+    " FROM parts WHERE place >= s.shard << 48 AND place < (s.shard + 1) << 48"
+    " ORDER BY place DESC LIMIT 1)) FROM shards s), 0))"
+)
 #: Moves the heads of the shards whose epoch and head match, and counts them; `owner` is there to satisfy the table.
 HEADS: Final = (
     "INSERT INTO shards (shard, epoch, head_before, head, next_iid, now, owner) VALUES ",

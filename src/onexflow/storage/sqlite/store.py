@@ -21,6 +21,7 @@ from onexflow.ports.event_store import (
     CheckpointRecord,
     DefinitionRecord,
     ParkedRecord,
+    RegisterRecord,
     RequestRecord,
     Row,
     RunCount,
@@ -30,6 +31,7 @@ from onexflow.ports.event_store import (
     ShardAppend,
     ShardClaim,
     SnapshotRecord,
+    Tombstone,
 )
 from onexflow.storage.sqlite import reader, schema
 from onexflow.storage.sqlite.place import LockFile, prepare
@@ -117,6 +119,20 @@ class SqliteStore:
 
     async def get_parked(self, shard: int, iid: int) -> ParkedRecord | None:
         return await self._read(reader.get_parked, shard, iid)
+
+    async def get_register(self, shard: int, name: str) -> bytes | None:
+        return await self._read(reader.get_register, shard, name)
+
+    async def list_registers(
+        self, shard: int, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[RegisterRecord]:
+        return await self._read(reader.list_registers, shard, prefix, after, limit)
+
+    async def find_register(self, name: str) -> list[tuple[int, bytes]]:
+        return await self._read(reader.find_register, name)
+
+    async def tombstones(self, shard: int, from_offset: int = 0, iid: int = 0) -> list[Tombstone]:
+        return await self._read(reader.tombstones, shard, from_offset, iid)
 
     async def find_request(self, shard: int, namespace: str, request_id: str) -> RequestRecord | None:
         return await self._read(reader.find_request, shard, namespace, request_id)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from onexflow.core.errors import Coded, InternalError, StoreUnavailable
-from onexflow.ports.event_store import AppendOutcome, RunRecord, ShardAppend
+from onexflow.ports.event_store import AppendOutcome, Cut, RunRecord, ShardAppend
 from onexflow.storage.sqlite import statements as sql
 from onexflow.storage.sqlite.errors import translate
 
@@ -48,7 +48,7 @@ class Writer:
         self._path = path
         self._shards = shards
         #: Of the last row. Grows with the commit.
-        self._number: int = connection.execute("SELECT coalesce(max(number), 0) FROM event_rows").fetchone()[0]
+        self._number: int = connection.execute(sql.LAST_NUMBER).fetchone()[0]
         self._store_now = store_now
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._kinds: dict[tuple[bytes, bytes], int] = {
@@ -199,9 +199,30 @@ class Writer:
             (sql.PARTS, load.parts), (sql.ROWS, load.rows), (sql.RUNS, self._with_kinds(load, new_kinds)),
             (sql.REQUESTS, load.requests), (sql.SNAPSHOTS, load.snapshots), (sql.CHECKPOINTS, load.checkpoints),
             (sql.UNPARK, load.unparked), (sql.PARK, load.parked),
+            (sql.UNREGISTER, load.unregistered), (sql.REGISTERS, load.registers),
         ):  # fmt: skip
             if values:
                 sql.put(db, form, values)
+        for base, cut in load.cuts:
+            self._cut(base, cut)
+
+    def _cut(self, base: int, cut: Cut) -> None:
+        """Cut a run's history. Done a second time, it finds nothing to do."""
+        db = self.connection
+        grave = cut.tombstone
+        run = base | grave.iid
+        db.execute(sql.CUT_PARTS, (run, cut.before_seq))
+        db.execute(sql.CUT_ROWS, (run, cut.before_seq))
+        if cut.rest is not None:
+            offset, count, epoch, _, seq, data = cut.rest
+            db.execute(sql.CUT_REST, (run, cut.before_seq, base | offset, count, epoch, seq, data))
+        db.execute(
+            sql.TOMBSTONE,
+            (
+                run, grave.first_seq, grave.last_seq, grave.first_offset, base | grave.last_offset, grave.count,
+                grave.hash, grave.at,
+            ),
+        )  # fmt: skip
 
     def _with_kinds(self, load: Load, new_kinds: dict[tuple[bytes, bytes], int]) -> list[Any]:
         """Values of the runs with the numbers of their namespace and type, which are stored when they are new."""
@@ -234,9 +255,13 @@ class Load:
         self.checkpoints: list[Any] = []
         self.parked: list[Any] = []
         self.unparked: list[Any] = []
+        self.registers: list[Any] = []
+        self.unregistered: list[Any] = []
+        self.cuts: list[tuple[int, Cut]] = []
         self.data_bytes = 0
         first = number
         parked: dict[int, tuple[int, int, bytes]] = {}
+        registers: dict[tuple[int, bytes], bytes] = {}
         for part in batch:
             shard, base = part.shard, part.shard << sql.SHARD_BITS
             if part.rows:
@@ -260,6 +285,10 @@ class Load:
             if part.checkpoint is not None:
                 self.checkpoints += (shard, base | part.checkpoint.offset, part.checkpoint.data)
                 self.data_bytes += len(part.checkpoint.data)
+            for name, data in part.registers:
+                registers[shard, as_bytes(name)] = data
+                self.data_bytes += len(data)
+            self.cuts += ((base, cut) for cut in part.cuts)
             self.heads += (shard, part.epoch, part.head, part.next, top + 1, now, b"")
         self.row_count = number - first
         for run, (shard, wake_at, reason_bytes) in parked.items():
@@ -267,6 +296,11 @@ class Load:
                 self.parked += (run, shard, wake_at, reason_bytes)
             else:
                 self.unparked.append(run)
+        for place, data in registers.items():
+            if data:
+                self.registers += (*place, data)
+            else:
+                self.unregistered += place
 
     def _add_run(self, base: int, record: RunRecord) -> None:
         iid, key, state, created_at, updated_at, start_hash, head, version = record

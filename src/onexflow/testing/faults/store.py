@@ -19,6 +19,7 @@ from onexflow.ports.event_store import (
     DefinitionRecord,
     EventStore,
     ParkedRecord,
+    RegisterRecord,
     RequestRecord,
     Row,
     RunCount,
@@ -28,6 +29,7 @@ from onexflow.ports.event_store import (
     ShardAppend,
     ShardClaim,
     SnapshotRecord,
+    Tombstone,
 )
 
 
@@ -182,6 +184,24 @@ class FaultyStore:
     async def get_parked(self, shard: int, iid: int) -> ParkedRecord | None:
         self._powered()
         return await self.inner.get_parked(shard, iid)
+
+    async def get_register(self, shard: int, name: str) -> bytes | None:
+        self._powered()
+        return await self.inner.get_register(shard, name)
+
+    async def list_registers(
+        self, shard: int, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[RegisterRecord]:
+        self._powered()
+        return await self.inner.list_registers(shard, prefix, after, limit)
+
+    async def find_register(self, name: str) -> list[tuple[int, bytes]]:
+        self._powered()
+        return await self.inner.find_register(name)
+
+    async def tombstones(self, shard: int, from_offset: int = 0, iid: int = 0) -> list[Tombstone]:
+        self._powered()
+        return await self.inner.tombstones(shard, from_offset, iid)
 
     async def find_request(self, shard: int, namespace: str, request_id: str) -> RequestRecord | None:
         self._powered()
