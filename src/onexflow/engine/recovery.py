@@ -27,19 +27,23 @@ from onexflow.ports.event_store import EventStore, Row, RunRecord
 PAGE = 1024
 
 
-async def read_rows(store: EventStore, shard: int, iid: int, from_seq: int = 1) -> list[Row]:
-    """All rows of a run from a sequence number on."""
+async def read_rows(store: EventStore, shard: int, iid: int, from_seq: int = 1, to_seq: int | None = None) -> list[Row]:
+    """All rows of a run that hold a sequence number of that range, both ends in it."""
     rows: list[Row] = []
-    while True:
+    while to_seq is None or from_seq <= to_seq:
         page = await store.read_run(shard, iid, from_seq, PAGE)
-        rows.extend(page)
+        rows.extend(row for row in page if to_seq is None or row.seq <= to_seq)
         if len(page) < PAGE:
-            return rows
+            break
         from_seq = page[-1].seq + page[-1].count
+    return rows
 
 
-def fold(catalog: Catalog, state: RunState | None, rows: Sequence[Row]) -> tuple[Graph, RunState]:
-    """Fold rows into a state (None: from the run's first event on). Events at or below the state's are skipped."""
+def fold(
+    catalog: Catalog, state: RunState | None, rows: Sequence[Row], to_seq: int | None = None
+) -> tuple[Graph, RunState]:
+    """Fold rows into a state (None: from the run's first event on). Events at or below the state's are skipped, and those
+    above `to_seq`."""
     graph: Graph | None = None
     if state is not None:
         graph = catalog.graph_of_run(state.namespace, state.workflow_type, state.version, state.definition)
@@ -47,6 +51,8 @@ def fold(catalog: Catalog, state: RunState | None, rows: Sequence[Row]) -> tuple
         at, events, _ = decode_row(row.data)
         for index, event in enumerate(events):
             seq = row.seq + index
+            if to_seq is not None and seq > to_seq:
+                break
             if state is None or graph is None:
                 if not isinstance(event, WorkflowCreated) or seq != 1:
                     raise StoreUnusable(f"run {row.iid} does not begin with workflow.created", {"seq": seq})
@@ -62,11 +68,15 @@ def fold(catalog: Catalog, state: RunState | None, rows: Sequence[Row]) -> tuple
 
 
 async def graph_of(store: EventStore, catalog: Catalog, shard: int, iid: int) -> Graph:
-    """The graph that a run was started with, from its first event alone."""
+    """The graph that a run was started with, from its first event alone; when that was cut, from its snapshot."""
     for row in await store.read_run(shard, iid, 1, 1):
         event = decode_row(row.data)[1][0]
         if isinstance(event, WorkflowCreated):
             return catalog.graph_of_run(event.namespace, event.workflow_type, event.version, event.definition)
+    snapshot = await store.load_snapshot(shard, iid)
+    state = decode_snapshot(snapshot.data) if snapshot else None
+    if state is not None:
+        return catalog.graph_of_run(state.namespace, state.workflow_type, state.version, state.definition)
     raise StoreUnusable(f"run {iid} does not begin with workflow.created", {"shard": shard})
 
 
