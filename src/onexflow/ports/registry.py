@@ -7,15 +7,30 @@ Everything here can be registered anew at any time; nothing is written per task.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
+from onexflow.core.definition import ROLES, Role
 from onexflow.core.ids import RunKey
 
 NodeStatus = Literal["ready", "draining"]
-#: What a record is of: the orchestrator process, or a worker process in one of its roles.
-NodeKind = Literal["orchestrator", "effect", "compute", "reducer"]
+#: What a record is of: the orchestrator process, a worker process in one of its roles (`kind_of`), or a guest: a node
+#: that somebody registered and that has no stream. The orchestrator that hears its heartbeats keeps its record.
+NodeKind = Literal["orchestrator", "effect", "compute", "reducer", "orchestrator-node", "guest"]
+
+
+def kind_of(role: Role) -> NodeKind:
+    """The kind of a worker's record. A worker of role orchestrator is an `orchestrator-node`: `orchestrator` is the
+    server."""
+    return "orchestrator-node" if role == "orchestrator" else role
+
+
+def role_of(kind: str) -> str:
+    """The role of the workers of that kind; "" of other kinds."""
+    if kind == "orchestrator-node":
+        return "orchestrator"
+    return kind if kind != "orchestrator" and kind in ROLES else ""
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +48,22 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     started_at: int = 0  #: UTC ns
     labels: dict[str, str] = {}
+    #: Of a guest: the orchestrator (its incarnation) that keeps this record, since when (UTC ns), and what it said of
+    #: itself. One that comes to another orchestrator is kept by that one from then on.
+    keeper: str = ""
+    kept_since: int = 0
+    details: dict[str, Any] = {}
+
+
+class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody said last of a node's health. It is about one life of the node and ends with it."""
+
+    node_id: str
+    incarnation: str
+    health: str  #: a LiteralHealthStatus
+    at: int = 0  #: UTC ns; the later of two reports counts
+    #: Of a guest: it was unregistered through another orchestrator than the one that keeps its record, which takes it away.
+    retired: bool = False
 
 
 class ShardAnnouncement(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,10 +81,12 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     key: RunKey
     node_id: str
     assigned_at: int = 0
+    epoch: int = 0  #: of the run's shard when it was assigned
 
 
 class MemberEvent(msgspec.Struct, frozen=True):
-    """A node came, changed or went. After a resync, differences arrive as events like any other."""
+    """A node came, changed or went, or something else was said of its health (`changed`, of each of its records). After a
+    resync, differences arrive as events like any other."""
 
     type: Literal["up", "changed", "down"]
     record: NodeRecord
@@ -109,8 +142,16 @@ class Registry(Protocol):
 
     async def assignments(self, node_id: str | None = None) -> Sequence[Assignment]: ...
 
+    async def report_health(self, report: HealthReport) -> None:
+        """Tell all of a node's health, under the node's own lease: it survives who reported it, and is gone with the
+        node's life. While the registry is away: remembered."""
+
+    def health_of(self, node_id: str) -> HealthReport | None:
+        """The last report about the node's present life, or None. No I/O."""
+
     async def revoke(self, record: NodeRecord) -> None:
-        """End the membership of a process that is proven dead (its lease, so all its keys). No-op if it is gone."""
+        """End the membership of a process that is proven dead (its lease, so all its keys). No-op if it is gone, and for
+        guests, who have none of their own."""
 
     def beat(self) -> None:
         """Called by the owner's loop as it turns: the lease is renewed only while beats are younger than 2 s."""

@@ -18,6 +18,7 @@ from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import RunKey
 from onexflow.ports.registry import (
     Assignment,
+    HealthReport,
     MemberEvent,
     MemberListener,
     NodeKind,
@@ -53,6 +54,9 @@ class BaseRegistry:
         self._assigned: dict[bytes, Assignment] = {}
         self._pins: dict[str, set[bytes]] = {}
         self._unwanted: set[bytes] = set()
+        #: Reported by this process, and as shown.
+        self._reports: dict[bytes, HealthReport] = {}
+        self._healths: dict[bytes, HealthReport] = {}
         #: Keys that may have to be written.
         self._suspects: set[bytes] = set()
         self._members: dict[bytes, NodeRecord] = {}
@@ -75,10 +79,22 @@ class BaseRegistry:
 
     async def unregister(self, kind: NodeKind, node_id: str) -> None:
         key = keys.node_key(kind, node_id)
-        if self._records.pop(key, None) is not None:
+        record = self._records.pop(key, None)
+        if record is not None:
             self._fresh.discard(key)
             self._suspects.add(key)
+            if kind == "guest":  # its lease is ours and goes on: what hangs on it must be taken away by name
+                held = self.view.actual.get(key)
+                kept = keys.load_node(held.value) if held is not None else record
+                if kept is not None and _identity(kept) == _identity(record):
+                    self._forget_health(node_id)
             await self._settle()
+
+    def _forget_health(self, node_id: str) -> None:
+        key = keys.health_key(node_id)
+        self._reports.pop(key, None)
+        self._unwanted.add(key)
+        self._suspects.add(key)
 
     def members(self, kind: NodeKind | None = None) -> Sequence[NodeRecord]:
         return tuple(record for record in self._members.values() if kind in {None, record.kind})
@@ -132,6 +148,24 @@ class BaseRegistry:
         rows = (keys.load_assignment(kv.value) for key, kv in shown if key.startswith(keys.ASSIGNMENTS))
         return tuple(row for row in rows if row is not None and node_id in {None, row.node_id})
 
+    async def report_health(self, report: HealthReport) -> None:
+        key = keys.health_key(report.node_id)
+        self._reports[key] = report
+        self._unwanted.discard(key)
+        self._suspects.add(key)
+        await self._settle()
+
+    def health_of(self, node_id: str) -> HealthReport | None:
+        key = keys.health_key(node_id)
+        lives = self._lives(node_id)
+        known = (self._healths.get(key), self._reports.get(key))
+        found = [report for report in known if report is not None and (not lives or report.incarnation in lives)]
+        return max(found, key=lambda report: report.at, default=None)
+
+    def _lives(self, node_id: str) -> set[str]:
+        records = (self._members.get(keys.node_key(kind, node_id)) for kind in keys.KINDS)
+        return {record.incarnation for record in records if record is not None}
+
     # ------------------------------------------------------------------------------------------- what is to be written
     def plan(self, lease: int) -> list[Write]:
         """The writes that are missing while `lease` is this process's. Empty: all that is wanted is there.
@@ -154,7 +188,7 @@ class BaseRegistry:
 
     def suspect_all(self) -> None:
         """The lease is another, or something may have gone unseen: look at everything of ours again."""
-        for mine in (self._records, self._announced, self._assigned, self._unwanted):
+        for mine in (self._records, self._announced, self._assigned, self._reports, self._unwanted):
             self._suspects.update(mine)
 
     def _wanted(self, key: bytes, lease: int) -> tuple[bytes, int] | None:
@@ -168,13 +202,20 @@ class BaseRegistry:
             other = keys.load_shard(have.value) if have is not None and have.lease != lease else None
             superseded = other is not None and other.owner != shard.owner and other.epoch > shard.epoch
             return None if superseded else (keys.dump(shard), lease)
+        report = self._reports.get(key)
+        if report is not None:
+            have = self.view.actual.get(key)
+            said = keys.load_health(have.value) if have is not None else None
+            later = said is not None and said.incarnation == report.incarnation and said.at > report.at
+            owner = 0 if later else self._lease_of(report.node_id, report.incarnation)
+            return (keys.dump(report), owner) if owner else None
         assignment = self._assigned.get(key)
         owner = self._lease_of(assignment.node_id) if assignment is not None else 0
         return (keys.dump_assignment(assignment), owner) if assignment is not None and owner else None
 
     def _is_leftover(self, key: bytes, have: Kv, lease: int) -> bool:
-        """Ours, and not wanted any more. Assignments on our lease are those of whoever assigned them."""
-        return have.lease == lease and not key.startswith(keys.ASSIGNMENTS)
+        """Ours, and not wanted any more. Assignments and reports on our lease are those of whoever made them."""
+        return have.lease == lease and not key.startswith((keys.ASSIGNMENTS, keys.HEALTH))
 
     def _is_fenced(self, key: bytes, record: NodeRecord, lease: int) -> bool:
         """Whether another, later process holds the name of this record. A call to `register` comes before it."""
@@ -182,9 +223,9 @@ class BaseRegistry:
         if have is None or have.lease == lease or key in self._fresh:
             return key in self._fenced
         other = keys.load_node(have.value)
-        if other is None or other.incarnation == record.incarnation:
+        if other is None or _identity(other) == _identity(record):
             return False
-        if (other.started_at, other.incarnation) > (record.started_at, record.incarnation):
+        if _age(other) > _age(record):
             self._fence(key, record, other.incarnation)
         return key in self._fenced
 
@@ -193,11 +234,14 @@ class BaseRegistry:
             self._fenced.add(key)
             _log.warning("registry.fenced", node_id=record.node_id, kind=record.kind, by=by)
 
-    def _lease_of(self, node_id: str) -> int:
-        """The lease of a live node, whatever its roles; 0 when it has none."""
+    def _lease_of(self, node_id: str, incarnation: str = "") -> int:
+        """The lease of a live node, whatever its roles, in that life if one is named; 0 when it has none."""
         for kind in keys.KINDS:
             have = self.view.actual.get(keys.node_key(kind, node_id))
-            if have is not None:
+            if have is None:
+                continue
+            record = keys.load_node(have.value) if incarnation else None
+            if not incarnation or (record is not None and record.incarnation == incarnation):
                 return have.lease
         return 0
 
@@ -210,15 +254,18 @@ class BaseRegistry:
         record = self._records.get(key)
         if record is not None and old is not None and new is not None and key not in self._fresh:
             before, after = keys.load_node(old.value), keys.load_node(new.value)
-            if before and after and before.incarnation == record.incarnation != after.incarnation:
+            if before and after and _identity(before) == _identity(record) != _identity(after):
                 self._fence(key, record, after.incarnation)
-        if key in self._records or key in self._announced or key in self._assigned or key in self._unwanted:
+        if any(key in mine for mine in (self._records, self._announced, self._assigned, self._reports, self._unwanted)):
             self._suspects.add(key)
             self._touched()
         if keys.is_member(key) and (old is None or new is None or old.lease != new.lease):
-            pins = self._pins.get(keys.node_id_of(key))
-            if pins:
-                self._suspects.update(pins)
+            node_id = keys.node_id_of(key)
+            hanging = set(self._pins.get(node_id, ()))
+            if keys.health_key(node_id) in self._reports:
+                hanging.add(keys.health_key(node_id))
+            if hanging:
+                self._suspects.update(hanging)
                 self._touched()
 
     def _touched(self) -> None:
@@ -226,6 +273,8 @@ class BaseRegistry:
         raise NotImplementedError
 
     def _on_shown(self, key: bytes, old: Kv | None, new: Kv | None) -> None:
+        if key.startswith(keys.HEALTH):
+            self._on_health(key, new)
         if not keys.is_member(key):
             return
         before = self._members.pop(key, None)
@@ -239,6 +288,22 @@ class BaseRegistry:
             before = None
         if after is not None and after != before:
             self._tell(MemberEvent("up" if before is None else "changed", after))
+        node_id = keys.node_id_of(key)
+        report = self._reports.get(keys.health_key(node_id))
+        if after is not None and report is not None and report.incarnation not in self._lives(node_id):
+            del self._reports[keys.health_key(node_id)]
+
+    def _on_health(self, key: bytes, new: Kv | None) -> None:
+        before = self._healths.pop(key, None)
+        after = keys.load_health(new.value) if new is not None else None
+        if after is not None:
+            self._healths[key] = after
+        if (before and (before.incarnation, before.health)) == (after and (after.incarnation, after.health)):
+            return
+        node_id = keys.node_id_of(key)
+        for record in [self._members.get(keys.node_key(kind, node_id)) for kind in keys.KINDS]:
+            if record is not None:
+                self._tell(MemberEvent("changed", record))
 
     def _tell(self, event: MemberEvent) -> None:
         self._events.append((event, tuple(self._listeners)))
@@ -255,3 +320,13 @@ class BaseRegistry:
                     listener(event)
                 except Exception:  # noqa: BLE001 - a listener's bug must not end the view
                     _log.exception("listener.failed", type=event.type, node_id=event.record.node_id)
+
+
+def _identity(record: NodeRecord) -> tuple[str, str]:
+    """Which life of a node it is, and (of a guest) who keeps its record."""
+    return record.incarnation, record.keeper
+
+
+def _age(record: NodeRecord) -> tuple[int, str, int, str]:
+    """The later one of two records counts."""
+    return record.started_at, record.incarnation, record.kept_since, record.keeper

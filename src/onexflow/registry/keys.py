@@ -2,9 +2,11 @@
 
     incarnation                          this registry's life: created once, so that a wiped etcd is noticed
     nodes/<role>/<node>                  NodeRecord of a worker in one of its roles      } on the lease of the process
+    nodes/guest/<node>                   NodeRecord of a guest, by who keeps it          }
     orchestrators/<node>                 NodeRecord of an orchestrator                   }
     shards/<n>                           ShardAnnouncement                               }
     assignments/<namespace>/<type>/<id>  Assignment, on the lease of the node it names
+    health/<node>                        HealthReport, on the lease of the node it names
 
 Values are JSON, one object each; names are percent-encoded.
 """
@@ -18,11 +20,12 @@ from uuid import UUID
 import msgspec
 
 from onexflow.core.ids import RunKey
-from onexflow.ports.registry import Assignment, NodeKind, NodeRecord, ShardAnnouncement
+from onexflow.ports.registry import Assignment, HealthReport, NodeKind, NodeRecord, ShardAnnouncement
 
 INCARNATION: Final = b"incarnation"
 SHARDS: Final = b"shards/"
 ASSIGNMENTS: Final = b"assignments/"
+HEALTH: Final = b"health/"
 MEMBERS: Final = (b"nodes/", b"orchestrators/")
 KINDS: Final[tuple[NodeKind, ...]] = get_args(NodeKind)
 
@@ -35,12 +38,14 @@ class _AssignmentRow(msgspec.Struct, frozen=True):
     instance_id: UUID
     node_id: str
     assigned_at: int = 0
+    epoch: int = 0
 
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _node = msgspec.json.Decoder(NodeRecord)
 _shard = msgspec.json.Decoder(ShardAnnouncement)
 _assignment = msgspec.json.Decoder(_AssignmentRow)
+_report = msgspec.json.Decoder(HealthReport)
 
 
 def node_key(kind: NodeKind, node_id: str) -> bytes:
@@ -57,21 +62,25 @@ def assignment_key(key: RunKey) -> bytes:
     return ASSIGNMENTS + "/".join(parts).encode()
 
 
+def health_key(node_id: str) -> bytes:
+    return HEALTH + quote(node_id, safe="").encode()
+
+
 def is_member(key: bytes) -> bool:
     return key.startswith(MEMBERS)
 
 
 def node_id_of(key: bytes) -> str:
-    """The node of a member's key."""
+    """The node of a member's key, or of its health's."""
     return unquote(key.rpartition(b"/")[2].decode(errors="replace"))
 
 
-def dump(value: NodeRecord | ShardAnnouncement) -> bytes:
+def dump(value: NodeRecord | ShardAnnouncement | HealthReport) -> bytes:
     return _encode(value)
 
 
 def dump_assignment(value: Assignment) -> bytes:
-    return _encode(_AssignmentRow(*value.key, value.node_id, value.assigned_at))
+    return _encode(_AssignmentRow(*value.key, value.node_id, value.assigned_at, value.epoch))
 
 
 def load_node(raw: bytes) -> NodeRecord | None:
@@ -89,10 +98,17 @@ def load_shard(raw: bytes) -> ShardAnnouncement | None:
         return None
 
 
+def load_health(raw: bytes) -> HealthReport | None:
+    try:
+        return _report.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
 def load_assignment(raw: bytes) -> Assignment | None:
     try:
         row = _assignment.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     key = RunKey(row.namespace, row.workflow_type, row.instance_id)
-    return Assignment(key=key, node_id=row.node_id, assigned_at=row.assigned_at)
+    return Assignment(key=key, node_id=row.node_id, assigned_at=row.assigned_at, epoch=row.epoch)

@@ -151,8 +151,8 @@ class MemoryRegistry(BaseRegistry):
     async def revoke(self, record: NodeRecord) -> None:
         held = self.view.actual.get(keys.node_key(record.kind, record.node_id))
         found = keys.load_node(held.value) if held is not None else None
-        if held is None or found is None or found.incarnation != record.incarnation:
-            return
+        if held is None or found is None or found.incarnation != record.incarnation or found.kind == "guest":
+            return  # a guest's lease is that of an orchestrator
         self.view.drop_lease(held.lease)
         if self.cut_off:
             self._to_revoke.add(held.lease)

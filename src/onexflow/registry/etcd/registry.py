@@ -105,8 +105,8 @@ class EtcdRegistry(BaseRegistry):
     async def revoke(self, record: NodeRecord) -> None:
         held = self.view.actual.get(keys.node_key(record.kind, record.node_id))
         found = keys.load_node(held.value) if held is not None else None
-        if held is None or found is None or found.incarnation != record.incarnation:
-            return
+        if held is None or found is None or found.incarnation != record.incarnation or found.kind == "guest":
+            return  # a guest's lease is that of an orchestrator
         self.view.drop_lease(held.lease)
         self._to_revoke.add(held.lease)
         await self._settle()

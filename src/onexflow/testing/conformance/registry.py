@@ -17,7 +17,7 @@ import msgspec
 
 from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import RunKey
-from onexflow.ports.registry import Assignment, MemberEvent, NodeRecord, Registry, ShardAnnouncement
+from onexflow.ports.registry import Assignment, HealthReport, MemberEvent, NodeRecord, Registry, ShardAnnouncement
 
 #: Something that becomes true.
 Condition = Callable[[], bool] | Callable[[], Awaitable[bool]]
@@ -313,6 +313,88 @@ class RegistryConformance:
         await owner.unassign(run_key(9))
         await _until_seen(harness, other, runs=[2])
 
+    async def test_a_report_of_health_is_seen_by_all_and_ends_with_the_nodes_life(
+        self, harness: RegistryHarness
+    ) -> None:
+        reporter, worker, other = [await _started(harness) for _ in range(3)]
+        await worker.register(node())
+        await worker.register(node(kind="compute"))
+        await harness.until(lambda: len(other.members()) == 2 == len(reporter.members()))
+        seen = _Seen(other)
+        report = HealthReport(node_id="w1", incarnation="i1", health="critical", at=5)
+        await reporter.report_health(report)
+        await harness.until(lambda: other.health_of("w1") == report)
+        await harness.until(lambda: len(seen.story) == 2)
+        assert seen.story == [("changed", "w1", "i1")] * 2
+        await reporter.close()  # it is the node's, not the reporter's
+        await other.register(node("w2"))
+        await harness.until(lambda: len(worker.members()) == 3)
+        assert worker.health_of("w1") == report
+        assert worker.health_of("w2") is None
+        again = await _started(harness)
+        await again.register(node(incarnation="i2"))
+        await harness.until(lambda: "i2" in {record.incarnation for record in other.members()})
+        await worker.close()
+        await harness.until(lambda: len(other.members()) == 2)
+        await harness.until(lambda: other.health_of("w1") is None)
+
+    async def test_the_later_of_two_reports_counts(self, harness: RegistryHarness) -> None:
+        one, two, worker = [await _started(harness) for _ in range(3)]
+        await worker.register(node())
+        await harness.until(lambda: len(one.members()) == 1 == len(two.members()))
+        for at, (registry, health) in enumerate(
+            [(one, "error"), (two, "warning"), (one, "critical"), (two, "healthy")]
+        ):
+            await registry.report_health(HealthReport(node_id="w1", incarnation="i1", health=health, at=at + 1))
+            await harness.until(lambda: _health(one, "w1") == health == _health(two, "w1"))  # noqa: B023 - until is over before the next
+        await worker.register(node("w2"))
+        await harness.until(lambda: len(one.members()) == 2)
+        assert _health(one, "w1") == "healthy" == _health(two, "w1")
+
+    async def test_a_report_waits_for_its_node(self, harness: RegistryHarness) -> None:
+        one, two, worker = [await _started(harness) for _ in range(3)]
+        await one.report_health(HealthReport(node_id="w1", incarnation="i1", health="error", at=1))
+        await worker.register(node())
+        await harness.until(lambda: _health(two, "w1") == "error")
+        harness.hang(worker)
+        await harness.until(lambda: not two.members())
+        harness.wake(worker)  # the same life
+        await harness.until(lambda: _health(two, "w1") == "error")
+
+    async def test_a_guest_goes_from_one_keeper_to_another_without_a_gap(self, harness: RegistryHarness) -> None:
+        one, two, third = [await _started(harness) for _ in range(3)]
+        details = {"host": "192.168.1.100", "port": 8080, "x": [1, {"y": None}]}
+        guest = node("g", kind="guest", keeper="o1", kept_since=9, details=details)
+        await one.register(guest)
+        await harness.until(lambda: list(third.members("guest")) == [guest])
+        seen = _Seen(third)
+        # The other keeper's clock is behind: what counts is that it came later.
+        moved = node("g", kind="guest", keeper="o2", kept_since=3, details=details)
+        await two.register(moved)
+        await harness.until(lambda: len(seen.story) == 1)
+        await one.register(node("other"))
+        await one.unregister("guest", "g")
+        await harness.until(lambda: len(seen.story) == 2)
+        assert seen.story == [("changed", "g", "i1"), ("up", "other", "i1")]
+        assert list(third.members("guest")) == [moved]
+        await one.revoke(moved)  # not the keeper's lease
+        await one.close()
+        await harness.until(lambda: len(seen.story) == 3)
+        assert list(third.members()) == [moved]
+
+    async def test_a_guest_that_goes_takes_its_health_along(self, harness: RegistryHarness) -> None:
+        one, two = await _started(harness), await _started(harness)
+        await one.register(node("g", kind="guest", keeper="o1"))
+        await harness.until(lambda: len(two.members()) == 1)
+        await two.report_health(HealthReport(node_id="g", incarnation="i1", health="error", at=1))
+        await harness.until(lambda: _health(one, "g") == "error")
+        await one.unregister("guest", "g")
+        await harness.until(lambda: not two.members())
+        await one.register(node("g", incarnation="i2", kind="guest", keeper="o1"))
+        await harness.until(lambda: len(two.members()) == 1)
+        assert one.health_of("g") is None
+        assert two.health_of("g") is None
+
     async def test_health_says_what_it_is(self, harness: RegistryHarness) -> None:
         one = await harness.open()
         assert not one.health().connected
@@ -344,6 +426,11 @@ class RegistryConformance:
                 continue
             raise AssertionError(bad)
         assert not one.members()
+
+
+def _health(registry: Registry, node_id: str) -> str:
+    report = registry.health_of(node_id)
+    return report.health if report is not None else ""
 
 
 async def _started(harness: RegistryHarness) -> Registry:
