@@ -81,7 +81,15 @@ def view_of(run: Run, serves: Serves, owner: str) -> RunView:
         shard=run.shard.id,
         owner=owner,
         node_id=state.node,
+        causation_id=state.causation_id,
     )
+
+
+def past_view(run: Run, owner: str) -> RunView:
+    """A run as it stood: nothing is said of what it waits for, since that is judged by what there is now."""
+    view = view_of(run, lambda _role, _handler: True, owner)
+    tasks = tuple(msgspec.structs.replace(task, blocked_because="", next_wake_at=0) for task in view.tasks)
+    return msgspec.structs.replace(view, tasks=tasks, blocked_because="", next_wake_at=0)
 
 
 def _run_blocked(state: RunState, tasks: tuple[TaskView, ...]) -> tuple[str, int]:

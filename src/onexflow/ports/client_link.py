@@ -21,8 +21,20 @@ from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """Which call of which orchestration a start is (`ports.orchestration`)."""
+
+    run: RunKey
+    task: str
+    item: int
+    number: str  #: the same in every execution: the numbers of its branches and its own, with dots between
+
+
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Start a run. Idempotent by request_id and by instance_id (same correlation_id, definition and input)."""
+    """Start a run. Idempotent by request_id and by instance_id (same correlation_id, definition and input).
+
+    With `caller` it is a call of an orchestration: its instance_id is made of that, its correlation and causation are the
+    caller's, and another start under the same number is refused with NotDeterministic."""
 
     namespace: str = "default"
     workflow_type: str
@@ -38,6 +50,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = 0.0
     trace: str = ""
     principal: str = ""
+    caller: Caller | None = None
 
 
 class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +153,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     shard: int = 0
     owner: str = ""
     node_id: str = ""  #: the node that the run is assigned to
+    causation_id: str = ""
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,7 +202,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     """A process as the orchestrator sees it: registered (lease) and connected (stream) are two things."""
 
     node_id: str
-    kind: str  #: orchestrator | effect | compute | reducer
+    kind: str  #: orchestrator | effect | compute | reducer | orchestrator-node (`ports.registry.NodeKind`)
     incarnation: str
     address: str
     status: str

@@ -73,6 +73,7 @@ class StartWorkflowRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace; empty means "default"."""
     workflow_type: _builtins.str
@@ -99,6 +100,13 @@ class StartWorkflowRequest(_message.Message):
     def input(self) -> _common_pb2.Payload:
         """Input of the run; unset: JSON null."""
 
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """Set when an orchestration makes this call. Then the run's id, correlation_id and causation_id are made of it, and
+        those of the request stay empty: the same call gives the same run, another one under its number is refused
+        (OXF-3004), and a caller that has ended is refused (OXF-3002). When the caller ends, the run is cancelled.
+        """
+
     def __init__(
         self,
         *,
@@ -114,14 +122,53 @@ class StartWorkflowRequest(_message.Message):
         timeout: _builtins.float = ...,
         trace: _builtins.str = ...,
         wait: _builtins.bool = ...,
+        caller: Global___Caller | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["causation_id", b"causation_id", "correlation_id", b"correlation_id", "delay", b"delay", "input", b"input", "instance_id", b"instance_id", "namespace", b"namespace", "request_id", b"request_id", "timeout", b"timeout", "trace", b"trace", "version", b"version", "wait", b"wait", "workflow_type", b"workflow_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "causation_id", b"causation_id", "correlation_id", b"correlation_id", "delay", b"delay", "input", b"input", "instance_id", b"instance_id", "namespace", b"namespace", "request_id", b"request_id", "timeout", b"timeout", "trace", b"trace", "version", b"version", "wait", b"wait", "workflow_type", b"workflow_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartWorkflowRequest: _TypeAlias = StartWorkflowRequest  # noqa: Y015
+
+@_typing.final
+class Caller(_message.Message):
+    """Which call of which orchestration this is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Name of that task."""
+    item: _builtins.int
+    """Item of a mapped task, else 0."""
+    number: _builtins.str
+    """Number of the call, the same in every execution of the orchestration: "1", "2", ... in the order in which calls are
+    made. Lines of calls that go on side by side are told apart by a number each and a dot: "3.1", "3.2", ...
+    """
+    @_builtins.property
+    def run(self) -> _common_pb2.RunKey:
+        """The run whose task the orchestration is."""
+
+    def __init__(
+        self,
+        *,
+        run: _common_pb2.RunKey | None = ...,
+        task: _builtins.str = ...,
+        item: _builtins.int = ...,
+        number: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "number", b"number", "run", b"run", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Caller: _TypeAlias = Caller  # noqa: Y015
 
 @_typing.final
 class StartWorkflowResponse(_message.Message):
@@ -696,6 +743,7 @@ class RunView(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    CAUSATION_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of its definition."""
     state: _builtins.str
@@ -724,6 +772,8 @@ class RunView(_message.Message):
     """The orchestrator that owns the shard."""
     node_id: _builtins.str
     """The node that it is assigned to."""
+    causation_id: _builtins.str
+    """What caused it."""
     @_builtins.property
     def key(self) -> _common_pb2.RunKey:
         """The run."""
@@ -766,10 +816,11 @@ class RunView(_message.Message):
         shard: _builtins.int = ...,
         owner: _builtins.str = ...,
         node_id: _builtins.str = ...,
+        causation_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "input", b"input", "key", b"key", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_because", b"blocked_because", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "error", b"error", "input", b"input", "key", b"key", "next_wake_at", b"next_wake_at", "node_id", b"node_id", "owner", b"owner", "reason", b"reason", "result", b"result", "sequence", b"sequence", "shard", b"shard", "started_at", b"started_at", "state", b"state", "tasks", b"tasks", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_because", b"blocked_because", "causation_id", b"causation_id", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "error", b"error", "input", b"input", "key", b"key", "next_wake_at", b"next_wake_at", "node_id", b"node_id", "owner", b"owner", "reason", b"reason", "result", b"result", "sequence", b"sequence", "shard", b"shard", "started_at", b"started_at", "state", b"state", "tasks", b"tasks", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

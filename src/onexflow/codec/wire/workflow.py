@@ -37,10 +37,23 @@ def start(message: pb.StartWorkflowRequest, *, trace: str = "", principal: str =
         timeout=common.seconds(message.timeout, "timeout"),
         trace=common.optional_name(message.trace, "trace") or trace,
         principal=principal,
+        caller=_caller(message.caller) if message.HasField("caller") else None,
+    )
+
+
+def _caller(message: pb.Caller) -> link.Caller:
+    if not message.HasField("run"):
+        raise InvalidArgument("A caller has no run.", field="caller.run")
+    return link.Caller(
+        common.key(message.run),
+        common.name(message.task, "caller.task"),
+        message.item,
+        common.name(message.number, "caller.number"),
     )
 
 
 def start_to_pb(value: link.StartRequest, *, wait: bool = False) -> pb.StartWorkflowRequest:
+    caller = value.caller
     return pb.StartWorkflowRequest(
         namespace=value.namespace,
         workflow_type=value.workflow_type,
@@ -54,6 +67,9 @@ def start_to_pb(value: link.StartRequest, *, wait: bool = False) -> pb.StartWork
         timeout=value.timeout,
         trace=value.trace,
         wait=wait,
+        caller=None
+        if caller is None
+        else pb.Caller(run=common.key_to_pb(caller.run), task=caller.task, item=caller.item, number=caller.number),
     )
 
 
@@ -232,6 +248,7 @@ def run_view_to_pb(value: link.RunView) -> pb.RunView:
         shard=value.shard,
         owner=value.owner,
         node_id=value.node_id,
+        causation_id=value.causation_id,
     )
 
 
@@ -268,6 +285,7 @@ def run_view(message: pb.RunView) -> link.RunView:
         shard=message.shard,
         owner=message.owner,
         node_id=message.node_id,
+        causation_id=message.causation_id,
     )
 
 

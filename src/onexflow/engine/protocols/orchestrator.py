@@ -130,8 +130,10 @@ class WorkflowOrchestrator:
         events = await reading.read_events(self._service, key, from_sequence, to_sequence)
         if not events:
             return []
-        first = events[0] if events[0].sequence == 1 else (await self._service.read_history(key, 1, 1))[0]
-        correlation, causation = (str(first.data.get(name) or "") for name in ("correlation_id", "causation_id"))
+        correlation, causation = (str(events[0].data.get(name) or "") for name in ("correlation_id", "causation_id"))
+        if events[0].sequence > 1:  # the first one may have been cut
+            view = await self._service.describe_run(key)
+            correlation, causation = view.correlation_id, view.causation_id
         return [records.event_of(event, key, correlation, causation) for event in events]
 
     async def get_workflow_metrics(self, workflow_type: str | None = None) -> WorkflowMetrics:
