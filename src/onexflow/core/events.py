@@ -121,7 +121,8 @@ class TaskStarted(Event, tag=10, frozen=True):
     started_at: int = 0
     #: What the worker declared for the handler: may the effect run again when its outcome is unknown?
     idempotent: bool = True
-    #: "" | in a work queue, where `items` has the lease's number: "leased" | "assigned" (by name)
+    #: "" | in a work queue, where `items` has the lease's number: "leased" | "assigned" (by name) | "bridged" (a run
+    #: does it on the workers' streams; the lease lasts as long as the run)
     kind: str = ""
 
 
@@ -215,7 +216,7 @@ AnyEvent = (
 KINDS: Final[dict[str, tuple[str, ...]]] = {
     **{event.type: ("",) for event in EVENTS},
     "task.scheduled": ("", "again", "resolved", "returned", "enqueued"),
-    "task.started": ("", "leased", "assigned"),
+    "task.started": ("", "leased", "assigned", "bridged"),
     "task.completed": ("", "resolved", "empty"),
     "task.failed": ("", "timeout", "lost", "resolved", "mapping"),
     "task.retry": ("", "timeout", "lost", "returned", "run"),

@@ -60,8 +60,17 @@ class Token(NamedTuple):
         return f"{self.shard}.{self.epoch}.{self.offset}.{self.item}"
 
 
-def idempotency_key(key: RunKey, task: str, item: int) -> str:
-    """The key that an effect hands to its target: the same in every attempt of one task item of one run."""
+#: How the type of a run that does a task of a work queue begins, and how its causation id does: what follows there is
+#: the task's idempotency key, the same however often the queue gives the task out.
+QUEUE_RUN: Final = "queue."
+QUEUE_CAUSE: Final = "queue-task:"
+
+
+def idempotency_key(key: RunKey, task: str, item: int, cause: str = "") -> str:
+    """The key that an effect hands to its target: the same in every attempt of one task item of one run; and of one
+    task of a work queue, each attempt of which is a run with that `cause`."""
+    if cause.startswith(QUEUE_CAUSE) and key.workflow_type.startswith(QUEUE_RUN):
+        return cause[len(QUEUE_CAUSE) :]
     return f"{key.instance_id}:{key.namespace}:{key.workflow_type}:{task}:{item}"
 
 

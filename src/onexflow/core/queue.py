@@ -32,6 +32,7 @@ from onexflow.core.queue_state import (
     QUEUED,
     RANK,
     SECOND,
+    STREAMS,
     QueueIndex,
     QueueState,
     QueueTask,
@@ -191,6 +192,11 @@ def _lease(turn: QueueTurn, task: QueueTask, worker: str, incarnation: str, kind
     turn.emit(TaskStarted(task.number, [task.attempt + 1], worker, incarnation, turn.now, kind=kind))
 
 
+def bridge(turn: QueueTurn, task: QueueTask) -> None:
+    """Lease a ready task to the workers' streams: a run does it, and the lease lasts as long as that."""
+    _lease(turn, task, STREAMS, "", "bridged")
+
+
 def assign(turn: QueueTurn, task_id: str, worker: str, workers: Mapping[str, tuple[frozenset[str], str]]) -> QueueTask:
     """Lease one task to a worker that is named, or (an empty name) to the one that the strategy picks of `workers`,
     which has (capabilities, incarnation) by name. Raises InvalidTransition for a task that is held, over or
@@ -217,14 +223,14 @@ def complete(turn: QueueTurn, task_id: str, token: str, result: Payload) -> bool
     return True
 
 
-def fail(turn: QueueTurn, task_id: str, token: str, error: str, retry_count: int | None) -> bool:
+def fail(turn: QueueTurn, task_id: str, token: str, error: str | Failure, retry_count: int | None) -> bool:
     """True: the attempt has failed; the task comes again unless its retries are used up. False as in `complete`."""
     task = turn.task(task_id)
     if retry_count is not None and retry_count < 0:
         raise InvalidArgument("retry_count must not be negative", field="retry_count")
     if not _holds(turn, task, token):
         return False
-    failure = Failure("TaskFailed", error)
+    failure = Failure("TaskFailed", error) if isinstance(error, str) else error
     used = max(task.retry_count, retry_count or 0)
     if used >= task.spec.max_retries:
         turn.emit(TaskFailed(task.number, task.attempt, failure))

@@ -28,6 +28,8 @@ from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.core.payload import NULL, Failure, Payload
 
 QUEUE_TYPE: Final = "$queue"
+#: Who holds the tasks that runs do on the workers' streams (engine.queue_bridge).
+STREAMS: Final = "$workers"
 SECOND: Final = 1_000_000_000
 #: Most urgent first; what a task weighs for `priority_weighted` is how many come after its own.
 PRIORITIES: Final = ("urgent", "critical", "high", "normal", "low", "deferred")
@@ -216,7 +218,9 @@ def _leased(state: QueueState, event: TaskStarted, at: int) -> QueueTask:
     state.assignments += 1
     task.status, task.attempt = "running", event.items[0]
     task.worker, task.incarnation, task.assigned = event.worker, event.incarnation, event.kind == "assigned"
-    task.started_at, task.lease_until, task.progress = at, at + task.spec.lease, 0
+    # What a run does is the run's to give up: such a lease has no end of its own.
+    task.lease_until = 0 if event.kind == "bridged" else at + task.spec.lease
+    task.started_at, task.progress = at, 0
     holder = state.holders.setdefault(event.worker, Holder())
     holder.load += 1
     holder.weight += task.weight
@@ -252,7 +256,8 @@ def _transitioned(state: QueueState, event: StateTransitioned, at: int) -> list[
         case "task.progress":
             for task in touched:
                 task.progress, task.assigned = event.item, False
-                task.lease_until = at + task.spec.lease
+                if task.lease_until:
+                    task.lease_until = at + task.spec.lease
         case _:
             return []
     return touched
@@ -304,7 +309,10 @@ class QueueIndex:
     def __init__(self, state: QueueState) -> None:
         self._state = state
         #: By (queue name, required capability): (key, number).
-        self._ready: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        self._ready: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        #: The same by (queue name, required capability, type, name), of those tasks that `watch` named.
+        self._named: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        self._watched: frozenset[tuple[str, str]] = frozenset()
         self._delayed: list[tuple[int, int]] = []
         self._leases: list[tuple[int, int]] = []
         #: Numbers of the tasks that a worker holds.
@@ -322,7 +330,8 @@ class QueueIndex:
             if task.status in QUEUED:
                 heappush(self._delayed, (task.due_at, task.number))
             elif task.status == "running":
-                heappush(self._leases, (task.lease_until, task.number))
+                if task.lease_until:
+                    heappush(self._leases, (task.lease_until, task.number))
                 self.held.setdefault(task.worker, set()).add(task.number)
                 self._holder[task.number] = task.worker
 
@@ -334,12 +343,33 @@ class QueueIndex:
             if task is not None and task.status in QUEUED and task.due_at == due:
                 group = (task.spec.queue, task.spec.capability)
                 heappush(self._ready.setdefault(group, []), (task.key, number))
+                if (task.spec.type, task.spec.name) in self._watched:
+                    self._push_named(task)
+
+    def watch(self, handlers: frozenset[tuple[str, str]]) -> None:
+        """From now on `named_heads` has the tasks of these types and names."""
+        new, self._watched = handlers - self._watched, self._watched | handlers
+        for task in self._state.tasks.values():
+            if task.status in QUEUED and (task.spec.type, task.spec.name) in new:
+                self._push_named(task)
+
+    def _push_named(self, task: QueueTask) -> None:
+        spec = task.spec
+        heap = self._named.setdefault((spec.queue, spec.capability, spec.type, spec.name), [])
+        heappush(heap, (task.key, task.number))
 
     def heads(self, now: int) -> Iterator[QueueTask]:
         """The first task of each queue name and capability, where the queue is not paused."""
+        return self._heads(self._ready, now)
+
+    def named_heads(self, now: int) -> Iterator[QueueTask]:
+        """The first task of each queue name, capability and watched handler, where the queue is not paused."""
+        return self._heads(self._named, now)
+
+    def _heads(self, groups: dict[tuple[str, ...], list[tuple[int, int]]], now: int) -> Iterator[QueueTask]:
         self._promote(now)
-        for group in list(self._ready):
-            heap = self._ready[group]
+        for group in list(groups):
+            heap = groups[group]
             while heap:
                 key, number = heap[0]
                 task = self._state.tasks.get(number)
@@ -347,7 +377,7 @@ class QueueIndex:
                     break
                 heappop(heap)
             if not heap:
-                del self._ready[group]
+                del groups[group]
             elif group[0] not in self._state.paused:
                 yield self._state.tasks[heap[0][1]]
 

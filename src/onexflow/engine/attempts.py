@@ -75,6 +75,8 @@ class AttemptBook:
         self._told: dict[str, int] = {}
         self._sessions: dict[WorkerSession, None] = {}
         self._lookups: set[asyncio.Task[None]] = set()
+        #: Called when a worker has joined, or has given credits.
+        self.on_room: Callable[[bool], None] = _ignore
         #: Results of attempts that the log does not wait for.
         self.superseded = 0
 
@@ -262,7 +264,9 @@ class AttemptBook:
             task=name,
             attempt=item.attempt,
             input=payload,
-            idempotency_key=idempotency_key(run.key, name, attempt.item) if attempt.role == "effect" else "",
+            idempotency_key=idempotency_key(run.key, name, attempt.item, state.causation_id)
+            if attempt.role == "effect"
+            else "",
             timeout=timeouts.start_to_close,
             heartbeat=timeouts.heartbeat,
             trace=state.trace,
@@ -306,6 +310,7 @@ class AttemptBook:
         self._sessions[session] = None
         self.dispatcher.add(session)
         session.send(Demand(self.dispatcher.waiting()))
+        self.on_room(True)
 
     def leave(self, session: WorkerSession) -> None:
         self._sessions.pop(session, None)
@@ -313,6 +318,7 @@ class AttemptBook:
 
     def on_credits(self, session: WorkerSession) -> None:
         self.dispatcher.pump(session)
+        self.on_room(False)
 
     def epochs(self) -> dict[int, int]:
         return {shard.id: shard.epoch for shard in self._kernel.shards.values()}
@@ -542,6 +548,10 @@ class AttemptBook:
         self.timers.stop()
         for task in self._lookups:
             task.cancel()
+
+
+def _ignore(_: bool) -> None:
+    """Until the orchestrator sets the real one."""
 
 
 def _item_of(run: Run, token: Token) -> tuple[int, int] | None:

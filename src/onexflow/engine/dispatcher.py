@@ -131,6 +131,21 @@ class Dispatcher:
         queue = self._queues.get((role, handler, ""))
         return queue is not None and any(session.takes_work for session in queue.sessions)
 
+    def served(self) -> frozenset[tuple[str, str]]:
+        """(role, handler) of all workers that are connected."""
+        return frozenset(
+            (role, handler) for (role, handler, node), queue in self._queues.items() if not node and queue.sessions
+        )
+
+    def room(self, role: str, handler: str, capability: str = "") -> tuple[int, int]:
+        """(credits of the workers with that handler that are not spoken for, number of these workers); both 0 when one
+        of them lacks the capability, as nobody says which of them an attempt goes to."""
+        queue = self._queues.get((role, handler, ""))
+        sessions = [session for session in queue.sessions if session.takes_work] if queue is not None else []
+        if queue is None or not sessions or not all(session.has(capability) for session in sessions):
+            return 0, 0
+        return sum(session.credits.get(role, 0) for session in sessions) - len(queue), len(sessions)
+
     def waiting(self) -> dict[str, int]:
         """Number of attempts that wait for a credit, by role."""
         counts: dict[str, int] = {}

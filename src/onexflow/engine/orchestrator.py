@@ -44,6 +44,7 @@ from onexflow.engine.nodes import node_views
 from onexflow.engine.observed import Observed
 from onexflow.engine.queries import FollowListener, Queries
 from onexflow.engine.queue_book import QueueBook
+from onexflow.engine.queue_bridge import QueueBridge
 from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
@@ -125,7 +126,9 @@ class Orchestrator:
         self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
         self._answers = Answers(store)
         self._housekeeping = Housekeeping(self._kernel, self._book, registry)
-        self._queues = QueueBook(self._kernel, registry, payload_limit)
+        self._bridge = QueueBridge(self._kernel, self._book.dispatcher, self, self._is_able)
+        self._queues = QueueBook(self._kernel, registry, self._bridge, payload_limit)
+        self._book.on_room = self._bridge.on_room
         self._kernel.carry_out = self._carry_out
         self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
         self._kernel.on_durable = self._queries.on_durable
@@ -147,6 +150,7 @@ class Orchestrator:
         self._book.begin_adoption()
         self._queues.start()
         recovered = await self._kernel.recover()
+        self._bridge.start()
         if recovered:
             self._adoption = asyncio.get_running_loop().call_later(ADOPTION_SECONDS, self._end_adoption)
         else:
@@ -188,6 +192,7 @@ class Orchestrator:
         if self._adoption is not None:
             self._adoption.cancel()
         self._queues.stop(Draining(reason))
+        await self._bridge.stop()
         await self._housekeeping.stop()
         await self._sessions.stop(reason)
         self._book.stop()
@@ -299,6 +304,9 @@ class Orchestrator:
             raise Overloaded(
                 f"{self._kernel.undurable:,} events wait for the store: new runs are refused until it has caught up"
             )
+
+    def _is_able(self) -> bool:
+        return not self._draining and not self._is_full and self._lost is None
 
     def _graph_for(self, request: StartRequest) -> Graph:
         if len(request.input.data) > self._payload_limit:

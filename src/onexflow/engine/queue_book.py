@@ -18,9 +18,10 @@ from onexflow.core.definition import MAX_SECONDS
 from onexflow.core.errors import Coded, InternalError, InvalidArgument
 from onexflow.core.ids import RunKey
 from onexflow.core.queue import QueueTurn, Taker
-from onexflow.core.queue_state import SECOND, TaskSpec, queue_key
+from onexflow.core.queue_state import SECOND, STREAMS, TaskSpec, queue_key
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.queue import Queue
+from onexflow.engine.queue_bridge import QueueBridge
 from onexflow.engine.queue_views import figures, task_view, waiting_tasks
 from onexflow.engine.recovery import RecentRuns, id_time_ns
 from onexflow.ports.event_store import RequestRecord
@@ -65,8 +66,9 @@ class _Waiting:
 class QueueBook:
     """`call` answers; everything else happens by timers and by the registry's word."""
 
-    def __init__(self, kernel: Kernel, registry: Registry, payload_limit: int) -> None:
+    def __init__(self, kernel: Kernel, registry: Registry, bridge: QueueBridge, payload_limit: int) -> None:
         self._kernel = kernel
+        self._bridge = bridge
         self._registry = registry
         self._payload_limit = payload_limit
         self._waiting: dict[RunKey, list[_Waiting]] = {}
@@ -75,7 +77,8 @@ class QueueBook:
         #: Request ids minted after this that are not in `_answers` are new.
         self._complete_since = 0
         self._unsubscribe: Callable[[], None] | None = None
-        kernel.on_queue = self._turn
+        kernel.on_queue = self._loaded
+        bridge.act = self._act
 
     def start(self) -> None:
         self._complete_since = self._kernel.store.now() + RecentRuns.AHEAD_NS
@@ -106,6 +109,8 @@ class QueueBook:
             else:
                 answer = self._decide(queue, lambda turn: self._answer(turn, call))
                 self._keep(queue, call, answer)
+                if isinstance(call, Complete | Fail) and answer.changed:
+                    self._bridge.released(queue, call.task_id)
         else:
             answer = repeated
         await self._kernel.lane.durable()
@@ -119,6 +124,7 @@ class QueueBook:
         try:
             answer = act(turn)
             self._serve(queue, turn)
+            taken = self._bridge.take(queue, turn)
         except Exception as error:
             if turn.events or not isinstance(error, SPIError):
                 failure = InternalError(f"a decision of the work queue failed: {error!r}")
@@ -127,6 +133,7 @@ class QueueBook:
                 raise failure from error
             raise
         self._kernel.record_queue(queue, turn)
+        self._bridge.hold(queue, taken)
         self._arm(queue)
         return answer
 
@@ -134,6 +141,7 @@ class QueueBook:
         """Its state in memory cannot be trusted: it is read back by who asks next."""
         queue.snapshot_after = sys.maxsize
         queue.shard.queues.pop(queue.key, None)
+        self._bridge.dropped(queue)
         for one in self._waiting.get(queue.key, ()):
             if not one.future.done():
                 one.future.set_exception(error)
@@ -163,6 +171,7 @@ class QueueBook:
                     raise InvalidArgument("progress must be between 0 and 1", field="share")
                 return Answer(changed=core.progress(turn, call.task_id, call.token, call.share))
             case Assign():
+                _check_worker(call.worker_id, "agent_id")
                 task = core.assign(turn, call.task_id, call.worker_id, self._workers(turn))
                 return Answer(changed=True, tasks=(task_view(task, turn.now, with_token=True),))
             case Pause():
@@ -228,7 +237,7 @@ class QueueBook:
 
     def _workers(self, turn: QueueTurn) -> dict[str, tuple[frozenset[str], str]]:
         """Those who could be given a task: (capabilities, incarnation) by name."""
-        found = {worker: (frozenset[str](), "") for worker in turn.state.holders}
+        found = {worker: (frozenset[str](), "") for worker in turn.state.holders if worker != STREAMS}
         for record in self._registry.members():
             if record.kind != "orchestrator":
                 found[record.node_id] = self._known(record.node_id)
@@ -250,6 +259,7 @@ class QueueBook:
             raise InvalidArgument(f"max_tasks must be between 1 and {MAX_TASKS:,}", field="max_tasks")
         if not 0 <= call.wait <= MAX_WAIT:
             raise InvalidArgument(f"wait must be between 0 and {MAX_WAIT:g} seconds", field="wait")
+        _check_worker(call.worker_id, "worker_id")
         taker = Taker(call.worker_id, *self._known(call.worker_id), call.max_tasks)
         one = _Waiting(taker, asyncio.get_running_loop().create_future())
         waiting = self._waiting.setdefault(queue.key, [])
@@ -290,6 +300,11 @@ class QueueBook:
             self._decide(queue, decide)
         except SPIError as error:
             log.error("queue.failed", queue=str(queue.key), error=str(error))  # noqa: TRY400 - logged where it was raised
+
+    def _loaded(self, queue: Queue) -> None:
+        """It was read back."""
+        self._bridge.adopt(queue)
+        self._turn(queue)
 
     def _turn(self, queue: Queue) -> None:
         """A lease or a delay may have ended."""
@@ -357,6 +372,11 @@ def _minted(request_id: str) -> int:
         return id_time_ns(UUID(request_id)) or 0
     except ValueError:
         return 0
+
+
+def _check_worker(worker: str, field: str) -> None:
+    if worker.startswith("$"):
+        raise InvalidArgument(f"{worker!r} is no name of a worker: those with $ are the engine's own", field=field)
 
 
 def _expired(turn: QueueTurn) -> Answer:

@@ -104,6 +104,14 @@ class WorkerSession:
         handlers = self.hello.handlers if self.hello else ()
         return any(info.role == role and info.name == handler and info.idempotent for info in handlers)
 
+    def has(self, capability: str) -> bool:
+        """Has the worker that capability: a handler of it, or one that its label names? All have "", the absence."""
+        if not capability or self.hello is None:
+            return not capability
+        return capability in self.hello.labels.get("capabilities", "").split(",") or any(
+            info.name == capability for info in self.hello.handlers
+        )
+
     def send(self, message: ToWorker) -> None:
         if self.is_open:
             self._link.send(message)

@@ -6,22 +6,22 @@ afterwards, and whichever worker serves the node does it.
 
 from __future__ import annotations
 
-import re
-from hashlib import sha256
 from typing import Any, ClassVar, Final, TypeAlias
 
 from onexflow.codec.definitions import dump_definition
 from onexflow.codec.payload import decode_value, encode_value
-from onexflow.core.definition import RetryPolicy, TaskSpec, WorkflowDefinition
-from onexflow.core.errors import BY_CODE, HandlerFailed, InvalidArgument, TaskTimedOut, UnknownNode
+from onexflow.core.definition import WorkflowDefinition
+from onexflow.core.errors import BY_CODE, HandlerFailed, InvalidArgument, TaskTimedOut, UnknownNode, UnknownWorkflowType
 from onexflow.core.ids import DEFAULT_NAMESPACE
+from onexflow.engine.one_task import one_task
 from onexflow.engine.protocols import reading
 from onexflow.ports.client_link import RunOutcome, RunService, StartRequest
+from onexflow.ports.orchestration import next_call
+from onexflow.ports.registry import role_of
 from onexflow.ports.worker_link import Role
 from onexflow.spi.exceptions import InvalidProtocolStateError, ProtocolHandlerError, RegistryError, SPIError
 from onexflow.spi.types import Context
 
-_PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]{1,80}", re.ASCII)
 _PASSED_ON: Final[tuple[type[SPIError], ...]] = (InvalidProtocolStateError, ProtocolHandlerError, RegistryError)
 _ALL: Final[tuple[type[SPIError], ...]] = (*_PASSED_ON, *BY_CODE.values())
 #: Errors that a node may raise and its caller gets as the same class, by the name that they have in a failure.
@@ -29,9 +29,10 @@ _RAISED: Final = {cls.__name__: cls for cls in _ALL if issubclass(cls, _PASSED_O
 
 
 class _Node:
-    """What the three kinds have in common."""
+    """What the four kinds have in common."""
 
     role: ClassVar[Role]
+    _definition: WorkflowDefinition | None
 
     def __init__(
         self, service: RunService, node_id: str, *, namespace: str = DEFAULT_NAMESPACE, timeout: float = 0.0
@@ -41,8 +42,8 @@ class _Node:
         self._node_id = node_id
         self._namespace = namespace
         self._timeout = timeout
-        self._definition = _definition(self.role, node_id)
-        self._is_registered = False
+        self._definition = one_task("node", self.role, node_id, f"One call to node {node_id}")
+        self._workflow_type = self._definition.workflow_type
 
     @property
     def node_id(self) -> str:
@@ -58,20 +59,18 @@ class _Node:
     async def _execute(self, contract: Any) -> Any:
         """The node's result. Raises ProtocolHandlerError when it failed or took too long, and as the same class what it
         raised of the specification's errors; their context has node_id, node_type and run. A caller that is cancelled
-        leaves the run to itself."""
-        payload = encode_value(contract)
-        if not self._is_registered:
-            await self._service.register_definition(self._namespace, dump_definition(self._definition))
-            self._is_registered = True
-        started = await reading.start(
-            self._service,
-            StartRequest(
-                namespace=self._namespace,
-                workflow_type=self._definition.workflow_type,
-                input=payload,
-                timeout=self._timeout,
-            ),
+        leaves the run to itself; in an orchestration the same call of another execution has the same run."""
+        request = StartRequest(
+            namespace=self._namespace,
+            workflow_type=self._workflow_type,
+            input=encode_value(contract),
+            timeout=self._timeout,
+            caller=next_call(),
         )
+        if self._definition is not None:
+            await self._service.register_definition(self._namespace, dump_definition(self._definition))
+            self._definition = None
+        started = await reading.start(self._service, request)
         outcome = await reading.end_of(self._service, started.key)
         if outcome.state == "completed":
             return None if outcome.result is None else decode_value(outcome.result)
@@ -113,8 +112,34 @@ class ReducerNode(_Node):
         return await self._execute(contract)
 
 
-Node: TypeAlias = EffectNode | ComputeNode | ReducerNode
-_KINDS: Final[dict[str, type[Node]]] = {cls.role: cls for cls in (EffectNode, ComputeNode, ReducerNode)}
+class OrchestratorNode(_Node):
+    """A node of role orchestrator; or, as one, a workflow: `workflow_type` is then what is run, with the contract as its
+    input."""
+
+    role = "orchestrator"
+
+    def __init__(
+        self,
+        service: RunService,
+        node_id: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        timeout: float = 0.0,
+        workflow_type: str = "",
+    ) -> None:
+        super().__init__(service, node_id, namespace=namespace, timeout=timeout)
+        if workflow_type:
+            self._workflow_type, self._definition = workflow_type, None
+
+    async def execute_orchestration(self, contract: Any) -> Any:
+        """Run it; when its worker is lost, again on another, where it gets the results of the calls that it has made."""
+        return await self._execute(contract)
+
+
+Node: TypeAlias = EffectNode | ComputeNode | ReducerNode | OrchestratorNode
+_KINDS: Final[dict[str, type[Node]]] = {
+    cls.role: cls for cls in (EffectNode, ComputeNode, ReducerNode, OrchestratorNode)
+}
 
 
 async def find_node(
@@ -125,15 +150,19 @@ async def find_node(
     namespace: str = DEFAULT_NAMESPACE,
     timeout: float = 0.0,
 ) -> Node:
-    """The node of that id that workers serve now: a class node by its node_id, a handler by its name. `node_type` is
+    """The node of that id that workers serve: a class node by its node_id, a handler by its name. `node_type` is
     needed when two roles have one of that name; it is compared without case, a subtype (`compute:gpu`) is left out.
+    With `node_type` orchestrator it may be the type of a registered workflow, which goes before a node of that name.
 
-    Raises UnknownNode (a RegistryError) when no worker serves it.
+    A class node that is not initialised yet, or was shut down, is found: its calls tell. Raises UnknownNode (a
+    RegistryError) when no worker serves it.
     """
-    wanted = node_type.partition(":")[0].strip().lower()
-    if wanted and wanted not in _KINDS:
-        raise InvalidArgument(f"node_type {node_type!r} is none of {', '.join(_KINDS)}", field="node_type")
-    served = {(view.kind, name) for view in await service.list_nodes() for name in view.handlers if view.kind in _KINDS}
+    wanted = _role_of(node_type)
+    if wanted == "orchestrator" and await _is_workflow(service, namespace, node_id):
+        return OrchestratorNode(service, node_id, namespace=namespace, timeout=timeout, workflow_type=node_id)
+    served = {
+        (role, name) for view in await service.list_nodes() if (role := role_of(view.kind)) for name in view.handlers
+    }
     roles = sorted(role for role, name in served if name == node_id and wanted in {"", role})
     if not roles:
         known = sorted(name for _, name in served)
@@ -143,14 +172,28 @@ async def find_node(
     return _KINDS[roles[0]](service, node_id, namespace=namespace, timeout=timeout)
 
 
-def _definition(role: Role, node_id: str) -> WorkflowDefinition:
-    """The workflow of one task that calls to a node are runs of. A failure is the caller's to deal with: no retry."""
-    name = node_id if _PLAIN.fullmatch(node_id) else sha256(node_id.encode()).hexdigest()[:32]
-    once = RetryPolicy(policy="none", max_attempts=1)
-    task = TaskSpec(name="execute", role=role, handler=node_id, retry=once)
-    return WorkflowDefinition(
-        workflow_type=f"node.{role}.{name}", description=f"One call to node {node_id}", tasks=(task,)
-    )
+async def called_node(service: RunService, node_id: str, node_type: str, namespace: str, timeout: float) -> Node:
+    """As `find_node` for orchestrations: when its type is said, whether a worker serves the node now is not asked, for
+    the answer may be another one in the next execution. A call waits for a worker."""
+    wanted = _role_of(node_type)
+    if not wanted or (wanted == "orchestrator" and await _is_workflow(service, namespace, node_id)):
+        return await find_node(service, node_id, node_type, namespace=namespace, timeout=timeout)
+    return _KINDS[wanted](service, node_id, namespace=namespace, timeout=timeout)
+
+
+def _role_of(node_type: str) -> str:
+    wanted = node_type.partition(":")[0].strip().lower()
+    if wanted and wanted not in _KINDS:
+        raise InvalidArgument(f"node_type {node_type!r} is none of {', '.join(_KINDS)}", field="node_type")
+    return wanted
+
+
+async def _is_workflow(service: RunService, namespace: str, name: str) -> bool:
+    try:
+        await service.get_definition(namespace, name)
+    except (UnknownWorkflowType, InvalidArgument):
+        return False
+    return True
 
 
 def _failed(outcome: RunOutcome, facts: Context) -> SPIError:
