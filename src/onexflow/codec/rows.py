@@ -86,6 +86,16 @@ def _decode_with_unknown(data: bytes) -> tuple[int, list[Event], dict[str, str]]
     return row.at, events, row.meta or {}
 
 
+def split_row(data: bytes, count: int) -> tuple[bytes, bytes]:
+    """The packed row as two: its first `count` events, and the others. Events of a newer release stay as they are."""
+    try:
+        row = _raw_decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise StoreUnusable(f"a stored row cannot be read: {error}") from error
+    head = _RawRow(row.format, row.at, row.events[:count], row.meta)
+    return _encoder.encode(head), _encoder.encode(_RawRow(row.format, row.at, row.events[count:], row.meta))
+
+
 def storable(failure: Failure) -> Failure:
     """The failure itself, or without its context when that is foreign data which has no stored form: an integer beyond
     64 bits, a lone surrogate, too deep a nesting. To be asked before it becomes part of an event."""
@@ -104,7 +114,8 @@ def encode_snapshot(state: RunState) -> bytes:
 
 
 def decode_snapshot(data: bytes) -> RunState | None:
-    """The state in a snapshot; None when its form is not this release's: fold the events instead."""
+    """The state in a snapshot; None when its form is not this release's: fold the events instead. (They may have been
+    cut: a release with a new form reads the old ones too.)"""
     try:
         snapshot = _snapshot_decoder.decode(data)
     except msgspec.DecodeError:

@@ -22,6 +22,7 @@ from onexflow.core.queue import QueueTurn
 from onexflow.core.queue_state import is_system_type
 from onexflow.core.turn import Context, Turn
 from onexflow.engine.catalog import Catalog
+from onexflow.engine.cuts import Trimmer
 from onexflow.engine.lane import CommitLane
 from onexflow.engine.queue import Queue, read_queue
 from onexflow.engine.recovery import RecentRuns, hot_runs, read_run
@@ -64,6 +65,7 @@ class Kernel:
         self._reloads: set[asyncio.Task[Run | None]] = set()
         self._loading: dict[RunKey, asyncio.Task[Run | None]] = {}
         self._queue_lock = asyncio.Lock()
+        self._trimmer = Trimmer(store, self.lane)
         #: Called with each decision, after its events are recorded.
         self.carry_out: Callable[[Run, Turn], None] = _ignore
         #: Called when a run enters memory by being read back.
@@ -107,6 +109,7 @@ class Kernel:
         await self.lane.abort()
 
     async def close(self) -> None:
+        await self._trimmer.stop()
         await self.lane.stop(STOP_SECONDS)
         await self.store.close()
 
@@ -153,7 +156,9 @@ class Kernel:
         if iid in shard.runs:
             return shard.runs[iid]
         records = await self.store.get_runs(shard.id, [iid])
-        return await self._load(shard, records[0]) if records else None
+        if not records or is_system_type(RunKey.from_bytes(records[0].key).workflow_type):
+            return None
+        return await self._load(shard, records[0])
 
     async def _load(self, shard: Shard, record: RunRecord) -> Run | None:
         """Read a run once, however many ask for it. An unreadable one is reported and hurts nothing else."""
@@ -312,6 +317,8 @@ class Kernel:
             # An ended run leaves memory only now: read back earlier, it would still be open.
             if isinstance(run, Run) and run.is_over and seq == run.state.seq:
                 run.shard.remove(run)
+            elif isinstance(run, Queue):
+                self._trimmer.on_stored(run)
         self.on_durable(runs)
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from onexflow.core.errors import Coded, InvalidArgument, UnknownRun
+from onexflow.core.errors import Coded, InvalidArgument, OutOfRange, UnknownRun
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATE_INDEX, WORKFLOW_STATES
 from onexflow.core.queue_state import is_system_type
 from onexflow.engine import views
+from onexflow.engine.cuts import earliest_kept
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.recovery import graph_of
 from onexflow.engine.shard import Entity, Shard
 from onexflow.ports.client_link import EventView, RunSummary, RunView
-from onexflow.ports.event_store import RunFilter, RunRecord
+from onexflow.ports.event_store import Row, RunFilter, RunRecord
 from onexflow.spi.exceptions import SPIError
 
 FollowListener = Callable[[Sequence[EventView] | SPIError | None], None]
@@ -71,12 +72,23 @@ class Queries:
         graph = await graph_of(self._kernel.store, self._kernel.catalog, shard, record.iid)
         start = max(1, from_sequence)
         while len(events) < limit:
-            rows = await self._kernel.store.read_run(shard, record.iid, start, min(limit, PAGE))
+            rows = await self._rows(shard, record.iid, start, min(limit, PAGE))
             events.extend(views.event_views(rows, shard, graph, start))
             if not rows:
                 break
             start = rows[-1].seq + rows[-1].count
         return events[:limit]
+
+    async def _rows(self, shard: int, iid: int, start: int, limit: int) -> list[Row]:
+        """Rows of a run from event `start` on. Raises OutOfRange when that was cut."""
+        rows = await self._kernel.store.read_run(shard, iid, start, limit)
+        if not rows or rows[0].seq > start:
+            earliest = await earliest_kept(self._kernel.store, shard, iid)
+            if earliest > start:
+                raise OutOfRange(
+                    f"the events below {earliest} were cut out of the history", {"earliest": earliest, "asked": start}
+                )
+        return rows
 
     async def list_runs(
         self, namespace: str, workflow_type: str, states: Sequence[str], cursor: str, limit: int
@@ -133,7 +145,7 @@ class Queries:
             while True:
                 wake.clear()
                 record = (await self._kernel.store.get_runs(shard, [iid]))[0]
-                while rows := await self._kernel.store.read_run(shard, iid, start, PAGE):
+                while rows := await self._rows(shard, iid, start, PAGE):
                     listener(views.event_views(rows, shard, graph, start))
                     start = rows[-1].seq + rows[-1].count
                 if WORKFLOW_STATES[record.state] in TERMINAL_WORKFLOW_STATES:

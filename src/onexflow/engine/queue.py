@@ -12,7 +12,7 @@ from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import WorkflowCreated
 from onexflow.core.ids import RunKey
 from onexflow.core.queue_state import QueueIndex, QueueState, create, evolve
-from onexflow.engine.recovery import read_rows
+from onexflow.engine.recovery import read_tail
 from onexflow.engine.run import SNAPSHOT_EVERY
 from onexflow.ports.event_store import EventStore, Row, RunRecord
 
@@ -31,8 +31,8 @@ class Queue:
     """One work queue, owned by its shard."""
 
     __slots__ = (
-        "durable_seq", "iid", "index", "key", "listed_at", "listed_seq", "listed_state", "shard",
-        "snapshot_after", "snapshot_seq", "start_hash", "state",
+        "durable_seq", "iid", "index", "is_trimmed", "key", "listed_at", "listed_seq", "listed_state", "shard",
+        "snapshot_after", "snapshot_seq", "start_hash", "state", "trimmed_seq",
     )  # fmt: skip
 
     def __init__(self, shard: Shard, iid: int, state: QueueState, index: QueueIndex) -> None:
@@ -45,6 +45,9 @@ class Queue:
         self.durable_seq = 0
         self.snapshot_seq = 0
         self.snapshot_after = SNAPSHOT_EVERY
+        #: Up to which event its history was cut by this owner, and is it being cut now?
+        self.trimmed_seq = 0
+        self.is_trimmed = False
         self.listed_state = ""
         self.listed_seq = 0
         self.listed_at = 0.0
@@ -63,7 +66,8 @@ def encode_queue(state: QueueState) -> bytes:
 
 
 def decode_queue(data: bytes) -> QueueState | None:
-    """The state in a snapshot; None when its form is not this release's: fold the events instead."""
+    """The state in a snapshot; None when its form is not this release's. Most of its events are cut by then: a release
+    with a new form reads the old ones too."""
     try:
         snapshot = msgspec.msgpack.decode(data, type=_Snapshot)
     except msgspec.DecodeError:
@@ -91,11 +95,10 @@ def fold_queue(state: QueueState | None, rows: Sequence[Row]) -> QueueState:
 
 async def read_queue(store: EventStore, shard: Shard, record: RunRecord) -> Queue:
     """The queue as the log has it."""
-    snapshot = await store.load_snapshot(shard.id, record.iid)
-    state = decode_queue(snapshot.data) if snapshot else None
-    state = fold_queue(state, await read_rows(store, shard.id, record.iid, state.seq + 1 if state else 1))
+    state, snapshot_seq, rows = await read_tail(store, shard, record.iid, decode_queue)
+    state = fold_queue(state, rows)
     queue = Queue(shard, record.iid, state, QueueIndex(state))
     queue.durable_seq = state.seq
     queue.listed_state, queue.listed_seq = "running", record.head
-    queue.snapshot_seq = snapshot.seq if snapshot else 0
+    queue.snapshot_seq = snapshot_seq
     return queue

@@ -6,7 +6,8 @@ rows behind it those that became so. Everything else is parked and read when its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 from uuid import UUID
 
 import msgspec
@@ -20,9 +21,12 @@ from onexflow.core.ids import RunKey
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATES
 from onexflow.core.state import RunState
 from onexflow.engine.catalog import Catalog
+from onexflow.engine.cuts import uncut
 from onexflow.engine.run import Run
 from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import EventStore, Row, RunRecord
+
+S = TypeVar("S")
 
 PAGE = 1024
 
@@ -80,16 +84,29 @@ async def graph_of(store: EventStore, catalog: Catalog, shard: int, iid: int) ->
     raise StoreUnusable(f"run {iid} does not begin with workflow.created", {"shard": shard})
 
 
+async def read_tail(
+    store: EventStore, shard: Shard, iid: int, decode: Callable[[bytes], S | None]
+) -> tuple[S | None, int, list[Row]]:
+    """An entity's newest snapshot (None: it has none that can be used), the number of that snapshot's last event, and
+    the rows that hold what came after it."""
+    while True:
+        cuts = await uncut(shard)
+        snapshot = await store.load_snapshot(shard.id, iid)
+        state = decode(snapshot.data) if snapshot else None
+        seq = snapshot.seq if snapshot is not None else 0
+        rows = await read_rows(store, shard.id, iid, seq + 1 if state is not None else 1)
+        if shard.cuts == cuts:  # else rows may have gone behind a newer snapshot
+            return state, seq, rows
+
+
 async def read_run(store: EventStore, catalog: Catalog, shard: Shard, record: RunRecord) -> Run:
     """The run as the log has it: its newest snapshot and the events after it."""
-    snapshot = await store.load_snapshot(shard.id, record.iid)
-    state = decode_snapshot(snapshot.data) if snapshot else None
-    rows = await read_rows(store, shard.id, record.iid, state.seq + 1 if state else 1)
+    state, snapshot_seq, rows = await read_tail(store, shard, record.iid, decode_snapshot)
     graph, state = fold(catalog, state, rows)
     run = Run(shard, record.iid, graph, state, record.start_hash)
     run.durable_seq = state.seq
     run.listed_state, run.listed_seq = WORKFLOW_STATES[record.state], record.head
-    run.snapshot_seq = snapshot.seq if snapshot else 0
+    run.snapshot_seq = snapshot_seq
     return run
 
 
@@ -98,6 +115,7 @@ async def hot_runs(store: EventStore, shard: Shard) -> list[RunRecord]:
     checkpoint = await store.load_checkpoint(shard.id)
     iids: set[int] = set(msgspec.msgpack.decode(checkpoint.data, type=list[int])) if checkpoint else set()
     offset = checkpoint.offset if checkpoint else 1
+    iids.update(grave.iid for grave in await store.tombstones(shard.id, offset))
     while True:
         rows = await store.read_shard(shard.id, offset, PAGE)
         iids.update(row.iid for row in rows)

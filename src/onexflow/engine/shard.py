@@ -134,6 +134,8 @@ class Shard:
         self._reads: list[_Read] = []
         #: Held while a history of this shard is cut, from reading its rows until the cut is durable (engine.cuts).
         self.cutting = asyncio.Lock()
+        #: How often a history of it was cut.
+        self.cuts = 0
         self.checkpoint_offset = claim.head
         self.checkpoint_at = 0.0
 
@@ -195,6 +197,7 @@ class Shard:
     def cut(self, cut: Cut) -> None:
         """Cut a run's history with the next append. Made and guarded by `engine.cuts`; the caller marks the lane."""
         self.pending.cuts.append(cut)
+        self.cuts += 1
 
     def stored(self, append: ShardAppend) -> None:
         """What was taken last is durable."""
