@@ -1,0 +1,234 @@
+"""A consumer that is opened again when its orchestrator is lost: what subscriptions and projections read from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from onexflow.core.errors import Coded, Unavailable
+from onexflow.core.payload import Failure
+from onexflow.ports.events import Begun, Consume, Consumer, Delivery, Done, EventService, Position, Reached, Told
+from onexflow.spi.exceptions import SPIError
+
+log = structlog.get_logger("onexflow.bus")
+
+#: Seconds between two tries to open a consumer again.
+_FIRST_TRY: Final = 0.05
+_LAST_TRY: Final = 5.0
+
+
+class Listener:
+    """Who reads: called on the event loop. Nothing of it may raise."""
+
+    def deliver(self, deliveries: Sequence[Delivery]) -> None:
+        """More to be dealt with, each answered by `Feed.ack` or `Feed.bury`."""
+
+    def reached(self, positions: dict[int, int]) -> None:
+        """All that matches before these positions has been delivered."""
+
+    def interrupted(self) -> None:
+        """The orchestrator was lost: what was not acknowledged will come again."""
+
+    def ended(self, error: SPIError) -> None:
+        """There will be nothing more."""
+
+
+class Feed:
+    """Deliveries of one consumer, over losses of its orchestrator. An answer that was under way when it was lost is said
+    again, and what was acknowledged does not come twice to this process."""
+
+    def __init__(
+        self,
+        service: EventService,
+        request: Consume,
+        listener: Listener,
+        *,
+        again: Callable[[SPIError], bool] | None = None,
+    ) -> None:
+        """`again`: whether to open again after this error; by default after those that say so themselves."""
+        self._service = service
+        self._request = request
+        self._listener = listener
+        self._again = again or _may_try_again
+        self._consumer: Consumer | None = None
+        self._begun: asyncio.Future[Begun] = asyncio.get_running_loop().create_future()
+        self._life = 0
+        self._tries = 0
+        self._retry: asyncio.TimerHandle | None = None
+        self._closed = False
+        #: Where a reader for himself goes on: next offsets, and what of the offsets before is not answered.
+        self._next: dict[int, int] = dict(request.positions)
+        self._open: dict[int, set[int]] = {}
+        #: Acknowledged, but not said to be durable; and, bounded, what needs no second look when it comes again.
+        self._unconfirmed: dict[Position, list[Done]] = {}
+        self._acknowledged: OrderedDict[Position, None] = OrderedDict()
+
+    @property
+    def connected(self) -> bool:
+        return self._consumer is not None and self._begun.done()
+
+    async def start(self, patience: float) -> Begun:
+        """Return when the consumer is in force. Raises what it was refused with; Unavailable after `patience`."""
+        self._connect()
+        try:
+            async with asyncio.timeout(patience):
+                return await asyncio.shield(self._begun)
+        except TimeoutError:
+            self.close()
+            raise Unavailable(f"no orchestrator has answered within {patience:g} s") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def ack(self, position: Position, done: Done | None = None) -> None:
+        """This is dealt with. `done` is called when that is durable, after a loss of the orchestrator too."""
+        self._answered(position)
+        self._acknowledged[position] = None
+        if len(self._acknowledged) > 4 * self._request.window:
+            self._acknowledged.popitem(last=False)
+        waiting = self._unconfirmed.setdefault(position, [])
+        if done is not None:
+            waiting.append(done)
+        self._send_ack(position)
+
+    def bury(self, position: Position, failure: Failure) -> None:
+        """Keep it as a dead letter. When the orchestrator is lost before that is durable, the delivery comes again."""
+        self._answered(position)
+        if self._consumer is not None:
+            self._consumer.bury(position, failure)
+
+    def close(self) -> None:
+        """End; idempotent."""
+        self._closed = True
+        self._life += 1
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+        self._give_up(Unavailable("the subscription was closed"))
+        if not self._begun.done():
+            self._begun.set_exception(Unavailable("the subscription was closed"))
+        self._begun.exception()  # looked at: nobody may be waiting any more
+
+    # ---- helpers
+
+    def _connect(self) -> None:
+        self._retry = None
+        self._life += 1
+        life = self._life
+        request = self._request
+        if not request.group and self._next:
+            request = msgspec.structs.replace(request, positions=self._resume())
+
+        def listen(told: Told) -> None:
+            if life == self._life:
+                self._told(told)
+
+        try:
+            consumer = self._service.consume(request, listen)
+        except SPIError as error:
+            self._told(error)
+            return
+        if life == self._life:
+            self._consumer = consumer
+            if self.connected:  # it was told its begin at once
+                self._send_acks()
+        else:  # it was told its end at once
+            consumer.close()
+
+    def _resume(self) -> dict[int, int]:
+        return {shard: min(self._open.get(shard) or {next_}) for shard, next_ in self._next.items()}
+
+    def _told(self, told: Told) -> None:
+        match told:
+            case Begun():
+                self._tries = 0
+                for shard, offset in told.positions.items():
+                    self._next.setdefault(shard, offset)
+                if not self._begun.done():
+                    self._begun.set_result(told)
+                self._send_acks()
+            case Reached():
+                for shard, offset in told.positions.items():
+                    self._next[shard] = max(offset, self._next.get(shard, 0))
+                self._listener.reached(told.positions)
+            case SPIError():
+                self._lost(told)
+            case _:
+                self._delivered(told)
+
+    def _delivered(self, deliveries: Sequence[Delivery]) -> None:
+        fresh = []
+        for delivery in deliveries:
+            position = delivery.position
+            shard, offset = position
+            if position in self._acknowledged:
+                self._send_ack(position)
+                continue
+            if not self._request.group and offset < self._next.get(shard, 0):
+                known = self._open.get(shard, ())
+                if offset not in known:  # buried before the loss
+                    self._send_ack(position)
+                    continue
+            self._next[shard] = max(offset + 1, self._next.get(shard, 0))
+            self._open.setdefault(shard, set()).add(offset)
+            fresh.append(delivery)
+        if fresh:
+            self._listener.deliver(fresh)
+
+    def _lost(self, error: SPIError) -> None:
+        self._life += 1
+        self._consumer = None
+        if self._closed:
+            return
+        if not self._again(error):
+            self._closed = True
+            self._give_up(error)
+            if self._begun.done():
+                self._listener.ended(error)
+            else:
+                self._begun.set_exception(error)
+            return
+        if self._begun.done():
+            if self._tries == 0:
+                log.warning("consumer.lost", group=self._request.group, error=str(error))
+            self._listener.interrupted()
+        delay = min(_FIRST_TRY * 2**self._tries, _LAST_TRY)
+        self._tries = min(self._tries + 1, 20)
+        self._retry = asyncio.get_running_loop().call_later(delay, self._connect)
+
+    def _send_acks(self) -> None:
+        for position in list(self._unconfirmed):
+            self._send_ack(position)
+
+    def _send_ack(self, position: Position) -> None:
+        if self._consumer is None:
+            return
+
+        def confirmed(error: SPIError | None) -> None:
+            if error is not None and self._again(error) and not self._closed:
+                return  # said again to the next consumer
+            for done in self._unconfirmed.pop(position, ()):
+                done(error)
+
+        self._consumer.ack((position,), confirmed)
+
+    def _answered(self, position: Position) -> None:
+        self._open.get(position.shard, set()).discard(position.offset)
+
+    def _give_up(self, error: SPIError) -> None:
+        waiting, self._unconfirmed = self._unconfirmed, {}
+        for dones in waiting.values():
+            for done in dones:
+                done(error)
+
+
+def _may_try_again(error: SPIError) -> bool:
+    return isinstance(error, Coded) and error.retryable
