@@ -2,7 +2,7 @@
 
 What has no JSON form (NaN, infinities, lone surrogates, objects of unknown classes) is refused with its place, rather
 than changed on the way. Integers have no bounds. Dataclasses, msgspec structs, enums, UUIDs, dates and decimals are
-encoded the way msgspec does; decoding gives plain values unless a type is asked for.
+encoded the way msgspec does, pydantic models the way they say; decoding gives plain values unless a type is asked for.
 """
 
 from __future__ import annotations
@@ -82,15 +82,24 @@ class JsonCodec:
     def encode(self, value: Any) -> Payload:
         """A payload of `value`. Raises InvalidArgument, with the place as `field`, when it has no JSON form."""
         try:
-            data = msgspec.json.encode(value)
+            data = msgspec.json.encode(value, enc_hook=_plain)
         except (TypeError, UnicodeError, OverflowError, ValueError, RecursionError) as error:
             place = "$" if isinstance(error, RecursionError) else _place(value, _fails)
             raise InvalidArgument(f"{place}: {_unwritable(error)}", field=place) from error
         # msgspec writes NaN and infinities as null, so only a text with a null in it can hide one.
-        if b"null" in data and _has_nonfinite(plain := msgspec.to_builtins(value)):
+        if b"null" in data and _has_nonfinite(plain := msgspec.to_builtins(value, enc_hook=_plain)):
             place = _place(plain, _has_nonfinite)
             raise InvalidArgument(f"{place}: JSON has no NaN and no infinity", field=place)
         return Payload(data)
+
+
+def _plain(value: Any) -> Any:
+    """What msgspec does not know: pydantic models, which need not be installed."""
+    if hasattr(type(value), "__pydantic_serializer__"):
+        return value.model_dump(mode="json")
+    if isinstance(value, tuple | frozenset):  # msgspec knows them, so this one is a key
+        raise TypeError("Only dicts with str-like or number-like keys are supported")
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
 
 
 #: The codec of everybody: it has no state.
@@ -186,7 +195,7 @@ def _printable(key: str) -> str:
 
 def _fails(value: Any) -> bool:
     try:
-        msgspec.json.encode(value)
+        msgspec.json.encode(value, enc_hook=_plain)
     except (TypeError, UnicodeError, OverflowError, ValueError, RecursionError):
         return True
     return False

@@ -6,14 +6,19 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from onexflow.codec.payload import convert, to_contract
 from onexflow.core.errors import Coded, InvalidConfiguration
-from onexflow.core.payload import Payload, PayloadCodec
+from onexflow.core.payload import JSON, Payload, PayloadCodec
 from onexflow.worker.errors import ContractError
 from onexflow.worker.handlers import Function, Handler
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+#: Faults of an input that one failure names.
+_FAULTS: Final = 5
 #: The largest result that goes inline.
 PAYLOAD_LIMIT: Final = 2 * 1024 * 1024
 
@@ -27,6 +32,8 @@ def loader_for(handler: Handler, codec: PayloadCodec) -> Loader:
     Raises InvalidConfiguration when the annotation cannot be resolved. The loader raises ContractError, naming the field.
     """
     wanted = _annotation(handler)
+    if _has_models(wanted):
+        return _model_loader(handler, wanted, codec)
     decode = codec.decode
 
     def load(payload: Payload) -> Any:
@@ -36,6 +43,42 @@ def loader_for(handler: Handler, codec: PayloadCodec) -> Loader:
             raise ContractError(f"the input does not fit {handler.role} {handler.name!r}: {error}") from error
 
     return load
+
+
+def _has_models(annotation: Any) -> bool:
+    """Is there a pydantic model in the annotation? Then pydantic is there, and nobody else needs it."""
+    if isinstance(annotation, type) and hasattr(annotation, "__pydantic_validator__"):
+        return True
+    return any(_has_models(part) for part in typing.get_args(annotation))
+
+
+def _model_loader(handler: Handler, wanted: Any, codec: PayloadCodec) -> Loader:
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter: TypeAdapter[Any] = TypeAdapter(wanted)
+
+    def load(payload: Payload) -> Any:
+        try:
+            if payload.encoding != JSON:
+                codec.decode(payload)  # says that it is not JSON
+            return adapter.validate_json(payload.data)
+        except ValidationError as error:
+            raise ContractError(f"the input does not fit {handler.role} {handler.name!r}: {_faults(error)}") from error
+        except Exception as error:  # whatever a validator of the user's raises, it will raise again
+            raise ContractError(f"the input does not fit {handler.role} {handler.name!r}: {error!r}") from error
+
+    return load
+
+
+def _faults(error: ValidationError) -> str:
+    """Each fault with its place, as `convert` names places: `$.lines[0].count`."""
+    faults = error.errors(include_url=False, include_input=False)
+    lines = []
+    for fault in faults[:_FAULTS]:
+        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
+        lines.append(f"${place}: {fault['msg'][:1].lower()}{fault['msg'][1:]}")
+    more = len(faults) - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more else "")
 
 
 def dumper_for(handler: Handler, codec: PayloadCodec) -> Dumper:
