@@ -86,7 +86,7 @@ class Dispatcher:
         node = attempt.run.state.node
         if node:
             own = self._queues.get((attempt.role, attempt.handler, node))
-            if own is not None and own.sessions:
+            if own is not None and any(session.takes_work for session in own.sessions):
                 return own
         return self.queue(attempt.role, attempt.handler)
 
@@ -123,8 +123,21 @@ class Dispatcher:
             own = self.queue(role, handler, session.worker_id)
             if not own.sessions:
                 del self._queues[role, handler, session.worker_id]
-                while (attempt := own.pop()) is not None:
-                    self.enqueue(attempt)
+                self._move(own)
+
+    def pass_over(self, session: WorkerSession) -> None:
+        """The worker takes nothing new, for now or for good: what waits for it alone goes to the others."""
+        for role, handler in session.handler_keys:
+            own = self._queues.get((role, handler, session.worker_id))
+            if own is not None and not any(other.takes_work for other in own.sessions):
+                self._move(own)
+
+    def _move(self, own: HandlerQueue) -> None:
+        waiting = []
+        while (attempt := own.pop()) is not None:
+            waiting.append(attempt)
+        for attempt in waiting:
+            self.enqueue(attempt)
 
     def serves(self, role: str, handler: str) -> bool:
         """Is any worker with this handler connected?"""

@@ -20,9 +20,10 @@ from onexflow.core.ids import RunKey
 from onexflow.core.queue import QueueTurn, Taker
 from onexflow.core.queue_state import SECOND, STREAMS, TaskSpec, queue_key
 from onexflow.engine.kernel import Kernel
+from onexflow.engine.node_entries import QueueTally
 from onexflow.engine.queue import Queue
 from onexflow.engine.queue_bridge import QueueBridge
-from onexflow.engine.queue_views import figures, task_view, waiting_tasks
+from onexflow.engine.queue_views import figures, queue_tally, task_view, waiting_tasks
 from onexflow.engine.recovery import RecentRuns, id_time_ns
 from onexflow.ports.event_store import RequestRecord
 from onexflow.ports.queue import (
@@ -282,12 +283,21 @@ class QueueBook:
         return answer
 
     def _on_member(self, event: MemberEvent) -> None:
-        """A worker's lease has ended, or it has begun a new life: what it held under the old one comes back."""
-        worker = event.record.node_id
+        """A worker's lease has ended, or it has begun a new life: what it held under the old one comes back. Of guests
+        the node book says so: their records hang on an orchestrator's lease."""
+        if event.record.kind != "guest":
+            self.lost(event.record.node_id)
+
+    def lost(self, worker: str) -> None:
+        """Take back what it holds under another life than its present one."""
         alive = frozenset(record.incarnation for record in self._registry.members() if record.node_id == worker)
         for queue in list(self._kernel.queues()):
             if worker in queue.index.held:
                 self._act(queue, lambda turn: core.release(turn, worker, alive))
+
+    def tally_of(self, worker: str) -> QueueTally:
+        """What it has done, of the tasks that are kept. Looks at all of these: not for a hot path."""
+        return queue_tally((queue.state for queue in self._kernel.queues()), worker)
 
     # ---- what happens by itself
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from onexflow.core.queue import shown_state
 from onexflow.core.queue_state import ENDED, MILLION, QUEUED, SECOND, QueueState, QueueTask
 from onexflow.engine.measures import percentile
+from onexflow.engine.node_entries import QueueTally
 from onexflow.ports.queue import Figures, QueueFigures, TaskView
 
 
@@ -101,6 +102,20 @@ def figures(state: QueueState, now: int) -> Figures:
         run=_spread((task.finished_at - task.started_at) / SECOND for task in ended),
         queues=queues,
     )
+
+
+def queue_tally(states: Iterable[QueueState], worker: str) -> QueueTally:
+    """What a worker has done, of the tasks that are kept, and how many it holds."""
+    running = completed = failed = 0
+    durations = []
+    for task in (task for state in states for task in state.tasks.values() if task.worker == worker):
+        if task.status == "running":
+            running += 1
+        elif task.status in ("completed", "failed"):
+            completed += task.status == "completed"
+            failed += task.status == "failed"
+            durations.append(task.finished_at - task.started_at)
+    return QueueTally(running, completed, failed, durations)
 
 
 def _is_delayed(task: QueueTask, now: int) -> bool:

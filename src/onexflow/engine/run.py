@@ -52,7 +52,8 @@ class Run:
 
     __slots__ = (
         "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "listed_at",
-        "listed_seq", "listed_state", "progress", "shard", "snapshot_after", "snapshot_seq", "start_hash", "state",
+        "listed_seq", "listed_state", "pinned", "progress", "shard", "snapshot_after", "snapshot_seq", "start_hash",
+        "state",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +79,8 @@ class Run:
         self.attempts: dict[Token, Attempt] = {}
         #: What attempts reported last, by (task, item): handed to the next attempt, never stored.
         self.progress: dict[tuple[int, int], Payload] = {}
+        #: The node that its register says it is assigned to (engine.pins).
+        self.pinned = state.node
         #: Loop time since when nothing of it was under way.
         self.idle_since = 0.0
 

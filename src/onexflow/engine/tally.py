@@ -1,0 +1,60 @@
+"""What each worker has done: counted as its results come in, at the price of a few additions each."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from onexflow.ports.worker_link import AttemptResult
+
+#: Durations that are kept of a worker, for the percentiles.
+KEPT_DURATIONS: Final = 512
+#: Workers that are remembered after they have gone.
+KEPT_WORKERS: Final = 1000
+
+
+class Tally:
+    """Of one worker, in one life of it."""
+
+    __slots__ = ("completed", "durations", "failed", "incarnation", "nanoseconds")
+
+    def __init__(self, incarnation: str, completed: int = 0, failed: int = 0, nanoseconds: int = 0) -> None:
+        self.incarnation = incarnation
+        self.completed = completed
+        self.failed = failed
+        #: That all of them took.
+        self.nanoseconds = nanoseconds
+        self.durations: deque[int] = deque(maxlen=KEPT_DURATIONS)
+
+    def add(self, result: AttemptResult) -> None:
+        """An attempt has ended; those that were stopped or never began do not count."""
+        status = result.status
+        if status == "completed":
+            self.completed += 1
+        elif status == "failed":
+            self.failed += 1
+        else:
+            return
+        duration = result.finished_at - result.started_at
+        self.nanoseconds += duration
+        self.durations.append(duration)
+
+    @property
+    def ended(self) -> int:
+        return self.completed + self.failed
+
+
+class Tallies:
+    """By worker. A new life begins anew."""
+
+    def __init__(self) -> None:
+        self.by_worker: dict[str, Tally] = {}
+
+    def of(self, worker: str, incarnation: str) -> Tally:
+        tally = self.by_worker.pop(worker, None)
+        if tally is None or tally.incarnation != incarnation:
+            tally = Tally(incarnation)
+        self.by_worker[worker] = tally  # the last that came stands last
+        if len(self.by_worker) > KEPT_WORKERS:
+            del self.by_worker[next(iter(self.by_worker))]
+        return tally
