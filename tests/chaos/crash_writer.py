@@ -12,7 +12,7 @@ import sys
 from uuid import UUID
 
 from onexflow.core.ids import RunKey
-from onexflow.ports.event_store import ParkedRecord, Row, RunRecord, ShardAppend, ShardClaim
+from onexflow.ports.event_store import ParkedRecord, RegisterRecord, Row, RunRecord, ShardAppend, ShardClaim
 from onexflow.storage.sqlite import SqliteStore
 
 
@@ -48,6 +48,11 @@ class Shard:
             rows=made,
             runs=[run_at(shard, row) for row in made],
             parked=[ParkedRecord(row.iid, row.offset, "crash") for row in made],
+            registers=[
+                RegisterRecord("head", b"%d" % self.head),
+                RegisterRecord(f"at/{head}", b""),  # where the last append has put one
+                RegisterRecord(f"at/{self.head}", b"here"),
+            ],
         )
 
 

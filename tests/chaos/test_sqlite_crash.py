@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from chaos.crash_writer import row_at, run_at
-from onexflow.ports.event_store import Row
+from onexflow.ports.event_store import RegisterRecord, Row
 from onexflow.storage.sqlite import SqliteStore
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
@@ -64,6 +64,9 @@ async def check(store: SqliteStore, shard: int, offset: int, acknowledged: int) 
             expected = row.offset + row.count
         rows += page
     assert expected >= acknowledged
+    if expected > 1:  # the registers are those of the last append that is there
+        wanted = [RegisterRecord(f"at/{expected}", b"here"), RegisterRecord("head", b"%d" % expected)]
+        assert await store.list_registers(shard) == wanted
     epoch = (await store.owners())[shard][1]
     claim = await store.claim(shard, epoch, "check")
     assert claim is not None

@@ -15,9 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from onexflow.ports.event_store import (
     AppendOutcome,
     CheckpointRecord,
+    Cut,
     DefinitionRecord,
     EventStore,
     ParkedRecord,
+    RegisterRecord,
     RequestRecord,
     Row,
     RunCount,
@@ -25,10 +27,11 @@ from onexflow.ports.event_store import (
     RunRecord,
     ShardAppend,
     SnapshotRecord,
+    Tombstone,
 )
 from onexflow.storage.memory import MemoryStore
 from onexflow.storage.sqlite import SqliteStore
-from onexflow.testing.conformance.event_store import key
+from onexflow.testing.conformance.store_kit import key
 from support.store_clock import SettableClock
 
 T = TypeVar("T")
@@ -37,6 +40,7 @@ SHARDS = 3
 shards = st.integers(0, SHARDS)  # one more than there are
 iids = st.integers(1, 6)
 texts = st.sampled_from(["", "a", "b", "a\0b", "\ud800", "ü"])
+names = st.sampled_from(["", "a", "a/", "a/b", "a/\ud800", "a/𝄞", "b", "\0"])
 blobs = st.binary(max_size=40)
 namespaces = st.sampled_from(["default", "tenant", ""])
 times = st.integers(0, 50)
@@ -57,8 +61,14 @@ def contents(draw: st.DrawFn) -> dict[str, Any]:
         "requests": few(st.builds(RequestRecord, texts, texts, blobs, blobs, times)),
         "parked": few(st.builds(ParkedRecord, iids, times, texts)),
         "snapshots": few(st.builds(SnapshotRecord, iids, numbers, blobs)),
+        "registers": few(st.builds(RegisterRecord, names, blobs)),
         "checkpoint": few(st.builds(CheckpointRecord, st.integers(1, 9), blobs)),
     }
+
+
+EMPTY: dict[str, list[Any]] = {
+    "runs": [], "requests": [], "parked": [], "snapshots": [], "registers": [], "checkpoint": []
+}  # fmt: skip
 
 
 class StoresAgree(RuleBasedStateMachine):
@@ -139,10 +149,39 @@ class StoresAgree(RuleBasedStateMachine):
             for iid, state, at in content["runs"]
         ]
         checkpoint = content["checkpoint"][-1] if content["checkpoint"] else None
-        others = {name: content[name] for name in ("requests", "parked", "snapshots")}
+        others = {name: content[name] for name in ("requests", "parked", "snapshots", "registers")}
         return ShardAppend(
             shard=shard, epoch=epoch, head=head, next=offset, rows=rows, runs=runs, checkpoint=checkpoint, **others
         )  # fmt: skip
+
+    @rule(shard=st.integers(0, SHARDS - 1), iid=iids, below=st.integers(1, 8), whole=st.booleans(), data=blobs)
+    def cut(self, shard: int, iid: int, below: int, whole: bool, data: bytes) -> None:
+        """Cut up to `below` events from what there is of a run, within a row or not, and maybe with new rows."""
+        rows = self.both(lambda store: store.read_run(shard, iid))
+        if not rows:
+            return
+        before = min(rows[0].seq + below, self.seqs[shard, iid])
+        gone = [row for row in rows if row.seq < before]
+        last = gone[-1]
+        left = last.seq + last.count - before
+        rest = None
+        if left > 0:
+            rest = Row(last.offset + last.count - left, left, last.epoch, iid, before, data)
+        place = last.offset + last.count - max(left, 0) - 1
+        grave = Tombstone(iid, rows[0].seq, before - 1, rows[0].offset, place, before - rows[0].seq, b"h", below)
+        batch = [self.part(shard, 0, 0, {"rows": [(1, iid, data)] if whole else [], **EMPTY})]
+        batch[0].cuts = [Cut(before, grave, rest)]
+        for _ in range(2):
+            self.after(batch, self.both(lambda store: store.append(batch)))
+        self.both(lambda store: store.read_run(shard, iid))
+        self.both(lambda store: store.read_shard(shard, 1))
+
+    @rule(shard=shards, name=names, after=names, limit=st.integers(1, 4), at=st.integers(0, 40), iid=st.integers(0, 6))
+    def look_beside_the_events(self, shard: int, name: str, after: str, limit: int, at: int, iid: int) -> None:
+        self.both(lambda store: store.get_register(shard, name))
+        self.both(lambda store: store.find_register(name))
+        self.both(lambda store: store.list_registers(shard, name, after, limit))
+        self.both(lambda store: store.tombstones(shard, at, iid))
 
     @rule(shard=shards, at=st.integers(1, 60), limit=st.integers(1, 5), iid=iids)
     def read(self, shard: int, at: int, limit: int, iid: int) -> None:

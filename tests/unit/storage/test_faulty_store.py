@@ -8,7 +8,8 @@ import pytest
 
 from onexflow.core.errors import StoreFull, StoreUnavailable
 from onexflow.storage.memory import MemoryStore
-from onexflow.testing.conformance.event_store import EventStoreSuite, one_row
+from onexflow.testing.conformance.event_store import EventStoreSuite
+from onexflow.testing.conformance.store_kit import one_row
 from onexflow.testing.faults.store import Fault, FaultyStore
 from support.store_clock import SettableClock
 

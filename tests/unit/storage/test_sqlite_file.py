@@ -16,7 +16,7 @@ from onexflow.core.errors import StoreFull, StoreLocked, StoreUnavailable, Store
 from onexflow.storage.sqlite import SqliteStore, place, schema
 from onexflow.storage.sqlite.errors import translate
 from onexflow.storage.sqlite.reader import Readers
-from onexflow.testing.conformance.event_store import one_row
+from onexflow.testing.conformance.store_kit import one_row
 
 HOLD = """
 import asyncio, sys

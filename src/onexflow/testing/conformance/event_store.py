@@ -8,82 +8,31 @@ class TestMine(EventStoreSuite):
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Protocol
-from uuid import UUID
+from collections.abc import Callable
 
 import pytest
 
 from onexflow.core.errors import InternalError, InvalidArgument, StoreFull, StoreUnavailable
-from onexflow.core.ids import RunKey
 from onexflow.ports.event_store import (
     AppendOutcome,
     CheckpointRecord,
     DefinitionRecord,
     EventStore,
     ParkedRecord,
+    RegisterRecord,
     RequestRecord,
     Row,
     RunCount,
     RunFilter,
-    RunRecord,
     ShardAppend,
     SnapshotRecord,
 )
-
-ODD_TEXTS = ("", "\0", "a\0b", "naïve", "\ud800", "𝄞", "'; DROP TABLE runs; --", "\u202e", "x" * 3000)
-
-
-class Stores(Protocol):
-    """How a suite makes a store and handles what the port does not offer."""
-
-    def make(self) -> EventStore:
-        """A store with 8 shards, not yet open. Called again, it gives the same content (another process)."""
-
-    async def fill(self, store: EventStore) -> None:
-        """Leave no space: the next append of 1 MiB raises StoreFull."""
-
-    async def free(self, store: EventStore) -> None:
-        """Give the space back."""
-
-    def set_clock(self, nanoseconds: int) -> None:
-        """What the clock under the store says from now on."""
+from onexflow.testing.conformance.event_store_cuts import RegistersAndCuts
+from onexflow.testing.conformance.store_kit import ODD_TEXTS, Stores, key, one_row, run_record
 
 
-def key(number: int, namespace: str = "default", workflow_type: str = "orders") -> bytes:
-    return RunKey(namespace, workflow_type, UUID(int=number)).to_bytes()
-
-
-def run_record(
-    iid: int, *, name: bytes | None = None, state: int = 2, created_at: int = 0, head: int = 1, version: int = 1
-) -> RunRecord:
-    created = created_at or iid
-    return RunRecord(iid, name or key(iid), state, created, created, b"start", head, version)
-
-
-def one_row(
-    shard: int, epoch: int, head: int, *, iid: int = 1, seq: int = 1, count: int = 1, data: bytes = b"data"
-) -> ShardAppend:
-    """An append of one row."""
-    return ShardAppend(
-        shard=shard, epoch=epoch, head=head, next=head + count, rows=[Row(head, count, epoch, iid, seq, data)]
-    )
-
-
-class EventStoreSuite:
+class EventStoreSuite(RegistersAndCuts):
     """The contract of `ports.event_store`, clause by clause."""
-
-    @pytest.fixture
-    async def store(self, stores: Stores) -> AsyncIterator[EventStore]:
-        store = stores.make()
-        await store.open()
-        yield store
-        await store.close()
-
-    @staticmethod
-    async def claimed(store: EventStore, *shards: int) -> None:
-        for shard in shards or range(store.shards):
-            assert await store.claim(shard, 0, "me") is not None
 
     # ------------------------------------------------------------------------------------------------- life
 
@@ -114,6 +63,7 @@ class EventStoreSuite:
         part.parked = [ParkedRecord(7, 40, "timer")]
         part.snapshots = [SnapshotRecord(7, 2, b"state")]
         part.checkpoint = CheckpointRecord(2, b"hot")
+        part.registers = [RegisterRecord("state/a", b"v")]
         definition = DefinitionRecord("default", "orders", 1, "ab", b"{}", 9)
         assert (await store.append([part])).stored == {3}
         await store.save_definition(definition)
@@ -131,6 +81,7 @@ class EventStoreSuite:
             assert await store.get_parked(3, 7) == part.parked[0]
             assert await store.load_snapshot(3, 7) == part.snapshots[0]
             assert await store.load_checkpoint(3) == part.checkpoint
+            assert await store.list_registers(3) == part.registers
             assert await store.load_definitions() == [definition]
             claim = await store.claim(3, 1, "successor")
             assert claim is not None
@@ -493,12 +444,14 @@ class EventStoreSuite:
         await stores.fill(store)
         large = [one_row(0, 1, 2, seq=2, data=bytes(1 << 20)), one_row(1, 1, 1, data=b"small")]
         large[1].runs = [run_record(3, name=key(3, "never", "seen"))]
+        large[1].registers = [RegisterRecord("never/seen", b"v")]
         for _ in range(3):
             with pytest.raises(StoreFull) as raised:
                 await store.append(large)
             assert not raised.value.context.get("fatal")
         assert len(await store.read_shard(0, 1)) == 1
         assert await store.read_shard(1, 1) == []
+        assert await store.get_register(1, "never/seen") is None
         await stores.free(store)
         assert (await store.append(large)).stored == {0, 1}
         assert len(await store.read_shard(0, 1)) == 2
@@ -508,7 +461,9 @@ class EventStoreSuite:
         await self.claimed(store, 0)
         part = one_row(0, 1, 1, count=3)
         part.runs = [run_record(1)]
+        part.registers = [RegisterRecord("a", b"v")]
         await store.append([part])
         found = await store.statistics()
         assert (found["events"], found["rows"], found["runs"]) == (3, 1, 1)
+        assert (found["registers"], found["cut_events"]) == (1, 0)
         assert found["bytes"] > 0
