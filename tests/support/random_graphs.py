@@ -1,0 +1,62 @@
+"""Random definitions of workflows."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import strategies as st
+
+from onexflow.core.definition import RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
+from onexflow.core.graph import Graph, compile_graph
+
+_RETRIES = (
+    None,
+    RetryPolicy(policy="none"),
+    RetryPolicy(policy="fixed", initial_delay=0.0, max_attempts=2),
+    RetryPolicy(policy="exponential", initial_delay=1.0, max_attempts=3),
+)
+_TIMEOUTS = Timeouts(schedule_to_start=5.0, start_to_close=2.0, schedule_to_close=30.0, heartbeat=1.0)
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """A valid definition of one to eight tasks, with every feature somewhere."""
+    count = draw(st.integers(1, 8))
+    setup = draw(st.sampled_from((0, 0, 0, 1, 2)))
+    tasks: list[TaskSpec] = []
+    for number in range(count):
+        is_setup = number < min(setup, count - 1)
+        parents = [t.name for t in tasks if t.setup or not is_setup]
+        hard = draw(st.lists(st.sampled_from(parents), unique=True, max_size=2)) if parents else []
+        rest = [name for name in parents if name not in hard]
+        soft = draw(st.lists(st.sampled_from(rest), unique=True, max_size=2)) if rest else []
+        tasks.append(
+            TaskSpec(
+                name=f"t{number}",
+                role=draw(st.sampled_from(("effect", "compute", "reducer"))),
+                depends_on=tuple(hard),
+                after=tuple(soft),
+                input="input",
+                when=draw(st.sampled_from(("", "", "", "input.yes", "input.no"))),
+                map=draw(st.sampled_from(("", "", "", "input.items", "input.none", "input.wrong"))),
+                max_parallel=0,
+                retry=draw(st.sampled_from(_RETRIES)),
+                timeouts=draw(st.sampled_from((Timeouts(), _TIMEOUTS))),
+                allow_failure=draw(st.booleans()),
+                setup=is_setup,
+            )
+        )
+        if tasks[-1].map:
+            tasks[-1] = msgspec.structs.replace(tasks[-1], max_parallel=draw(st.sampled_from((0, 1, 2))))
+    return compile_graph(
+        WorkflowDefinition(
+            workflow_type="random",
+            tasks=tuple(tasks),
+            output="input",
+            retry=draw(st.sampled_from((None, RunRetry(max_attempts=3, delay=1.0)))),
+            timeout=draw(st.sampled_from((0.0, 0.0, 60.0))),
+        )
+    )
+
+
+#: What every definition of `graphs` can be started with.
+INPUT = {"yes": True, "no": False, "items": [1, 2, 3], "none": [], "wrong": 5}
