@@ -201,7 +201,6 @@ def test_two_cycles_are_both_named() -> None:
         ((task("a"), task("s", setup=True, depends_on=("a",))), "tasks[1].depends_on[0]", "set-up task 's' cannot wait"),
         ((task("s", setup=True),), "tasks", "every task is a set-up task"),
         ((task("a", role="effects"),), "tasks[0].role", "did you mean 'effect'?"),
-        ((task("a", role="orchestrator"),), "tasks[0].role", "cannot run an orchestrator node"),
         ((task("1a"),), "tasks[0].name", "no task name"),
         ((task("a b"),), "tasks[0].name", "no task name"),
         ((task("a\n"),), "tasks[0].name", "no task name"),

@@ -123,9 +123,26 @@ def test_class_nodes_are_registered_as_they_are() -> None:
     ]
 
 
-def test_orchestrator_nodes_are_refused_with_the_way_out() -> None:
-    with pytest.raises(RoleNotSupported, match=r"would not survive a crash.*onexflow.workflow"):
-        Worker("shop").add_node(Orchestrating())
+def test_an_orchestrator_node_is_registered_and_must_be_async() -> None:
+    worker = Worker("shop")
+    worker.add_node(Orchestrating())
+    assert [handler.info for handler in worker.handlers] == [HandlerInfo("orchestrator", "boss", idempotent=True)]
+    blocking = type("Blocking", (Orchestrating,), {"execute_orchestration": lambda self, contract: contract})()
+    with pytest.raises(RoleNotSupported, match="'boss' is not async"):
+        Worker("shop").add_node(blocking)
+
+
+def test_a_node_of_the_published_package_is_called_by_its_execute() -> None:
+    class Published:
+        node_id = "published"
+        node_type = "COMPUTE"
+
+        async def execute(self, input_data: Any) -> Any:
+            return input_data
+
+    worker = Worker("shop")
+    worker.add_node(Published())
+    assert [handler.info for handler in worker.handlers] == [HandlerInfo("compute", "published", idempotent=True)]
 
 
 def test_what_is_no_node_is_refused() -> None:

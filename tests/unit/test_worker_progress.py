@@ -95,7 +95,7 @@ async def test_the_context_says_what_the_assignment_says() -> None:
         (ctx,) = seen
         assert (ctx.attempt, ctx.idempotency_key, ctx.token, ctx.item) == (2, "key", "0.1.1.0", 0)
         assert (ctx.namespace, ctx.workflow_type, ctx.task, ctx.trace) == ("default", "order", "look", "00-a-b-01")
-        assert str(ctx.run) == f"default/order/{ctx.instance_id}"
+        assert str(ctx.run_key) == f"default/order/{ctx.instance_id}"
         assert ctx.last_progress == [5]
         assert ctx.deadline is not None
         assert ctx.deadline.timestamp() == pytest.approx(clock.now() / 1e9 + 10)

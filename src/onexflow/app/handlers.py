@@ -26,10 +26,8 @@ def load_workers(modules: Sequence[str], name: str) -> Worker:
                 merged.add_node(handler.node, name=handler.name, idempotent=handler.idempotent)
             elif handler.role == "effect":
                 merged.effect(handler.name, idempotent=handler.idempotent)(handler.function)
-            elif handler.role == "compute":
-                merged.compute(handler.name)(handler.function)
             else:
-                merged.reducer(handler.name)(handler.function)
+                getattr(merged, handler.role)(handler.name)(handler.function)
     return merged
 
 

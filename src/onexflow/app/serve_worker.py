@@ -18,7 +18,7 @@ from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
 from onexflow.config import WorkerSettings
 from onexflow.core.address import split_address
-from onexflow.ports.registry import MemberEvent, NodeRecord, Registry
+from onexflow.ports.registry import MemberEvent, NodeRecord, Registry, kind_of
 from onexflow.ports.worker_link import ROLES, Role
 from onexflow.rpc.liveness import LivenessServer
 from onexflow.rpc.worker_connection import WorkerConnections, connect_worker
@@ -111,6 +111,7 @@ def _slots(settings: WorkerSettings) -> dict[Role, int]:
         "effect": settings.slots.effect,
         "compute": settings.slots.compute or os.cpu_count() or 1,
         "reducer": settings.slots.reducer,
+        "orchestrator": settings.slots.orchestrator,
     }
     return {role: wanted[role] if not settings.roles or role in settings.roles else 0 for role in ROLES}
 
@@ -121,7 +122,7 @@ def _records(
     """What the process registers: a node for each role that it serves."""
     return [
         NodeRecord(
-            kind=role,
+            kind=kind_of(role),
             node_id=name,
             incarnation=incarnation,
             liveness=liveness,

@@ -116,6 +116,8 @@ class SlotSettings(Settings, frozen=True, kw_only=True):
     compute: int = 0
     #: Reducers that run at once.
     reducer: int = 4
+    #: Orchestrations that run at once. One that waits for its calls costs little, and keeps its slot.
+    orchestrator: int = 1000
 
     def problems(self) -> list[tuple[str, str]]:
         return [

@@ -2,6 +2,7 @@
 
 The rules, by role (docs/guarantees.md):
 - A pure task (compute, reducer) may run any number of times; its `task.started` is written with its result.
+- An orchestration likewise: its calls are recorded by the engine (`engine.calls`), so another run of it repeats none.
 - An effect's `task.started` authorises one attempt on one worker. The next one begins only when that attempt has
   ended, was stopped, or is lost and the effect is idempotent. What is lost of a non-idempotent effect waits for input.
 """
@@ -33,7 +34,7 @@ from onexflow.core.instructions import CancelAttempt, SendAuthorised
 from onexflow.core.machine import TERMINAL_TASK_STATES, TERMINAL_WORKFLOW_STATES
 from onexflow.core.mapping import MappingError, condition, map_items, task_input
 from onexflow.core.payload import NULL, Failure
-from onexflow.core.retry import DEFAULT_RETRY, NO_RETRY, delay, may_retry
+from onexflow.core.retry import DEFAULT_RETRY, NO_RETRY, ORCHESTRATION_RETRY, delay, may_retry
 from onexflow.core.state import ItemState
 from onexflow.core.turn import SECOND, RunValues, Turn
 
@@ -282,6 +283,8 @@ def _policy(turn: Turn, task: int, item: ItemState) -> RetryPolicy:
     spec = turn.graph.specs[task]
     if spec.retry is not None:
         return spec.retry
+    if spec.role == "orchestrator":
+        return ORCHESTRATION_RETRY
     return NO_RETRY if spec.role == "effect" and not item.idempotent else DEFAULT_RETRY
 
 

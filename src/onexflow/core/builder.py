@@ -78,7 +78,7 @@ def workflow(
 
 
 class WorkflowBuilder:
-    """Collects tasks. Each of `effect`, `compute` and `reducer` adds one and returns it (fields: `TaskSpec`)."""
+    """Collects tasks. Each of `effect`, `compute`, `reducer` and `orchestrator` adds one and returns it (fields: `TaskSpec`)."""
 
     def __init__(
         self,
@@ -105,6 +105,10 @@ class WorkflowBuilder:
     def reducer(self, name: str, handler: str | None = None, **options: Unpack[TaskOptions]) -> Task:
         """A task that folds many inputs into one value."""
         return self.task(name, "reducer", handler, **options)
+
+    def orchestrator(self, name: str, handler: str | None = None, **options: Unpack[TaskOptions]) -> Task:
+        """A task that is code calling nodes and workflows, whose calls are made once (docs/onex.md)."""
+        return self.task(name, "orchestrator", handler, **options)
 
     def task(
         self,

@@ -11,8 +11,8 @@ from typing import Final, Literal
 import msgspec
 
 #: What runs a task, and so what onexflow promises about it (docs/guarantees.md).
-Role = Literal["effect", "compute", "reducer"]
-ROLES: Final[tuple[Role, ...]] = ("effect", "compute", "reducer")
+Role = Literal["effect", "compute", "reducer", "orchestrator"]
+ROLES: Final[tuple[Role, ...]] = ("effect", "compute", "reducer", "orchestrator")
 
 Priority = Literal["low", "normal", "high", "critical", "urgent"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical", "urgent")

@@ -13,7 +13,9 @@
     ├── InvalidProtocolStateError
     │   ├── RunExists          OXF-3001   another run has this id
     │   ├── InvalidTransition  OXF-3002   the state machine has no such edge
-    │   └── DefinitionConflict OXF-3003   this version is registered with other content
+    │   ├── DefinitionConflict OXF-3003   this version is registered with other content
+    │   ├── NotDeterministic   OXF-3004   an orchestration made another call than before under the same number
+    │   └── NodeNotReady       OXF-3005   the node is not initialised, or was shut down
     └── ProtocolHandlerError
         ├── Overloaded         OXF-1201   a limit is reached                                    (retryable)
         │   └── StoreFull      OXF-1202   no space left for new work                            (retryable)
@@ -207,6 +209,20 @@ class DefinitionConflict(Coded, InvalidProtocolStateError):
 
     code = "OXF-3003"
     hint = "Raise the version: running runs keep the definition they were started with."
+
+
+class NotDeterministic(Coded, InvalidProtocolStateError):
+    """An orchestration made another call than in an earlier execution: its code is not deterministic."""
+
+    code = "OXF-3004"
+    hint = "What decides about its calls must come from its contract and from the results of its calls."
+
+
+class NodeNotReady(Coded, InvalidProtocolStateError):
+    """The node is not initialised, or was shut down."""
+
+    code = "OXF-3005"
+    hint = "Start a worker that serves the node, and call again."
 
 
 class RunFailed(Coded, ProtocolHandlerError):

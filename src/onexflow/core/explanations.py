@@ -113,6 +113,19 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "because runs depend on them.",
         "Raise the definition's version and register it again. New runs take the newest version.",
     ),
+    "OXF-3004": Explanation(
+        "An orchestration was run again (its worker was lost, or a retry is due) and made another call than before: of "
+        "another node or workflow, or with another contract. The clock, chance, a set's order, a file or a changed "
+        "program decided about it. The calls that were made before stay as they are.",
+        "Let an effect or a compute bring what the code decides by, and give its result on. Code that runs through a "
+        "change of its program needs the old one to end: start it under another name.",
+    ),
+    "OXF-3005": Explanation(
+        "The node has a life cycle, and no worker serves it that has initialised it and takes work: its `initialize()` "
+        "has not finished or has failed, or its workers are stopping or were shut down.",
+        "`current_state` in the context says which. `onexflow node list` shows the workers, and their log a failed "
+        "`initialize()`. Call again when a worker serves the node.",
+    ),
     "OXF-4001": Explanation(
         "The run ended as failed, cancelled or timed out. The context says which, and carries the failure of the task.",
         "`onexflow run show ID` names the task, `onexflow run history ID` tells the story. Start a new run when the "
@@ -173,8 +186,9 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Use CPython 3.11, 3.12 or 3.13; `./scripts/setup` finds one on PATH.",
     ),
     "OXF-5008": Explanation(
-        "An orchestrator node was registered with a worker. Workflow code cannot be durable on a worker yet.",
-        "Define the workflow as a graph (docs/definitions.md). Effect, compute and reducer nodes can be registered.",
+        "A node of role orchestrator was registered whose handler is not async. Orchestrations wait for their calls, by "
+        "the thousand: a thread each is no way to do that.",
+        "Write it with `async def`, and await its calls. What computes or blocks belongs into a node of its own.",
     ),
     "OXF-9001": Explanation(
         "onexflow has met a state that it takes for impossible. It stopped the run or shard concerned, not the rest.",

@@ -10,6 +10,15 @@ from onexflow.core.payload import Failure
 #: For tasks that say nothing: three attempts, 0.5 s and then 1 s apart.
 DEFAULT_RETRY: Final = RetryPolicy()
 NO_RETRY: Final = RetryPolicy(policy="none", max_attempts=1)
+#: For orchestrations that say nothing: again when a call could not be made. What became of a call that was made is
+#: recorded, so another attempt would only hear it again.
+ORCHESTRATION_RETRY: Final = RetryPolicy(
+    max_attempts=6,
+    retryable=(
+        "DeadlineExceeded", "Draining", "Overloaded", "ShardMoved", "StoreFull", "StoreUnavailable", "Unavailable",
+        "UnknownNode",
+    ),
+)  # fmt: skip
 
 
 def delay(policy: RetryPolicy, attempt: int, jitter: float) -> float:

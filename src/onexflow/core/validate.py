@@ -134,8 +134,6 @@ def check_task(task: Any, place: str, problems: Problems) -> None:
 
 
 def _role_problem(role: object, problems: Problems) -> str:
-    if role == "orchestrator":
-        return "a task cannot run an orchestrator node: name the workflow's own tasks here; code workflows are not supported yet"
     return f"{_shown(role)} is none of {', '.join(ROLES)}{problems.near(role, ROLES)}"
 
 

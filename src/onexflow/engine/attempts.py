@@ -199,7 +199,8 @@ class AttemptBook:
             return self._place_effect(attempt, session)
         attempt.session = session
         session.inflight[attempt.token] = attempt
-        if run.state.seq - run.durable_seq > SPECULATION:
+        # An orchestration makes calls as soon as it runs: what it was scheduled by must be durable by then.
+        if attempt.role == "orchestrator" or run.state.seq - run.durable_seq > SPECULATION:
             self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error))
         else:
             self._send(attempt, session, None)

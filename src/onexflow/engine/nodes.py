@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from onexflow.engine.sessions import WorkerSession
 from onexflow.ports.client_link import NodeView
-from onexflow.ports.registry import NodeRecord
+from onexflow.ports.registry import NodeRecord, kind_of, role_of
+from onexflow.ports.worker_link import Role
 
 
 def node_views(
@@ -26,7 +28,7 @@ def node_views(
             status="draining" if session is not None and session.is_draining else record.status,
             handlers=record.handlers,
             slots=record.slots,
-            running=_running(session, record.kind) if session is not None and same else 0,
+            running=_running(session, role_of(record.kind)) if session is not None and same else 0,
             connected=same or (own is not None and record.incarnation == own.incarnation),
             registered=record in members,
             version=record.version,
@@ -34,8 +36,9 @@ def node_views(
         )
     for session in connected.values():
         for role, slots in (session.hello.slots if session.hello else {}).items():
-            if (role, session.worker_id) not in views:
-                views[role, session.worker_id] = _unregistered(session, role, slots)
+            kind = kind_of(cast("Role", role))
+            if (kind, session.worker_id) not in views:
+                views[kind, session.worker_id] = _unregistered(session, cast("Role", role), slots)
     return [views[key] for key in sorted(views)]
 
 
@@ -43,14 +46,14 @@ def _running(session: WorkerSession, role: str) -> int:
     return sum(attempt.role == role for attempt in session.inflight.values())
 
 
-def _unregistered(session: WorkerSession, role: str, slots: int) -> NodeView:
+def _unregistered(session: WorkerSession, role: Role, slots: int) -> NodeView:
     return NodeView(
         node_id=session.worker_id,
-        kind=role,
+        kind=kind_of(role),
         incarnation=session.incarnation,
         address="",
         status="draining" if session.is_draining else "ready",
-        handlers=tuple(name for kind, name in session.handler_keys if kind == role),
+        handlers=tuple(name for kind, name in session.infos if kind == role),
         slots=slots,
         running=_running(session, role),
         connected=True,

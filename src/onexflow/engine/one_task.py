@@ -11,6 +11,8 @@ from onexflow.core.definition import RetryPolicy, Role, TaskSpec, WorkflowDefini
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]{1,80}", re.ASCII)
 #: The name of the only task.
 TASK: Final = "execute"
+#: How the types of calls to nodes begin.
+NODE_RUN: Final = "node."
 
 
 def one_task(kind: str, role: Role, handler: str, description: str) -> WorkflowDefinition:

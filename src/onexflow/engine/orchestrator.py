@@ -37,6 +37,8 @@ from onexflow.core.turn import SECOND, Turn
 from onexflow.engine import views
 from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.calls import CallBook
+from onexflow.engine.events.book import EventBook
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
@@ -52,6 +54,7 @@ from onexflow.ports.client_link import (
     ControlOutcome,
     ControlRequest,
     DefinitionInfo,
+    Caller,
     EventView,
     Health,
     NodeView,
@@ -132,6 +135,20 @@ class Orchestrator:
         self._kernel.carry_out = self._carry_out
         self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
         self._kernel.on_durable = self._queries.on_durable
+        self._calls = CallBook(self._kernel, self.control)
+        self._pins = Pins(self._kernel, registry)
+        #: What `ports.nodes` asks.
+        self.node_registry = NodeBook(
+            registry,
+            self._sessions,
+            self._book,
+            self._queues,
+            self._pins,
+            self.control,
+            clock=clock,
+            orchestrator_id=orchestrator_id,
+            incarnation=incarnation,
+        )
         self._observed = Observed(self._kernel, self._book, self._sessions)
         self._waiters: dict[RunKey, list[WaitReply]] = {}
         self._ended: dict[RunKey, RunOutcome] = {}
@@ -161,6 +178,7 @@ class Orchestrator:
             kind="orchestrator",
             node_id=self.orchestrator_id,
             incarnation=self.incarnation,
+        self._spawn(self._calls.close_ended())
             version=version,
             started_at=self._clock.now(),
         )
@@ -257,9 +275,10 @@ class Orchestrator:
         if run.is_over and turn.instructions and isinstance(turn.instructions[-1], FinishRun):
             outcome = views.outcome_of(run.key, run.state)
             state = run.state
-            self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, error))
+            calls = any(spec.role == "orchestrator" for spec in run.graph.specs)
+            self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, calls, error))
 
-    def _finish(self, state: RunState, outcome: RunOutcome, error: Coded | None) -> None:
+    def _finish(self, state: RunState, outcome: RunOutcome, calls: bool, error: Coded | None) -> None:
         if error is not None:
             return
         self._observed.ended(state, outcome)
@@ -267,7 +286,9 @@ class Orchestrator:
         for reply in self._waiters.pop(outcome.key, ()):
             reply(outcome)
         if state.node:
-            self._spawn(self._mirror(outcome.key, ""))
+            self._spawn(self._pins.mirror(outcome.key))
+        if calls:
+            self._spawn(self._calls.close(outcome.key))
 
     def _keep_outcome(self, outcome: RunOutcome) -> None:
         """For those who ask soon after; who asks later, or for what is large, has it read back."""
@@ -299,11 +320,16 @@ class Orchestrator:
         if self._draining:
             raise Draining
         if self._is_full:
+            if request.caller is not None:
+                request = self._calls.named(request, request.caller)
             raise StoreFull
         if self._kernel.undurable > UNDURABLE_EVENTS:
             raise Overloaded(
                 f"{self._kernel.undurable:,} events wait for the store: new runs are refused until it has caught up"
             )
+        if request.caller is not None:
+            self._in_background(self._start_called(request, request.caller, graph, key, digest, reply), reply)
+            return
 
     def _is_able(self) -> bool:
         return not self._draining and not self._is_full and self._lost is None
@@ -350,6 +376,12 @@ class Orchestrator:
         )
         try:
             run, turn = self._kernel.start(graph, key, command, digest)
+        if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
+            try:
+                self._sessions.lifecycle.check(key.workflow_type, graph)
+            except SPIError as error:
+                reply(error)
+                return
         except SPIError as error:
             self._observed.begun(key, span, error)
             reply(error)
@@ -412,6 +444,19 @@ class Orchestrator:
             self._waits_no_more(key, reply)
 
         return give_up
+    async def _start_called(
+        self, request: StartRequest, caller: Caller, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
+    ) -> None:
+        """A call of an orchestration: under its number there is one start, made now or before."""
+        parent, is_new = await self._calls.admit(caller, key, digest)
+        request = msgspec.structs.replace(
+            request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
+        )
+        if is_new:
+            self._create(request, graph, key, digest, reply)
+        else:
+            await self._start_known(request, graph, key, digest, reply)
+
 
     def _waits_no_more(self, key: RunKey, reply: WaitReply) -> bool:
         """Take `reply` from those who wait. False when it has been answered, or has given up."""
@@ -543,7 +588,8 @@ class Orchestrator:
         return self._kernel.catalog.list(namespace)
 
     async def list_nodes(self) -> Sequence[NodeView]:
-        return node_views(self._registry.members(), self._sessions.by_worker.values(), self._record)
+        views = node_views(self._registry.members(), self._sessions.by_worker.values(), self._record)
+        return [*views, *self._sessions.lifecycle.views()]
 
     async def drain_node(self, node_id: str) -> bool:
         session: WorkerSession | None = self._sessions.by_worker.get(node_id)

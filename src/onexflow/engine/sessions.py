@@ -15,6 +15,7 @@ import structlog
 
 from onexflow.core.errors import ProtocolViolation, Unavailable
 from onexflow.core.ids import Token
+from onexflow.engine.lifecycle import Lifecycles
 from onexflow.engine.run import Attempt
 from onexflow.ports.registry import Prober, Registry
 from onexflow.ports.worker_link import (
@@ -29,8 +30,10 @@ from onexflow.ports.worker_link import (
     Goodbye,
     Held,
     Hello,
+    HandlerInfo,
     Pong,
     Progress,
+    Lifecycle,
     Reclaim,
     Reclaimed,
     Results,
@@ -76,6 +79,8 @@ class WorkerSession:
         self.credits: dict[str, int] = {}
         self.inflight: dict[Token, Attempt] = {}
         self.outbox: list[Assignment] = []
+        #: What it serves, by role and name, with the states of now.
+        self.infos: dict[tuple[str, str], HandlerInfo] = {}
         self.cancels: list[Token] = []
         #: Shards of which this worker has said what it holds.
         self.told: set[int] = set()
@@ -97,7 +102,8 @@ class WorkerSession:
 
     @property
     def handler_keys(self) -> list[tuple[str, str]]:
-        return [(info.role, info.name) for info in self.hello.handlers] if self.hello else []
+        """What may be sent to it: the handlers that are ready."""
+        return [key for key, info in self.infos.items() if info.state in {"", "ready"}]
 
     def is_idempotent(self, role: str, handler: str) -> bool:
         """What the worker declared for that handler."""
@@ -165,6 +171,8 @@ class WorkerSession:
             case Hello():
                 raise ProtocolViolation("Hello may be said once a stream")
 
+            case Lifecycle():
+                self._sessions.on_lifecycle(self, message)
     def _give_back_credits(self, wanted: dict[str, int]) -> None:
         returned = {role: min(count, self.credits.get(role, 0)) for role, count in wanted.items()}
         for role, count in returned.items():
@@ -214,6 +222,7 @@ class Sessions:
         self._unnamed.add(session)
         return session
 
+        self.lifecycle = Lifecycles(self.by_worker.values)
     async def stop(self, reason: str) -> None:
         """Close all streams; the workers find another orchestrator, or this one again."""
         for session in (*self.by_worker.values(), *self._unnamed):
@@ -252,6 +261,9 @@ class Sessions:
                 orchestrator_id=self._orchestrator_id,
                 epochs=self.hub.epochs(),
                 orchestrators=self.hub.addresses(),
+        session.infos = {(info.role, info.name): info for info in hello.handlers}
+        report = self._registry.health_of(hello.worker_id)
+        session.is_unfit = report is not None and report.incarnation == hello.incarnation and report.health in UNFIT
             )
         )
         log.info("worker.connected", worker=hello.worker_id, incarnation=hello.incarnation, build=hello.build_id)
@@ -265,8 +277,20 @@ class Sessions:
         for token in held.running:
             attempt = self.hub.attempts.get(token)
             if attempt is None or attempt.withdrawn or (attempt.session not in (None, session) and attempt.sent):
+        self.lifecycle.joined(session)
                 unknown.append(token)
                 continue
+    def on_lifecycle(self, session: WorkerSession, message: Lifecycle) -> None:
+        """Nodes have become ready, or have failed: what may be sent to the worker changes."""
+        self.hub.leave(session)
+        for info in message.handlers:
+            if (info.role, info.name) not in session.infos:
+                raise ProtocolViolation(f"{info.role} {info.name!r} is none of the handlers that Hello named")
+            session.infos[info.role, info.name] = info
+        self.lifecycle.joined(session)
+        self.hub.join(session)
+        self.hub.on_credits(session)
+
             orphans.pop(token, None)
             if attempt.session is not None:
                 attempt.session.inflight.pop(token, None)
@@ -302,6 +326,7 @@ class Sessions:
         for attempt in inflight.values():
             if planned or not attempt.sent:
                 self.hub.give_back(attempt)
+        self.lifecycle.left(session)
 
     # ---- proof of death
 

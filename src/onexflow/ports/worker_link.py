@@ -14,7 +14,7 @@ Assignment uses one; it comes back with a later Credits message (never by itself
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
@@ -27,12 +27,19 @@ Role: TypeAlias = definition.Role
 ROLES: Final = definition.ROLES
 
 
+#: The life of a class node on its worker; "": a handler without one, which is always ready.
+NodeState: TypeAlias = Literal["", "initializing", "ready", "failed", "shutdown"]
+NODE_STATES: Final[tuple[NodeState, ...]] = get_args(NodeState)
+
+
 class HandlerInfo(msgspec.Struct, frozen=True):
-    """A handler that a worker serves. `idempotent` is its author's promise, of effects only."""
+    """A handler that a worker serves. `idempotent` is its author's promise, of effects only. Attempts are sent to those
+    that are ready."""
 
     role: Role
     name: str
     idempotent: bool = True
+    state: NodeState = ""
 
 
 # ---- worker → orchestrator
@@ -93,6 +100,12 @@ class Progress(msgspec.Struct, frozen=True):
 
 class WorkerDraining(msgspec.Struct, frozen=True):
     """The worker takes nothing new; what it has is finished or returned."""
+
+
+class Lifecycle(msgspec.Struct, frozen=True):
+    """The states of class nodes have changed."""
+
+    handlers: tuple[HandlerInfo, ...]
 
 
 class Goodbye(msgspec.Struct, frozen=True):
@@ -187,7 +200,7 @@ class Ping(msgspec.Struct, frozen=True):
     nonce: int
 
 
-FromWorker = Hello | Credits | Reclaim | Results | Held | Progress | WorkerDraining | Goodbye | Pong
+FromWorker = Hello | Credits | Reclaim | Results | Held | Progress | WorkerDraining | Goodbye | Pong | Lifecycle
 ToWorker = Welcome | ShardEpoch | Assignments | Ack | Cancel | Recall | Reclaimed | Demand | Drain | Ping
 
 

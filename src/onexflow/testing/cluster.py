@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 from uuid import UUID
 
 from onexflow.codec.definitions import dump_definition
@@ -23,6 +23,7 @@ from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import Coded, RunFailed, Unavailable
 from onexflow.core.ids import RunKey
 from onexflow.engine.orchestrator import Orchestrator
+from onexflow.engine.protocols import ServiceCaller
 from onexflow.ports.client_link import (
     Action,
     ControlOutcome,
@@ -30,6 +31,7 @@ from onexflow.ports.client_link import (
     DefinitionInfo,
     EventView,
     RunOutcome,
+    RunService,
     RunView,
     StartOutcome,
     StartRequest,
@@ -37,11 +39,12 @@ from onexflow.ports.client_link import (
 )
 from onexflow.ports.clock import Clock, IdSource
 from onexflow.ports.event_store import EventStore
-from onexflow.ports.registry import NodeKind, NodeRecord
+from onexflow.ports.registry import NodeKind, NodeRecord, kind_of
 from onexflow.ports.worker_link import ROLES, Role
 from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
 from onexflow.spi.exceptions import SPIError
 from onexflow.storage.memory import MemoryStore
+from onexflow.testing.calls import WorkerCalls
 from onexflow.testing.clock import SeededIds, VirtualClock
 from onexflow.testing.links import InProcessStream
 from onexflow.worker.handlers import Worker
@@ -56,7 +59,8 @@ _BEAT_SECONDS = 0.5
 class ClusterWorker:
     """One worker process of the cluster."""
 
-    def __init__(self, runtime: WorkerRuntime, registry: MemoryRegistry) -> None:
+    def __init__(self, runtime: WorkerRuntime, registry: MemoryRegistry, calls: WorkerCalls) -> None:
+        self._calls = calls
         self.runtime = runtime
         self.registry = registry
         self.stream: InProcessStream | None = None
@@ -75,6 +79,7 @@ class ClusterWorker:
     def kill(self) -> None:
         """End it without a word: its port refuses, its lease runs out, what it ran is gone."""
         self.liveness = "refused"
+        self._calls.killed.set()
         if self.stream is not None:
             self.stream.cut_orchestrator_side()
 
@@ -123,6 +128,8 @@ class Cluster:
         self.fatal: Coded | None = None
         self._payload_limit = payload_limit
         self._engine: Orchestrator | None = None
+        self._up = asyncio.Event()
+        self._down = asyncio.Event()
         self._registry: MemoryRegistry | None = None
         self._beating: asyncio.Task[None] | None = None
         self._count = 0
@@ -161,6 +168,11 @@ class Cluster:
         assert self._engine is not None, "the orchestrator is not running"
         return self._engine
 
+    async def running_engine(self) -> tuple[Orchestrator, asyncio.Event]:
+        """The orchestrator, once one is running, and what is set when it has ended."""
+        await self._up.wait()
+        return self.engine, self._down
+
     async def restart_orchestrator(self) -> Orchestrator:
         """Start an orchestrator on the store (again); workers that are alive connect to it."""
         assert self._engine is None, "the orchestrator is running: crash or stop it first"
@@ -182,6 +194,8 @@ class Cluster:
         await engine.start()
         await engine.announce("127.0.0.1:7411")
         self._engine, self._registry = engine, registry
+        self._down = asyncio.Event()
+        self._up.set()
         for worker in self.workers.values():
             self.reconnect(worker.id)
         return engine
@@ -205,6 +219,8 @@ class Cluster:
         engine, registry = self.engine, self._registry
         assert registry is not None
         self._engine = self._registry = None
+        self._up.clear()
+        self._down.set()
         return engine, registry
 
     def _on_fatal(self, error: Coded) -> None:
@@ -218,6 +234,7 @@ class Cluster:
         """Start a worker process with these handlers, registered and connected."""
         number = len(self.lives) + 1
         name = worker_id or f"worker-{number}"
+        calls = WorkerCalls(self)
         runtime = WorkerRuntime(
             worker,
             worker_id=name,
@@ -225,24 +242,25 @@ class Cluster:
             clock=self.clock,
             slots=slots,
             liveness=f"{name}.{number}",
+            caller=ServiceCaller(cast("RunService", calls), calls.close),
         )
         await runtime.start()
         registry = MemoryRegistry(self.hub)
         await registry.start()
-        added = ClusterWorker(runtime, registry)
+        added = ClusterWorker(runtime, registry, calls)
         for role in ROLES:
             handlers = tuple(handler.name for handler in worker.handlers if handler.role == role)
             if handlers:
-                await registry.register(self._node_record(role, runtime, handlers))
+                await registry.register(self._node_record(kind_of(role), runtime, handlers))
         self.workers[name] = added
         self.lives.append(added)
         if connect and self._engine is not None:
             self.reconnect(name)
         return added
 
-    def _node_record(self, role: NodeKind, runtime: WorkerRuntime, handlers: tuple[str, ...]) -> NodeRecord:
+    def _node_record(self, kind: NodeKind, runtime: WorkerRuntime, handlers: tuple[str, ...]) -> NodeRecord:
         return NodeRecord(
-            kind=role,
+            kind=kind,
             node_id=runtime.worker_id,
             incarnation=runtime.incarnation,
             liveness=runtime.liveness,

@@ -93,7 +93,7 @@ class NodeView(_message.Message):
     node_id: _builtins.str
     """Name."""
     kind: _builtins.str
-    """"orchestrator", "effect", "compute" or "reducer"."""
+    """"orchestrator" (a server), or of workers "effect", "compute", "reducer" or "orchestrator-node"."""
     incarnation: _builtins.str
     """This life of the process."""
     address: _builtins.str

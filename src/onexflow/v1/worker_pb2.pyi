@@ -97,6 +97,7 @@ class SessionRequest(_message.Message):
     GOODBYE_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
     RECLAIM_FIELD_NUMBER: _builtins.int
+    LIFECYCLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First message of the stream."""
@@ -133,6 +134,10 @@ class SessionRequest(_message.Message):
     def reclaim(self) -> Global___Reclaim:
         """Unused credits that the worker wants back."""
 
+    @_builtins.property
+    def lifecycle(self) -> Global___Lifecycle:
+        """States of nodes have changed."""
+
     def __init__(
         self,
         *,
@@ -145,12 +150,13 @@ class SessionRequest(_message.Message):
         goodbye: Global___Goodbye | None = ...,
         pong: Global___Pong | None = ...,
         reclaim: Global___Reclaim | None = ...,
+        lifecycle: Global___Lifecycle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "lifecycle", b"lifecycle", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "lifecycle", b"lifecycle", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credits", "results", "held", "progress", "worker_draining", "goodbye", "pong", "reclaim"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credits", "results", "held", "progress", "worker_draining", "goodbye", "pong", "reclaim", "lifecycle"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -245,26 +251,56 @@ class HandlerInfo(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """"effect", "compute" or "reducer"."""
+    """"effect", "compute", "reducer" or "orchestrator"."""
     name: _builtins.str
     """Name, as task definitions give it."""
     idempotent: _builtins.bool
     """The author's promise, of effects only, that running it twice is harmless."""
+    state: _builtins.str
+    """Of a node with a life cycle: "initializing", "ready", "failed" or "shutdown". Empty for other handlers, which are
+    ready. Attempts are sent to ready ones only.
+    """
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         name: _builtins.str = ...,
         idempotent: _builtins.bool = ...,
+        state: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotent", b"idempotent", "name", b"name", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotent", b"idempotent", "name", b"name", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HandlerInfo: _TypeAlias = HandlerInfo  # noqa: Y015
+
+@_typing.final
+class Lifecycle(_message.Message):
+    """The states of nodes have changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def handlers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HandlerInfo]:
+        """The nodes, of those that Hello named, each with its state of now."""
+
+    def __init__(
+        self,
+        *,
+        handlers: _abc.Iterable[Global___HandlerInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handlers", b"handlers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lifecycle: _TypeAlias = Lifecycle  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
@@ -789,7 +825,7 @@ class Assignment(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """"effect", "compute" or "reducer"."""
+    """"effect", "compute", "reducer" or "orchestrator"."""
     handler: _builtins.str
     """Name of the handler."""
     namespace: _builtins.str

@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from onexflow.core.errors import InvalidTransition, Unavailable
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import NULL, Payload, PayloadCodec
+from onexflow.ports.orchestration import NodeCaller
 from onexflow.ports.worker_link import Assignment
 from onexflow.worker.errors import Cancelled
 
@@ -63,7 +65,7 @@ class CancelFlag:
 class Context:
     """The attempt, as its handler sees it."""
 
-    __slots__ = ("_assignment", "_codec", "_now", "_report", "_started_at", "cancelled")
+    __slots__ = ("_assignment", "_caller", "_codec", "_now", "_report", "_started_at", "cancelled")
 
     def __init__(
         self,
@@ -73,8 +75,10 @@ class Context:
         report: Callable[[Payload], None],
         now: Callable[[], int],
         started_at: int,
+        caller: NodeCaller | None = None,
     ) -> None:
         self._assignment = assignment
+        self._caller = caller
         self._codec = codec
         self._report = report
         self._now = now
@@ -110,7 +114,7 @@ class Context:
         return self._assignment.instance_id
 
     @property
-    def run(self) -> RunKey:
+    def run_key(self) -> RunKey:
         """The run's full name."""
         return RunKey(self.namespace, self.workflow_type, UUID(self.instance_id))
 
@@ -170,6 +174,32 @@ class Context:
         """For sync handlers, at points where stopping is safe: raises `Cancelled` when the attempt is to stop."""
         if self.cancelled.is_set():
             raise Cancelled(self.cancelled.reason)
+
+    # ---- of orchestrations
+
+    async def node(self, node_id: str, node_type: str = "", *, timeout: float = 0.0) -> Any:
+        """The node of that id, to be called as if it were here; each call is made once, however often the orchestration
+        is run. In orchestrations only.
+
+        With `node_type` (effect, compute, reducer) nothing is looked up: a call waits for a worker that serves the node.
+        Without it the workers of now are asked: raises UnknownNode when none serves it. `timeout` as in `Client.node`.
+        """
+        return await self._calling().node(self.namespace, node_id, node_type, timeout)
+
+    async def run(self, workflow_type: str, input: Any = None, *, version: int = 0, timeout: float = 0.0) -> Any:
+        """Run a workflow and return its result; it is started once, however often the orchestration is run, and
+        cancelled when that ends before. In orchestrations only. Raises RunFailed, UnknownWorkflowType."""
+        return await self._calling().run(self.namespace, workflow_type, input, version, timeout)
+
+    def _calling(self) -> NodeCaller:
+        if self._assignment.role != "orchestrator":
+            raise InvalidTransition(
+                f"{self._assignment.handler} is no orchestration: what it calls would be called again with each attempt",
+                {"current_state": self._assignment.role, "required_state": "orchestrator"},
+            )
+        if self._caller is None:
+            raise Unavailable("this worker runtime was given no way to call: `WorkerRuntime(caller=…)`")
+        return self._caller
 
     async def wait_cancelled(self) -> None:
         """Return when the attempt is to stop."""

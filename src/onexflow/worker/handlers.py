@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast, overload
 import msgspec
 
 from onexflow.core.errors import InvalidConfiguration, RoleNotSupported
-from onexflow.ports.worker_link import HandlerInfo, Role
+from onexflow.ports.worker_link import ROLES, HandlerInfo, Role
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
@@ -29,11 +29,8 @@ _NODE_METHODS: dict[str, Role] = {
     "execute_effect": "effect",
     "execute_compute": "compute",
     "execute_reduction": "reducer",
+    "execute_orchestration": "orchestrator",
 }
-_NO_ORCHESTRATORS = (
-    "a node of role orchestrator cannot be registered yet: its awaits would not survive a crash. "
-    "Define the workflow as a graph (`onexflow.workflow(...)`), or make the node an effect"
-)
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,11 +97,26 @@ class Worker:
         """Register a reducer: a pure fold of many results. Sync ones run in threads."""
         return self._decorator("reducer", name, True)
 
+    @overload
+    def orchestrator(self, name: F, /) -> F: ...
+
+    @overload
+    def orchestrator(self, name: str | None = None, /) -> Callable[[F], F]: ...
+
+    def orchestrator(self, name: Any = None, /) -> Any:
+        """Register an orchestration: async code that calls nodes and workflows (`ctx.node`, `ctx.run`).
+
+        When its worker is lost it is run again, elsewhere, and gets the recorded results of the calls that it has made.
+        So all that decides which calls it makes must come from its contract and from their results.
+        """
+        return self._decorator("orchestrator", name, True)
+
     def add_node(self, node: Any, *, name: str | None = None, idempotent: bool = False) -> None:
         """Register an object that satisfies a node protocol of the specification, as it is.
 
         Its handler name is its `node_id`, or `name`. `initialize()` and `shutdown()`, where it has them, are called when
-        the runtime starts and ends. Raises RoleNotSupported for an orchestrator node.
+        the runtime starts and ends. One that has none of the specification's methods but an `execute` (as in the
+        published package's `protocols.nodes`) is called by that.
         """
         role, method = _role_of(node)
         self._add(role, name or str(node.node_id), method, idempotent if role == "effect" else True, node)
@@ -130,6 +142,12 @@ class Worker:
         return name
 
     def _add(self, role: Role, name: str, function: Function, idempotent: bool, node: Any = None) -> None:
+        is_async = _is_async(role, name, function)
+        if role == "orchestrator" and not is_async:
+            raise RoleNotSupported(
+                f"orchestrator {name!r} is not async: a thread cannot wait for the calls of thousands of orchestrations",
+                {"role": role, "handler": name},
+            )
         if (known := self._handlers.get((role, name))) is not None:
             raise InvalidConfiguration(
                 f"worker {self.name!r} already has {role} {name!r} ({known.place}); a name is served by one handler",
@@ -139,7 +157,7 @@ class Worker:
             role=role,
             name=name,
             function=function,
-            is_async=_is_async(role, name, function),
+            is_async=is_async,
             takes_context=_takes_context(role, name, function),
             idempotent=idempotent,
             node=node,
@@ -181,9 +199,9 @@ def _role_of(node: Any) -> tuple[Role, Function]:
         if not isinstance(getattr(node, attribute, None), str):
             raise InvalidConfiguration(f"{node!r} is no node: its `{attribute}` is not a string")
     said = node.node_type.partition(":")[0].strip().lower()
-    if said == "orchestrator" or callable(getattr(node, "execute_orchestration", None)):
-        raise RoleNotSupported(f"{node.node_id!r}: {_NO_ORCHESTRATORS}", {"node_id": node.node_id})
     found = {role: getattr(node, m) for m, role in _NODE_METHODS.items() if callable(getattr(node, m, None))}
+    if not found and said in ROLES and callable(getattr(node, "execute", None)):
+        return cast(Role, said), cast(Function, node.execute)
     if not found:
         methods = ", ".join(_NODE_METHODS)
         raise InvalidConfiguration(f"{node.node_id!r} is no node: it has none of the methods {methods}")

@@ -98,7 +98,7 @@ class Lane:
         finish: Callable[[Attempt, AttemptResult], None],
     ) -> None:
         self.role = role
-        self.ledger: Ledger[Any] = Ledger(slots, prefetch=role != "effect")
+        self.ledger: Ledger[Any] = Ledger(slots, prefetch=role in {"compute", "reducer"})
         self.runners: list[Runner] = []
         self._clock = clock
         self._finish = finish

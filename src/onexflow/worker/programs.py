@@ -9,12 +9,16 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from typing import Any
+from uuid import UUID
 
 import structlog
 from opentelemetry.trace import SpanKind
 
+from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload, PayloadCodec
+from onexflow.ports import orchestration
 from onexflow.ports.clock import Clock
+from onexflow.ports.orchestration import NodeCaller
 from onexflow.telemetry import names, tracing
 from onexflow.worker.children import Child, ChildPool, Job, importable
 from onexflow.worker.context import Context
@@ -30,7 +34,10 @@ _log = structlog.get_logger("onexflow.worker")
 class Programs:
     """Makes programs of handlers, and owns what they run on."""
 
-    def __init__(self, *, clock: Clock, codec: PayloadCodec, report: ReportProgress) -> None:
+    def __init__(
+        self, *, clock: Clock, codec: PayloadCodec, report: ReportProgress, caller: NodeCaller | None = None
+    ) -> None:
+        self.caller = caller
         self.clock = clock
         self.codec = codec
         self.report = report
@@ -53,7 +60,12 @@ class Programs:
     def context(self, attempt: Attempt, report: Callable[[Payload], None]) -> Context:
         """The context of an attempt that runs in this process."""
         return Context(
-            attempt.assignment, codec=self.codec, report=report, now=self.clock.now, started_at=attempt.started_at
+            attempt.assignment,
+            codec=self.codec,
+            report=report,
+            now=self.clock.now,
+            started_at=attempt.started_at,
+            caller=self.caller,
         )
 
     def thread(self, slot: Slot) -> SlotThread:
@@ -74,13 +86,14 @@ class Programs:
 class LoopProgram:
     """An async handler, run inside its runner."""
 
-    __slots__ = ("_dump", "_function", "_load", "_owner", "_takes_context")
+    __slots__ = ("_dump", "_function", "_load", "_orchestrates", "_owner", "_takes_context")
 
     def __init__(self, handler: Handler, owner: Programs) -> None:
         self._function = handler.function
         self._takes_context = handler.takes_context
         self._load = loader_for(handler, owner.codec)
         self._dump = dumper_for(handler, owner.codec)
+        self._orchestrates = handler.role == "orchestrator"
         self._owner = owner
 
     async def start(self, attempt: Attempt, slot: Slot) -> Payload:
@@ -93,7 +106,12 @@ class LoopProgram:
             coroutine = self._function(contract)
         if tracing.active():
             coroutine = _traced(attempt, coroutine)
-        return self._dump(await within(contextvars.copy_context(), coroutine))
+        context = contextvars.copy_context()
+        if self._orchestrates:
+            told = attempt.assignment
+            run = RunKey(told.namespace, told.workflow_type, UUID(told.instance_id))
+            context.run(orchestration.begin, run, told.task, told.token.item)
+        return self._dump(await within(context, coroutine))
 
 
 class ThreadProgram:

@@ -21,6 +21,7 @@ from onexflow.core.errors import InvalidConfiguration
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL, Failure, Payload, PayloadCodec
 from onexflow.ports.clock import Clock
+from onexflow.ports.orchestration import NodeCaller
 from onexflow.ports.worker_link import (
     PROTOCOL_VERSION,
     ROLES,
@@ -55,7 +56,7 @@ from onexflow.worker.outbox import Outbox
 from onexflow.worker.programs import Programs
 from onexflow.worker.progress import ProgressReports
 
-DEFAULT_SLOTS: Final[dict[Role, int]] = {"effect": 32, "compute": 4, "reducer": 4}
+DEFAULT_SLOTS: Final[dict[Role, int]] = {"effect": 32, "compute": 4, "reducer": 4, "orchestrator": 1000}
 #: Seconds that a cancelled attempt has to end when the worker closes.
 STOP_GRACE: Final = 2.0
 #: Seconds to wait for the acknowledgement of the last results.
@@ -122,7 +123,9 @@ class WorkerRuntime:
         liveness: str = "",
         build_id: str = "",
         labels: dict[str, str] | None = None,
+        caller: NodeCaller | None = None,
     ) -> None:
+        """`caller`: how orchestrations call nodes and workflows. It is closed with the runtime."""
         self.worker = worker
         self.worker_id = worker_id
         self.incarnation = incarnation
@@ -134,7 +137,8 @@ class WorkerRuntime:
         self._clock = clock
         self._build_id = build_id
         self._labels = labels or {}
-        self._programs = Programs(clock=clock, codec=codec or JsonCodec(), report=self._report)
+        self._caller = caller
+        self._programs = Programs(clock=clock, codec=codec or JsonCodec(), report=self._report, caller=caller)
         self._progress = ProgressReports(clock, self._send_to_owner)
         self._lanes = self._lanes_for(slots or {})
         self._ready: dict[tuple[Role, str], tuple[Handler, Program]] = {}
@@ -191,6 +195,8 @@ class WorkerRuntime:
         for lane in self._lanes.values():
             await lane.close()
         await self._programs.close()
+        if self._caller is not None:
+            await self._caller.close()
         await self._shutdown_nodes()
 
     def _take_nothing_new(self) -> None:

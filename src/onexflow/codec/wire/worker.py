@@ -58,6 +58,8 @@ def to_requests(message: link.FromWorker) -> Iterator[pb.SessionRequest]:
             yield pb.SessionRequest(hello=_hello_to_pb(message))
         case link.WorkerDraining():
             yield pb.SessionRequest(worker_draining=pb.WorkerDraining())
+        case link.Lifecycle(handlers):
+            yield pb.SessionRequest(lifecycle=pb.Lifecycle(handlers=[_handler_to_pb(one) for one in handlers]))
         case link.Goodbye():
             yield pb.SessionRequest(goodbye=pb.Goodbye())
 
@@ -136,12 +138,7 @@ def _hello(message: pb.Hello) -> link.Hello:
         raise InvalidArgument(f"{len(message.handlers)} handlers; {MAX_HANDLERS} is the most.", field="hello.handlers")
     if len(message.labels) > MAX_LABELS:
         raise InvalidArgument(f"{len(message.labels)} labels; {MAX_LABELS} is the most.", field="hello.labels")
-    handlers = tuple(
-        link.HandlerInfo(
-            _role(one.role, "hello.handlers.role"), common.name(one.name, "hello.handlers.name"), one.idempotent
-        )
-        for one in message.handlers
-    )
+    handlers = tuple(_handler(one, "hello.handlers") for one in message.handlers)
     return link.Hello(
         worker_id=common.name(message.worker_id, "hello.worker_id"),
         incarnation=common.name(message.incarnation, "hello.incarnation"),
@@ -157,12 +154,36 @@ def _hello(message: pb.Hello) -> link.Hello:
     )
 
 
+def _handler(message: pb.HandlerInfo, field: str) -> link.HandlerInfo:
+    if message.state not in link.NODE_STATES:
+        states = ", ".join(link.NODE_STATES[1:])
+        raise InvalidArgument(f"A node's state is {message.state[:64]!r}; states are {states}.", field=f"{field}.state")
+    return link.HandlerInfo(
+        _role(message.role, f"{field}.role"),
+        common.name(message.name, f"{field}.name"),
+        message.idempotent,
+        message.state,
+    )
+
+
+def _handler_to_pb(value: link.HandlerInfo) -> pb.HandlerInfo:
+    return pb.HandlerInfo(role=value.role, name=value.name, idempotent=value.idempotent, state=value.state)
+
+
+def _lifecycle(message: pb.Lifecycle) -> link.Lifecycle:
+    if len(message.handlers) > MAX_HANDLERS:
+        raise InvalidArgument(
+            f"{len(message.handlers)} handlers; {MAX_HANDLERS} is the most.", field="lifecycle.handlers"
+        )
+    return link.Lifecycle(tuple(_handler(one, "lifecycle.handlers") for one in message.handlers))
+
+
 def _hello_to_pb(value: link.Hello) -> pb.Hello:
     return pb.Hello(
         protocol_version=value.protocol_version,
         worker_id=value.worker_id,
         incarnation=value.incarnation,
-        handlers=[pb.HandlerInfo(role=one.role, name=one.name, idempotent=one.idempotent) for one in value.handlers],
+        handlers=[_handler_to_pb(one) for one in value.handlers],
         slots=value.slots,
         liveness=value.liveness,
         build_id=value.build_id,
@@ -200,6 +221,7 @@ def _role(text: str, field: str) -> link.Role:
 
 _FROM_REQUEST: Final[dict[str, Callable[[Any], link.FromWorker]]] = {
     "hello": _hello,
+    "lifecycle": _lifecycle,
     "credits": lambda message: link.Credits(_by_role(message.granted, "credits.granted")),
     "reclaim": lambda message: link.Reclaim(_by_role(message.wanted, "reclaim.wanted")),
     "results": _results,

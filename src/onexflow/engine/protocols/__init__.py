@@ -6,8 +6,26 @@ of their own that would be missed: what they say is read from the log, what they
 
 from __future__ import annotations
 
-from onexflow.engine.protocols.nodes import ComputeNode, EffectNode, Node, ReducerNode, find_node
+from onexflow.engine.protocols.calling import ServiceCaller
+from onexflow.engine.protocols.nodes import (
+    ComputeNode,
+    EffectNode,
+    Node,
+    OrchestratorNode,
+    ReducerNode,
+    find_node,
+)
 from onexflow.engine.protocols.orchestrator import WorkflowOrchestrator
 from onexflow.engine.protocols.work_queue import WorkQueue
 
-__all__ = ["ComputeNode", "EffectNode", "Node", "ReducerNode", "WorkQueue", "WorkflowOrchestrator", "find_node"]
+__all__ = [
+    "ComputeNode",
+    "EffectNode",
+    "Node",
+    "OrchestratorNode",
+    "ReducerNode",
+    "ServiceCaller",
+    "WorkQueue",
+    "WorkflowOrchestrator",
+    "find_node",
+]

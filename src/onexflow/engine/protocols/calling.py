@@ -1,0 +1,54 @@
+"""How orchestrations on a worker call, over any `RunService`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from onexflow.codec.payload import decode_value, encode_value
+from onexflow.core.errors import RunFailed
+from onexflow.engine.protocols import reading
+from onexflow.engine.protocols.nodes import Node, called_node
+from onexflow.ports.client_link import RunService, StartRequest
+from onexflow.ports.orchestration import next_call
+
+
+class ServiceCaller:
+    """Implements `ports.orchestration.NodeCaller`."""
+
+    def __init__(self, service: RunService, close: Callable[[], Awaitable[None]] | None = None) -> None:
+        """`close` ends what belongs to the service."""
+        self._service = service
+        self._close = close
+
+    async def node(self, namespace: str, node_id: str, node_type: str, timeout: float) -> Node:
+        return await called_node(self._service, node_id, node_type, namespace, timeout)
+
+    async def run(self, namespace: str, workflow_type: str, input: Any, version: int, timeout: float) -> Any:
+        request = StartRequest(
+            namespace=namespace,
+            workflow_type=workflow_type,
+            input=encode_value(input),
+            version=version,
+            timeout=timeout,
+            caller=next_call(),
+        )
+        started = await reading.start(self._service, request)
+        outcome = await reading.end_of(self._service, started.key)
+        if outcome.state == "completed":
+            return None if outcome.result is None else decode_value(outcome.result)
+        failure = outcome.error
+        why = f": {failure.type}: {failure.message}" if failure is not None else ""
+        raise RunFailed(
+            f"run {outcome.key} ended as {outcome.state}{why}",
+            {
+                "run": str(outcome.key),
+                "state": outcome.state,
+                "error_type": failure.type if failure is not None else "",
+                "error_context": (failure.context or {}) if failure is not None else {},
+            },
+        )
+
+    async def close(self) -> None:
+        if self._close is not None:
+            await self._close()
