@@ -185,6 +185,8 @@ class StateTransitioned(Event, tag=16, frozen=True):
     error: Failure | None = None
     #: The node that a run is assigned to (run.assigned); "" = to none.
     node: str = ""
+    #: The whole event that was published to an external stream (stream.published; `origin` is its type).
+    data: Payload | None = None
 
 
 class CompensationStarted(Event, tag=17, frozen=True):
@@ -224,5 +226,6 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
         "run.initializing", "run.retrying", "run.running", "run.assigned",
         "task.skipped", "task.waiting_for_input", "attempt.stopping",
         "queue.paused", "queue.resumed", "queue.strategy", "task.raised", "task.progress",
+        "stream.published",
     ),
 }  # fmt: skip

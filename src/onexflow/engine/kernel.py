@@ -19,7 +19,7 @@ from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, shard_of_slot
 from onexflow.core.payload import PayloadCodec
 from onexflow.core.queue import QueueTurn
-from onexflow.core.queue_state import is_system_type
+from onexflow.core.queue_state import QUEUE_TYPE, is_system_type
 from onexflow.core.turn import Context, Turn
 from onexflow.engine.catalog import Catalog
 from onexflow.engine.cuts import Trimmer
@@ -93,11 +93,14 @@ class Kernel:
         count = 0
         for shard in self.shards.values():
             hot = await hot_runs(self.store, shard)
-            system = [record for record in hot if is_system_type(RunKey.from_bytes(record.key).workflow_type)]
-            for record in system:
-                with suppress(InternalError):  # told; it hurts nothing else
-                    await self._load_queue(shard, record)
-            records = [record for record in hot if record not in system]
+            records = []
+            for record in hot:
+                workflow_type = RunKey.from_bytes(record.key).workflow_type
+                if workflow_type == QUEUE_TYPE:
+                    with suppress(InternalError):  # told; it hurts nothing else
+                        await self._load_queue(shard, record)
+                elif not is_system_type(workflow_type):  # streams are read back when they are asked for
+                    records.append(record)
             for first in range(0, len(records), READ_TOGETHER):
                 part = records[first : first + READ_TOGETHER]
                 runs = await asyncio.gather(*(self._load(shard, record) for record in part))

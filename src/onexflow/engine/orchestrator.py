@@ -42,19 +42,22 @@ from onexflow.engine.events.book import EventBook
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
+from onexflow.engine.node_book import NodeBook
 from onexflow.engine.nodes import node_views
 from onexflow.engine.observed import Observed
+from onexflow.engine.pins import Pins
 from onexflow.engine.queries import FollowListener, Queries
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.queue_bridge import QueueBridge
 from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
+from onexflow.engine.shard import Entity
 from onexflow.ports.client_link import (
+    Caller,
     ControlOutcome,
     ControlRequest,
     DefinitionInfo,
-    Caller,
     EventView,
     Health,
     NodeView,
@@ -68,7 +71,7 @@ from onexflow.ports.client_link import (
 from onexflow.ports.clock import Clock, IdSource
 from onexflow.ports.event_store import EventStore
 from onexflow.ports.queue import Answer, AnyCall, Enqueue
-from onexflow.ports.registry import Assignment, NodeRecord, Prober, Registry, ShardAnnouncement
+from onexflow.ports.registry import NodeRecord, Prober, Registry, ShardAnnouncement, role_of
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
 from onexflow.telemetry import tracing
@@ -132,9 +135,6 @@ class Orchestrator:
         self._bridge = QueueBridge(self._kernel, self._book.dispatcher, self, self._is_able)
         self._queues = QueueBook(self._kernel, registry, self._bridge, payload_limit)
         self._book.on_room = self._bridge.on_room
-        self._kernel.carry_out = self._carry_out
-        self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
-        self._kernel.on_durable = self._queries.on_durable
         self._calls = CallBook(self._kernel, self.control)
         self._pins = Pins(self._kernel, registry)
         #: What `ports.nodes` asks.
@@ -149,6 +149,10 @@ class Orchestrator:
             orchestrator_id=orchestrator_id,
             incarnation=incarnation,
         )
+        self._kernel.carry_out = self._carry_out
+        self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
+        self.events = EventBook(self._kernel, ids, payload_limit, self._refuse_if_unable)
+        self._kernel.on_durable = self._on_durable
         self._observed = Observed(self._kernel, self._book, self._sessions)
         self._waiters: dict[RunKey, list[WaitReply]] = {}
         self._ended: dict[RunKey, RunOutcome] = {}
@@ -166,19 +170,21 @@ class Orchestrator:
         await self._kernel.open(self.orchestrator_id)
         self._book.begin_adoption()
         self._queues.start()
+        await self.events.start()
         recovered = await self._kernel.recover()
         self._bridge.start()
+        self.node_registry.start()
         if recovered:
             self._adoption = asyncio.get_running_loop().call_later(ADOPTION_SECONDS, self._end_adoption)
         else:
             self._book.end_adoption()
+        self._spawn(self._calls.close_ended())
         log.info("orchestrator.started", shards=len(self._kernel.shards), recovered=recovered)
         self._housekeeping.start()
         self._record = NodeRecord(
             kind="orchestrator",
             node_id=self.orchestrator_id,
             incarnation=self.incarnation,
-        self._spawn(self._calls.close_ended())
             version=version,
             started_at=self._clock.now(),
         )
@@ -196,6 +202,7 @@ class Orchestrator:
                 for shard in self._kernel.shards.values()
             ]
         )
+        self._spawn(self._pins.mirror_all())
 
     def drain(self) -> None:
         """Take no new starts from now on; what is under way goes on."""
@@ -210,7 +217,10 @@ class Orchestrator:
         if self._adoption is not None:
             self._adoption.cancel()
         self._queues.stop(Draining(reason))
+        self.events.stop(Draining(reason))
+        await self.events.close()
         await self._bridge.stop()
+        await self.node_registry.stop(Draining(reason))
         await self._housekeeping.stop()
         await self._sessions.stop(reason)
         self._book.stop()
@@ -225,12 +235,16 @@ class Orchestrator:
         await self._kernel.abandon()
         await self.stop("the orchestrator was ended")
 
+    def _on_durable(self, entities: Sequence[tuple[Entity, int]]) -> None:
+        self._queries.on_durable(entities)
+        self.events.on_durable(entities)
+
     def _on_told(self) -> None:
         """A worker has said what it holds: once all that are registered have, nothing more can be adopted."""
         if self._adoption is None:
             return
         told = {s.incarnation for s in self._sessions.by_worker.values() if len(s.told) == len(self._kernel.shards)}
-        workers = {member.incarnation for member in self._registry.members() if member.kind != "orchestrator"}
+        workers = {member.incarnation for member in self._registry.members() if role_of(member.kind)}
         if workers and workers <= told:
             self._adoption.cancel()
             self._end_adoption()
@@ -256,6 +270,7 @@ class Orchestrator:
         self._waiters.clear()
         self._queues.stop(error)
         self._queries.fail(error)
+        self.events.stop(error)
         if self._on_fatal is not None:
             self._on_fatal(error)
 
@@ -271,6 +286,8 @@ class Orchestrator:
         return self._sessions.accept(link)
 
     def _carry_out(self, run: Run, turn: Turn) -> None:
+        if run.pinned != run.state.node or (run.pinned and run.is_over):
+            self._pins.follow(run)
         self._book.carry_out(run, turn)
         if run.is_over and turn.instructions and isinstance(turn.instructions[-1], FinishRun):
             outcome = views.outcome_of(run.key, run.state)
@@ -303,10 +320,15 @@ class Orchestrator:
     def start_run(self, request: StartRequest, reply: StartReply) -> None:
         try:
             self._refuse_if_unable()
+            if request.caller is not None:
+                request = self._calls.named(request, request.caller)
             graph = self._graph_for(request)
             key, digest = self._key_of(request)
         except SPIError as error:
             reply(error)
+            return
+        if request.caller is not None:
+            self._in_background(self._start_called(request, request.caller, graph, key, digest, reply), reply)
             return
         known = self._kernel.known_start(key)
         if known is None and self._kernel.must_be_new(key):
@@ -320,16 +342,11 @@ class Orchestrator:
         if self._draining:
             raise Draining
         if self._is_full:
-            if request.caller is not None:
-                request = self._calls.named(request, request.caller)
             raise StoreFull
         if self._kernel.undurable > UNDURABLE_EVENTS:
             raise Overloaded(
                 f"{self._kernel.undurable:,} events wait for the store: new runs are refused until it has caught up"
             )
-        if request.caller is not None:
-            self._in_background(self._start_called(request, request.caller, graph, key, digest, reply), reply)
-            return
 
     def _is_able(self) -> bool:
         return not self._draining and not self._is_full and self._lost is None
@@ -359,6 +376,12 @@ class Orchestrator:
         return RunKey(request.namespace, request.workflow_type, instance), digest.digest()
 
     def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
+        if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
+            try:
+                self._sessions.lifecycle.check(key.workflow_type, graph)
+            except SPIError as error:
+                reply(error)
+                return
         now = self._kernel.store.now()
         start_at = now + int(request.delay * SECOND) if request.delay else 0
         span = self._observed.begin(key, request.trace)
@@ -376,12 +399,6 @@ class Orchestrator:
         )
         try:
             run, turn = self._kernel.start(graph, key, command, digest)
-        if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
-            try:
-                self._sessions.lifecycle.check(key.workflow_type, graph)
-            except SPIError as error:
-                reply(error)
-                return
         except SPIError as error:
             self._observed.begun(key, span, error)
             reply(error)
@@ -427,6 +444,19 @@ class Orchestrator:
             {"run": str(key), "current_state": state, "required_state": "no such run"},
         )
 
+    async def _start_called(
+        self, request: StartRequest, caller: Caller, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
+    ) -> None:
+        """A call of an orchestration: under its number there is one start, made now or before."""
+        parent, is_new = await self._calls.admit(caller, key, digest)
+        request = msgspec.structs.replace(
+            request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
+        )
+        if is_new:
+            self._create(request, graph, key, digest, reply)
+        else:
+            await self._start_known(request, graph, key, digest, reply)
+
     def wait_run(self, key: RunKey, reply: WaitReply) -> Callable[[], None]:
         if self._lost is not None:
             reply(self._lost)
@@ -444,19 +474,6 @@ class Orchestrator:
             self._waits_no_more(key, reply)
 
         return give_up
-    async def _start_called(
-        self, request: StartRequest, caller: Caller, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
-    ) -> None:
-        """A call of an orchestration: under its number there is one start, made now or before."""
-        parent, is_new = await self._calls.admit(caller, key, digest)
-        request = msgspec.structs.replace(
-            request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
-        )
-        if is_new:
-            self._create(request, graph, key, digest, reply)
-        else:
-            await self._start_known(request, graph, key, digest, reply)
-
 
     def _waits_no_more(self, key: RunKey, reply: WaitReply) -> bool:
         """Take `reply` from those who wait. False when it has been answered, or has given up."""
@@ -517,15 +534,8 @@ class Orchestrator:
             self._kernel.lane.mark()
         await self._queries.durable()
         if request.action == "assign" and outcome.changed:
-            await self._mirror(request.key, request.node_id)
+            await self._pins.mirror(request.key)
         return outcome
-
-    async def _mirror(self, key: RunKey, node_id: str) -> None:
-        """Show an assignment in the registry: there it lives as long as this process; the truth is in the run."""
-        if node_id:
-            await self._registry.assign(Assignment(key=key, node_id=node_id, assigned_at=self._clock.now()))
-        else:
-            await self._registry.unassign(key)
 
     def _command(self, run: Run, request: ControlRequest) -> Command:
         match request.action:
@@ -536,9 +546,8 @@ class Orchestrator:
             case "cancel":
                 return CancelRun(request.reason)
             case "assign":
-                known = {member.node_id for member in self._registry.members() if member.kind != "orchestrator"}
-                if request.node_id and request.node_id not in known | set(self._sessions.by_worker):
-                    raise UnknownNode(f"there is no worker {request.node_id}", {"node": request.node_id})
+                if request.node_id:
+                    self.node_registry.check_known(request.node_id)
                 return AssignRun(request.node_id)
             case "resolve":
                 task = run.graph.index.get(request.task)
@@ -598,6 +607,7 @@ class Orchestrator:
         if session.is_draining:
             return False
         session.is_draining = True
+        self.node_registry.on_drain(session)
         return True
 
     def health(self) -> Health:

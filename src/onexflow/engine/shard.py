@@ -55,8 +55,9 @@ class EntityState(Protocol):
 
 
 class Entity(Protocol):
-    """What has events in a shard: a run, or a work queue."""
+    """What has events in a shard: a run, a work queue, or an external stream."""
 
+    shard: Shard
     iid: int
     key: RunKey
     start_hash: bytes

@@ -9,8 +9,9 @@ from uuid import UUID
 from onexflow.codec.payload import decode_value
 from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import Coded, InvalidArgument
-from onexflow.core.ids import RunKey, derived_uuid
+from onexflow.core.ids import RunKey
 from onexflow.core.payload import Failure, Payload
+from onexflow.engine.event_records import SOURCE, body_of, event_id_of, idempotency_key_of, notes_of
 from onexflow.ports.client_link import EventView, RunMetrics, RunView, TaskView
 from onexflow.spi.literals import LiteralTaskState, LiteralWorkflowEventType, LiteralWorkflowState
 from onexflow.spi.types import (
@@ -142,7 +143,7 @@ def event_of(view: EventView, key: RunKey, correlation_id: str, causation_id: st
     key are the same at every reading."""
     known = view.type in _TYPES
     return WorkflowEvent(
-        event_id=derived_uuid(f"event:{key}:{view.sequence}"),
+        event_id=event_id_of(key, view.sequence),
         # A type of a newer release: something has changed, its own word is in the metadata.
         event_type=view.type if known else "state.transitioned",
         workflow_type=key.workflow_type,
@@ -151,24 +152,11 @@ def event_of(view: EventView, key: RunKey, correlation_id: str, causation_id: st
         causation_id=causation_id or None,
         sequence_number=view.sequence,
         timestamp=moment(view.timestamp),
-        source="onexflow",
-        idempotency_key=f"{key}:{view.sequence}",
-        payload=_body(view),
-        metadata={
-            "kind": view.kind, "shard": view.shard, "offset": view.offset, "epoch": view.epoch,
-            **({} if known else {"type": view.type}),
-        },
-    )  # fmt: skip
-
-
-def _body(view: EventView) -> Context:
-    body: Context = dict(view.data)
-    if view.task:
-        body["task"] = view.task
-    if view.type == "state.transitioned":
-        entity = "task" if view.task or body.get("tasks") else "workflow"
-        body.update({"entity": entity, "from": body.get("origin"), "to": body.get("target")})
-    return body
+        source=SOURCE,
+        idempotency_key=idempotency_key_of(key, view.sequence),
+        payload=body_of(view),
+        metadata={**notes_of(view), **({} if known else {"type": view.type})},
+    )
 
 
 def metrics_of(metrics: RunMetrics) -> WorkflowMetrics:

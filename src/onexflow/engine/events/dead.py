@@ -1,0 +1,83 @@
+"""Dead letters: what a group gave up, kept beside the event in its shard until somebody decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from onexflow.core.errors import InvalidTransition, UnknownGroup
+from onexflow.engine.events import names
+from onexflow.engine.events.reader import Reader
+from onexflow.engine.events.registers import registers
+from onexflow.engine.kernel import Kernel
+from onexflow.ports.events import DeadLetter, Position
+
+
+class DeadLetters:
+    """Of all groups; `readers(namespace, group)` are those who can be given one again."""
+
+    def __init__(self, kernel: Kernel, readers: Callable[[str, str], list[Reader]]) -> None:
+        self._kernel = kernel
+        self._readers = readers
+
+    async def letters(self, namespace: str, group: str, limit: int) -> list[DeadLetter]:
+        await self._kernel.lane.durable()
+        found: list[DeadLetter] = []
+        for shard in self._kernel.shards:
+            async for _, data in registers(self._kernel, shard, names.dead_letters(namespace, group)):
+                if len(found) >= limit:
+                    return found
+                found.append(names.decode_dead(data))
+        return found
+
+    async def count(self, namespace: str, group: str) -> int:
+        total = 0
+        for shard in self._kernel.shards:
+            async for _ in registers(self._kernel, shard, names.dead_letters(namespace, group)):
+                total += 1
+        return total
+
+    async def requeue(self, namespace: str, group: str, positions: Sequence[Position]) -> int:
+        readers = self._readers(namespace, group)
+        if group and not readers:
+            raise UnknownGroup(f"there is no group {group!r}", {"group": group})
+        if not readers or readers[0].is_projection:
+            raise InvalidTransition(
+                "a dead letter of a projection, or of those who read for themselves and are gone, cannot come again",
+                {"group": group, "current_state": "nobody to deliver to", "required_state": "a group, or a reader"},
+            )
+        found = await self._named(namespace, group, positions)
+        for place in found:
+            self._forget(namespace, group, place)
+            for reader in readers:
+                reader.reopen(*place)
+        await self._kernel.lane.durable()
+        return len(found)
+
+    async def discard(self, namespace: str, group: str, positions: Sequence[Position] = ()) -> int:
+        found = await self._named(namespace, group, positions)
+        for place in found:
+            self._forget(namespace, group, place)
+        await self._kernel.lane.durable()
+        return len(found)
+
+    async def _named(self, namespace: str, group: str, positions: Sequence[Position]) -> list[Position]:
+        """Those that are there, of these or of all."""
+        await self._kernel.lane.durable()
+        prefix = names.dead_letters(namespace, group)
+        if not positions:
+            return [
+                Position(shard, int(name[len(prefix) :]))
+                for shard in self._kernel.shards
+                async for name, _ in registers(self._kernel, shard, prefix)
+            ]
+        found = []
+        for place in positions:
+            shard = self._kernel.shards.get(place.shard)
+            name = names.dead_letter(namespace, group, place.offset)
+            if shard is not None and await shard.register(self._kernel.store, name) is not None:
+                found.append(Position(*place))
+        return found
+
+    def _forget(self, namespace: str, group: str, place: Position) -> None:
+        self._kernel.shards[place.shard].put(names.dead_letter(namespace, group, place.offset), b"")
+        self._kernel.lane.mark()

@@ -1,0 +1,120 @@
+"""Projections: states by run, stored in one transaction with the position up to which they are folded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from onexflow.core.errors import InvalidArgument, InvalidTransition, UnknownProjection
+from onexflow.core.ids import RunKey
+from onexflow.core.payload import Payload
+from onexflow.engine.events import names
+from onexflow.engine.events.names import StateRecord
+from onexflow.engine.events.reader import Reader
+from onexflow.engine.events.registers import registers
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.shard import Shard
+from onexflow.engine.stream import stream_key
+from onexflow.ports.events import ProjectionState
+
+#: States that are forgotten in one append.
+FORGOTTEN = 1000
+
+
+class Projections:
+    """Those among the groups that are projections."""
+
+    def __init__(self, kernel: Kernel, groups: Mapping[tuple[str, str], Reader]) -> None:
+        self._kernel = kernel
+        self._groups = groups
+
+    def _known(self, namespace: str, name: str) -> Reader:
+        reader = self._groups.get((namespace, name))
+        if reader is None or not reader.is_projection:
+            raise UnknownProjection(f"no projection {name!r} was ever registered", {"projection": name})
+        return reader
+
+    async def save(
+        self, namespace: str, name: str, shard: int, expected: int, offset: int, states: dict[RunKey, Payload]
+    ) -> None:
+        reader = self._known(namespace, name)
+        cursor = reader.cursors.get(shard)
+        if cursor is None:
+            raise InvalidArgument(f"there is no shard {shard}", field="shard")
+        if max(1, cursor.saved) != max(1, expected):
+            raise InvalidTransition(
+                f"projection {name!r} is at {shard}:{cursor.saved}, not at {shard}:{expected}: another one writes it",
+                {"projection": name, "current_state": str(cursor.saved), "required_state": str(expected)},
+            )
+        owned = self._kernel.shards[shard]
+        if not expected <= offset <= owned.durable:
+            raise InvalidArgument(f"offset must be between {expected} and {owned.durable}", field="offset")
+        assert reader.config is not None, "a projection is stored"
+        for key, state in states.items():
+            data = names.encode(StateRecord(reader.config.born, state)) if state.data else b""
+            owned.put(names.state(namespace, name, key), data)
+        reader.saved(cursor, offset)
+        await self._kernel.lane.durable()
+
+    async def load(self, namespace: str, name: str, key: RunKey) -> ProjectionState:
+        while True:
+            reader = self._known(namespace, name)
+            assert reader.config is not None, "a projection is stored"
+            shard = await self._shard_of(namespace, name, key)
+            cursor = reader.cursors[shard.id]
+            offset = cursor.saved
+            data = await shard.register(self._kernel.store, names.state(namespace, name, key))
+            if cursor.saved != offset or self._groups.get((namespace, name)) is not reader:
+                continue  # written meanwhile
+            record = names.decode(data, StateRecord) if data else None
+            if record is not None and record.born != reader.config.born:
+                record = None
+            head = shard.durable
+            await self._kernel.lane.durable()
+            return ProjectionState(
+                state=record.state if record is not None else None, offset=max(1, offset), shard=shard.id, head=head
+            )
+
+    async def _shard_of(self, namespace: str, name: str, key: RunKey) -> Shard:
+        """Where the state of this run is, or would be: that of a stream is in the stream's shard."""
+        run = self._kernel.shard_of(key)
+        stream = self._kernel.shard_of(stream_key(key))
+        if run is stream or await run.register(self._kernel.store, names.state(namespace, name, key)) is not None:
+            return run
+        is_stream = await self._kernel.store.find_run(stream.id, stream_key(key).to_bytes()) is not None
+        return stream if is_stream else run
+
+    async def reset(self, namespace: str, name: str) -> None:
+        """A new `born`: from then on nothing that is stored counts, and it can be forgotten at leisure."""
+        reader = self._known(namespace, name)
+        assert reader.config is not None, "a projection is stored"
+        reader.end(
+            InvalidTransition(
+                f"projection {name!r} was reset",
+                {"projection": name, "current_state": "reset", "required_state": "registered again"},
+            )
+        )
+        reader.config = msgspec.structs.replace(reader.config, born=self._kernel.store.now())
+        home = self._kernel.shard_of(names.home("group", namespace, name))
+        home.put(names.group_config(namespace, name), names.encode(reader.config))
+        for cursor in reader.cursors.values():
+            cursor.forget_open()
+            cursor.next, cursor.begins, cursor.not_before = 1, 1, 0.0
+            reader.saved(cursor, 0)
+        await self._kernel.lane.durable()
+        await self.forget(namespace, name, keep=reader.config.born)
+
+    async def forget(self, namespace: str, name: str, keep: int = 0) -> None:
+        """Delete stored states, but those of the projection that was born at `keep`."""
+        for shard in self._kernel.shards.values():
+            count = 0
+            async for register, data in registers(self._kernel, shard.id, names.states(namespace, name)):
+                if names.decode(data, StateRecord).born == keep or shard.peek(register) is not None:
+                    continue
+                shard.put(register, b"")
+                self._kernel.lane.mark()
+                count += 1
+                if count % FORGOTTEN == 0:
+                    await self._kernel.lane.durable()
+        await self._kernel.lane.durable()

@@ -1,0 +1,295 @@
+"""Publishing to external streams, and reading streams and runs by their sequence numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from onexflow.codec.payload import decode_value
+from onexflow.codec.rows import decode_row
+from onexflow.core.errors import Coded, InternalError, InvalidArgument, InvalidTransition, OutOfRange, UnknownRun
+from onexflow.core.ids import RunKey, derived_uuid
+from onexflow.core.payload import Payload
+from onexflow.core.queue_state import is_system_type
+from onexflow.engine import event_records, stream, views
+from onexflow.engine.events.log import Located, Log
+from onexflow.engine.events.topics import Topics, partition_of
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.stream import Place, Stream, Streams
+from onexflow.ports.clock import IdSource
+from onexflow.ports.event_store import RunRecord
+from onexflow.ports.events import EventRecord, Position, Publish, Published
+
+MAX_NAME: Final = 255
+MAX_SEQUENCE: Final = 1 << 62
+PAGE: Final = 1000
+
+
+class Publisher:
+    """`publish`, `read` and `find` of the event service."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        topics: Topics,
+        log: Log,
+        ids: IdSource,
+        payload_limit: int,
+        admit: Callable[[], None],
+    ) -> None:
+        self._kernel = kernel
+        self._topics = topics
+        self._log = log
+        self._ids = ids
+        self._payload_limit = payload_limit
+        self._admit = admit
+        self._streams = Streams(kernel)
+
+    # ---- publish
+
+    async def publish(self, request: Publish) -> Published:
+        self._check(request)
+        event = self._completed(request)
+        if (repeated := await self._of_run(event)) is not None:
+            return repeated
+        shard = self._kernel.shard_of(stream.stream_key(event.key))
+        async with self._streams.lock(shard):
+            published = await self._decide(request, event)
+        await self._kernel.lane.durable()
+        return published
+
+    async def _decide(self, request: Publish, event: EventRecord) -> Published:
+        """With the shard's lock held: what is found in the registers stays true until the event is recorded."""
+        kernel = self._kernel
+        shard = kernel.shard_of(stream.stream_key(event.key))
+        assert event.event_id is not None, "it was given one"
+        by_id = stream.id_register(event.event_id)
+        by_key = stream.key_register(event.key, event.idempotency_key)
+        known = await self._streams.get(event.key)
+        places = stream.decode_places(await shard.register(kernel.store, by_id))
+        name = event.key.to_bytes()
+        before = next((place for place in places if place.key == name), None)
+        if before is None and known is not None:
+            before = next(iter(stream.decode_places(await shard.register(kernel.store, by_key))), None)
+        if before is not None:
+            return _published(shard.id, before, created=False)
+        self._admit()
+        head = known.state.head if known is not None else 0
+        number = event.sequence or head + 1
+        if number <= head:
+            raise InvalidTransition(
+                f"stream {event.key} has come to {head}: another event cannot be number {number}",
+                {"run": str(event.key), "current_state": f"sequence {head}",
+                 "required_state": f"a sequence number above {head}, or none"},
+            )  # fmt: skip
+        topic = request.topic or event.key.workflow_type
+        if not self._topics.exists(event.key.namespace, topic):
+            self._topics.create(event.key.namespace, topic)
+        partition_key = request.partition_key or str(event.key.instance_id)
+        partition = partition_of(partition_key, self._topics.partitions(event.key.namespace, topic))
+        event = msgspec.structs.replace(event, sequence=number)
+        into = known if known is not None else self._streams.create(event.key)
+        offset = into.append(stream.stored_event(event, topic, partition_key, partition), kernel.store.now())
+        place = Place(name, offset, into.state.seq, number, topic, partition)
+        shard.put(by_id, stream.encode_places([*places, place]))
+        shard.put(by_key, stream.encode_places([place]))
+        kernel.lane.mark()
+        return _published(shard.id, place, created=True)
+
+    async def _of_run(self, event: EventRecord) -> Published | None:
+        """For a run only what it has recorded itself can be said again."""
+        kernel, key = self._kernel, event.key
+        shard = kernel.shard_of(key)
+        run = kernel.resident(key)
+        if run is not None:
+            iid, head = run.iid, run.state.seq
+        else:
+            if (started := kernel.known_start(key)) is not None:
+                await kernel.lane.durable()  # its entry may be on the way
+            record = await kernel.store.find_run(shard.id, key.to_bytes())
+            if record is None:
+                if started is not None:
+                    raise InternalError(f"run {key} is not listed", {"run": str(key)})
+                return None
+            iid, head = record.iid, record.head
+        number = event.sequence
+        if 0 < number <= head and event.event_id == event_records.event_id_of(key, number):
+            await kernel.lane.durable()
+            for row in await kernel.store.read_run(shard.id, iid, number, 1):
+                place = Position(shard.id, row.offset + number - row.seq)
+                partitions = self._topics.partitions(key.namespace, key.workflow_type)
+                partition = partition_of(str(key.instance_id), partitions)
+                return Published(
+                    sequence=number, position=place, topic=key.workflow_type, partition=partition, created=False
+                )
+        raise InvalidTransition(
+            f"{key} is a run: its orchestrator alone writes its events",
+            {"run": str(key), "current_state": f"a run at event {head}", "required_state": "an external stream"},
+        )
+
+    def _completed(self, request: Publish) -> EventRecord:
+        """The event with an id, a key and a time. An event without an id is known by its idempotency key."""
+        event = request.event
+        event_id = event.event_id
+        if event_id is None:
+            said = event.idempotency_key
+            event_id = derived_uuid(f"published:{event.key}:{said}") if said else self._ids.uuid()
+        return msgspec.structs.replace(
+            event,
+            event_id=event_id,
+            idempotency_key=event.idempotency_key or str(event_id),
+            timestamp=event.timestamp or self._kernel.store.now(),
+        )
+
+    def _check(self, request: Publish) -> None:
+        event = request.event
+        for field, text in (("workflow_type", event.key.workflow_type), ("event_type", event.type)):
+            if not text:
+                raise InvalidArgument(f"{field} is empty", field=field)
+        texts = {
+            "namespace": event.key.namespace, "workflow_type": event.key.workflow_type, "event_type": event.type,
+            "target_topic": request.topic, "partition_key": request.partition_key, "source": event.source,
+            "idempotency_key": event.idempotency_key, "correlation_id": event.correlation_id,
+            "causation_id": event.causation_id,
+        }  # fmt: skip
+        for field, text in texts.items():
+            longest = 4 * MAX_NAME if field in {"idempotency_key", "partition_key"} else MAX_NAME
+            if len(text) > longest or not _is_utf8(text):
+                raise InvalidArgument(f"{field} must be text of at most {longest} characters", field=field)
+        if is_system_type(event.key.workflow_type) or request.topic.startswith("$"):
+            raise InvalidArgument("names that begin with $ are the engine's own", field="workflow_type")
+        if not 0 <= event.sequence < MAX_SEQUENCE:
+            raise InvalidArgument("sequence_number must not be negative", field="sequence_number")
+        if len(event.correlation_chain) > MAX_NAME:
+            raise InvalidArgument(f"the correlation chain is longer than {MAX_NAME}", field="correlation_chain")
+        _check_payload(event.payload, "payload", self._payload_limit)
+        _check_payload(event.metadata, "metadata", self._payload_limit)
+
+    # ---- read
+
+    async def read(self, key: RunKey, first: int, last: int | None, limit: int) -> Sequence[EventRecord]:
+        if first < 0 or (last is not None and last < 0):
+            raise InvalidArgument("sequence numbers must not be negative", field="from_sequence")
+        if limit < 1:
+            raise InvalidArgument("limit must be at least 1", field="limit")
+        first = max(1, first)
+        await self._kernel.lane.durable()
+        shard = self._kernel.shard_of(key)
+        system = is_system_type(key.workflow_type)
+        record = None if system else await self._kernel.store.find_run(shard.id, key.to_bytes())
+        if record is not None:
+            return await self._read_run(shard.id, record, key, first, last, limit)
+        external = await self.stream(key)
+        if external is None:
+            raise UnknownRun(f"there is no run and no stream {key}", {"run": str(key)})
+        return await self._read_stream(external, key, first, last, limit)
+
+    async def stream(self, key: RunKey) -> Stream | None:
+        """The external stream of that key."""
+        if is_system_type(key.workflow_type):
+            return None
+        shard = self._kernel.shard_of(stream.stream_key(key))
+        async with self._streams.lock(shard):
+            return await self._streams.get(key)
+
+    async def _read_run(
+        self, shard: int, record: RunRecord, key: RunKey, first: int, last: int | None, limit: int
+    ) -> list[EventRecord]:
+        source = await self._log.ids_of(record, shard)
+        await self._refuse_cut(shard, record.iid, first)
+        found: list[EventRecord] = []
+        while len(found) < limit and (last is None or first <= last):
+            rows = await self._kernel.store.read_run(shard, record.iid, first, min(limit, PAGE))
+            if not rows:
+                break
+            found.extend(
+                event_records.record_of(view, key, source.correlation_id or "", source.causation_id)
+                for view in views.event_views(rows, shard, source.graph, first)
+                if last is None or view.sequence <= last
+            )
+            first = rows[-1].seq + rows[-1].count
+        return found[:limit]
+
+    async def _read_stream(
+        self, external: Stream, key: RunKey, first: int, last: int | None, limit: int
+    ) -> list[EventRecord]:
+        shard, iid = external.shard.id, external.iid
+        graves = await self._kernel.store.tombstones(shard, 0, iid)
+        kept = max((grave.last_seq for grave in graves), default=0) + 1
+        seq = await stream.inner_sequence(self._kernel.store, external, first, kept)
+        if seq == kept > 1:
+            earliest = await stream.published_number(self._kernel.store, external, kept)
+            if first < earliest:  # what is asked for may have been before the cut
+                raise _cut(key, min(earliest, external.state.head + 1))
+        found: list[EventRecord] = []
+        while len(found) < limit:
+            rows = await self._kernel.store.read_run(shard, iid, seq, min(limit, PAGE))
+            if not rows:
+                break
+            for row in rows:
+                for event in decode_row(row.data)[1][max(0, seq - row.seq) :]:
+                    stored = stream.unpack(event)
+                    if stored is None or stored.number < first:
+                        continue
+                    if last is not None and stored.number > last:
+                        return found[:limit]
+                    found.append(stream.record_of(stored, key))
+            seq = rows[-1].seq + rows[-1].count
+        return found[:limit]
+
+    async def _refuse_cut(self, shard: int, iid: int, first: int) -> None:
+        graves = await self._kernel.store.tombstones(shard, 0, iid)
+        earliest = max((grave.last_seq for grave in graves), default=0) + 1
+        if first < earliest:
+            records = await self._kernel.store.get_runs(shard, [iid])
+            raise _cut(RunKey.from_bytes(records[0].key), earliest)
+
+    # ---- find
+
+    async def find(self, namespace: str, event_id: UUID) -> tuple[int, Located] | None:
+        """(shard, the event) of a published event."""
+        await self._kernel.lane.durable()
+        for shard, data in await self._kernel.store.find_register(stream.id_register(event_id)):
+            for place in stream.decode_places(data):
+                if RunKey.from_bytes(place.key).namespace == namespace:
+                    located = await self._log.at(shard, place.offset)
+                    if located is not None:
+                        return shard, located
+        return None
+
+
+def _published(shard: int, place: Place, *, created: bool) -> Published:
+    return Published(
+        sequence=place.number,
+        position=Position(shard, place.offset),
+        topic=place.topic,
+        partition=place.partition,
+        created=created,
+    )
+
+
+def _cut(key: RunKey, earliest: int) -> OutOfRange:
+    return OutOfRange(
+        f"events of {key} before number {earliest} were cut out of its history",
+        {"run": str(key), "earliest": earliest},
+    )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_payload(payload: Payload, field: str, limit: int) -> None:
+    if len(payload.data) > limit:
+        raise InvalidArgument(f"the {field} has {len(payload.data):,} bytes, the limit is {limit:,}", field=field)
+    try:
+        decode_value(payload)
+    except Coded as error:
+        raise InvalidArgument(f"{field}: {error}", field=field) from error
