@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from onexflow.codec.definition_schema import schema_text
 from onexflow.config import OrchestratorSettings, Settings, WorkerSettings
 from onexflow.config.sources import meanings, paths
 from onexflow.core import machine
@@ -175,6 +176,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "states.md": states,
     "configuration.md": configuration,
     "telemetry.md": telemetry,
+    "definition.schema.json": schema_text,
 }
 
 

@@ -131,6 +131,12 @@ def test_missing_type_is_named() -> None:
     assert problems("tasks: []") == {"workflow_type": "is missing"}
 
 
+def test_null_is_no_name() -> None:
+    null = "null is no value; leave the key out"
+    found = problems("workflow_type: null\ntasks: [{name: null, role: null}]")
+    assert found == {"workflow_type": null, "tasks[0].name": null, "tasks[0].role": null}
+
+
 def test_anchors_serve_for_shared_parts() -> None:
     text = b"""
     workflow_type: w

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
@@ -64,6 +65,17 @@ def check(file: str, /, *, output: Literal["table", "json"] = "table") -> None:
     else:
         tasks = "1 task" if len(definition.tasks) == 1 else f"{len(definition.tasks)} tasks"
         out.line(f"{definition.workflow_type} version {definition.version}: {tasks}, no faults")
+
+
+@app.command
+def schema() -> None:
+    """The JSON Schema of definition files, for editors.
+
+    Example: onexflow definition schema > definition.schema.json
+    """
+    from onexflow.codec.definition_schema import schema_text
+
+    sys.stdout.write(schema_text())
 
 
 @app.command

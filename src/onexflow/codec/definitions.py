@@ -70,8 +70,8 @@ def _read(cls: type[msgspec.Struct], raw: Any, place: str, problems: Problems) -
     for key, value in raw.items():
         here = f"{place}.{key}" if place else str(key)
         reader = readers.get(key) if isinstance(key, str) else None
-        if cls is WorkflowDefinition and str(key).startswith("x-"):
-            continue  # a place for YAML anchors, as in compose files
+        if cls is WorkflowDefinition and (str(key).startswith("x-") or key == "$schema"):
+            continue  # a place for YAML anchors, as in compose files; and what editors of JSON read
         if reader is None:
             problems.add(here, f"unknown key {_shown(key)}{problems.near(key, readers)}")
         elif value is not None or key in _NULLABLE:
@@ -81,7 +81,7 @@ def _read(cls: type[msgspec.Struct], raw: Any, place: str, problems: Problems) -
     for name in cls.__struct_fields__[: _REQUIRED.get(cls, 0)]:
         if name not in raw:
             problems.add(f"{place}.{name}" if place else name, "is missing")
-            values[name] = ""
+        values.setdefault(name, "")  # also where it stands as null
     return cls(**values)
 
 
