@@ -28,12 +28,12 @@ from onexflow.ports.worker_link import (
     Credits,
     FromWorker,
     Goodbye,
+    HandlerInfo,
     Held,
     Hello,
-    HandlerInfo,
+    Lifecycle,
     Pong,
     Progress,
-    Lifecycle,
     Reclaim,
     Reclaimed,
     Results,
@@ -76,11 +76,11 @@ class WorkerSession:
         self._sessions = sessions
         self._link = link
         self.hello: Hello | None = None
+        #: What it serves, by role and name, with the states of now.
+        self.infos: dict[tuple[str, str], HandlerInfo] = {}
         self.credits: dict[str, int] = {}
         self.inflight: dict[Token, Attempt] = {}
         self.outbox: list[Assignment] = []
-        #: What it serves, by role and name, with the states of now.
-        self.infos: dict[tuple[str, str], HandlerInfo] = {}
         self.cancels: list[Token] = []
         #: Shards of which this worker has said what it holds.
         self.told: set[int] = set()
@@ -162,6 +162,8 @@ class WorkerSession:
                 self._sessions.on_held(self, message)
             case Reclaim():
                 self._give_back_credits(message.wanted)
+            case Lifecycle():
+                self._sessions.on_lifecycle(self, message)
             case WorkerDraining():
                 self.is_draining = True
             case Goodbye():
@@ -171,8 +173,6 @@ class WorkerSession:
             case Hello():
                 raise ProtocolViolation("Hello may be said once a stream")
 
-            case Lifecycle():
-                self._sessions.on_lifecycle(self, message)
     def _give_back_credits(self, wanted: dict[str, int]) -> None:
         returned = {role: min(count, self.credits.get(role, 0)) for role, count in wanted.items()}
         for role, count in returned.items():
@@ -212,6 +212,7 @@ class Sessions:
         self._lease_ttl = lease_ttl
         self._on_told = on_told
         self.by_worker: dict[str, WorkerSession] = {}
+        self.lifecycle = Lifecycles(self.by_worker.values)
         #: Attempts whose worker is out of sight, by its incarnation.
         self.orphans: dict[str, dict[Token, Attempt]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -222,7 +223,6 @@ class Sessions:
         self._unnamed.add(session)
         return session
 
-        self.lifecycle = Lifecycles(self.by_worker.values)
     async def stop(self, reason: str) -> None:
         """Close all streams; the workers find another orchestrator, or this one again."""
         for session in (*self.by_worker.values(), *self._unnamed):
@@ -251,6 +251,7 @@ class Sessions:
                 {"worker": hello.worker_id, "incarnation": previous.incarnation},
             )
         session.hello = hello
+        session.infos = {(info.role, info.name): info for info in hello.handlers}
         self._unnamed.discard(session)
         self.by_worker[hello.worker_id] = session
         if previous is not None:
@@ -261,25 +262,12 @@ class Sessions:
                 orchestrator_id=self._orchestrator_id,
                 epochs=self.hub.epochs(),
                 orchestrators=self.hub.addresses(),
-        session.infos = {(info.role, info.name): info for info in hello.handlers}
-        report = self._registry.health_of(hello.worker_id)
-        session.is_unfit = report is not None and report.incarnation == hello.incarnation and report.health in UNFIT
             )
         )
         log.info("worker.connected", worker=hello.worker_id, incarnation=hello.incarnation, build=hello.build_id)
+        self.lifecycle.joined(session)
         self.hub.join(session)
 
-    def on_held(self, session: WorkerSession, held: Held) -> None:
-        """The worker's answer to an epoch: adopt what it runs, take back what never reached it."""
-        running = set(held.running)
-        unknown = []
-        orphans = self.orphans.get(session.incarnation, {})
-        for token in held.running:
-            attempt = self.hub.attempts.get(token)
-            if attempt is None or attempt.withdrawn or (attempt.session not in (None, session) and attempt.sent):
-        self.lifecycle.joined(session)
-                unknown.append(token)
-                continue
     def on_lifecycle(self, session: WorkerSession, message: Lifecycle) -> None:
         """Nodes have become ready, or have failed: what may be sent to the worker changes."""
         self.hub.leave(session)
@@ -291,6 +279,16 @@ class Sessions:
         self.hub.join(session)
         self.hub.on_credits(session)
 
+    def on_held(self, session: WorkerSession, held: Held) -> None:
+        """The worker's answer to an epoch: adopt what it runs, take back what never reached it."""
+        running = set(held.running)
+        unknown = []
+        orphans = self.orphans.get(session.incarnation, {})
+        for token in held.running:
+            attempt = self.hub.attempts.get(token)
+            if attempt is None or attempt.withdrawn or (attempt.session not in (None, session) and attempt.sent):
+                unknown.append(token)
+                continue
             orphans.pop(token, None)
             if attempt.session is not None:
                 attempt.session.inflight.pop(token, None)
@@ -316,6 +314,7 @@ class Sessions:
         if self.by_worker.get(session.worker_id) is session:
             del self.by_worker[session.worker_id]
         self.hub.leave(session)
+        self.lifecycle.left(session)
         log.info("worker.disconnected", worker=session.worker_id, planned=planned, running=len(session.inflight))
         inflight, session.inflight = session.inflight, {}
         for attempt in inflight.values():
@@ -326,7 +325,6 @@ class Sessions:
         for attempt in inflight.values():
             if planned or not attempt.sent:
                 self.hub.give_back(attempt)
-        self.lifecycle.left(session)
 
     # ---- proof of death
 
