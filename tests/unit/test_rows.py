@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from onexflow.codec.definitions import load_definition
-from onexflow.codec.rows import UnknownEvent, decode_row, decode_snapshot, encode_row, encode_snapshot
+from onexflow.codec.rows import UnknownEvent, decode_row, decode_snapshot, encode_row, encode_snapshot, split_row
 from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import (
     EVENTS,
@@ -71,6 +71,14 @@ ALL: list[Event] = [
 ]  # fmt: skip
 
 
+#: And with what release 0.2 has added.
+ALL_0_2: list[Event] = [
+    *ALL,
+    StateTransitioned("run.assigned", "running", "running", node="n1"),
+    StateTransitioned("stream.published", "order.paid", "", data=Payload(b"\x01", "bytes")),
+]
+
+
 def test_every_type_of_event_is_here() -> None:
     assert [type(event) for event in ALL] == list(EVENTS)
     assert set(KINDS) == {event.type for event in EVENTS}
@@ -88,9 +96,14 @@ def test_rows_of_release_0_1_are_read_for_ever() -> None:
     assert decode_row(stored) == (AT, ALL, {"principal": "bob"})
 
 
-def test_release_0_1_still_writes_what_it_wrote() -> None:
+def test_rows_of_release_0_2_are_read_for_ever() -> None:
+    stored = (FIXTURES / "release-0.2.row").read_bytes()
+    assert decode_row(stored) == (AT, ALL_0_2, {"principal": "bob"})
+
+
+def test_release_0_2_still_writes_what_it_wrote() -> None:
     """A new field at an event's end changes these bytes: then keep the old file, and add one of the new release."""
-    assert encode_row(AT, ALL, {"principal": "bob"}) == (FIXTURES / "release-0.1.row").read_bytes()
+    assert encode_row(AT, ALL_0_2, {"principal": "bob"}) == (FIXTURES / "release-0.2.row").read_bytes()
 
 
 def test_an_event_of_a_newer_release_is_kept_and_shown() -> None:
@@ -105,6 +118,20 @@ def test_an_event_of_a_newer_release_is_kept_and_shown() -> None:
         (7, "workflow.paused", 9),
     ]
     assert shown[0].data["fields"] == [99, "x", 5]
+
+
+def test_a_row_is_split_between_its_events_whatever_they_are() -> None:
+    new = msgspec.msgpack.encode([1, AT, [[99, "x", 5], [2, ""], [3, "why", "", "a new field"]], {"principal": "bob"}])
+    for count in range(4):
+        head, rest = split_row(new, count)
+        assert decode_row(head)[0] == decode_row(rest)[0] == AT
+        assert decode_row(head)[1] + decode_row(rest)[1] == decode_row(new)[1]
+        assert len(decode_row(head)[1]) == count
+        assert decode_row(head)[2] == decode_row(rest)[2] == {"principal": "bob"}
+        raw = [msgspec.msgpack.decode(part)[2] for part in (head, rest)]
+        assert raw[0] + raw[1] == msgspec.msgpack.decode(new)[2], "fields of a newer release stay too"
+    with pytest.raises(StoreUnusable):
+        split_row(b"no row", 1)
 
 
 def test_an_unknown_kind_is_kept_and_changes_no_state() -> None:
