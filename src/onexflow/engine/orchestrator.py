@@ -49,6 +49,7 @@ from onexflow.engine.pins import Pins
 from onexflow.engine.queries import FollowListener, Queries
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.queue_bridge import QueueBridge
+from onexflow.engine.records import RecordBook
 from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
@@ -146,12 +147,22 @@ class Orchestrator:
             self._pins,
             self.control,
             clock=clock,
+            ids=ids,
             orchestrator_id=orchestrator_id,
             incarnation=incarnation,
         )
         self._kernel.carry_out = self._carry_out
         self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
         self.events = EventBook(self._kernel, ids, payload_limit, self._refuse_if_unable)
+        #: What `ports.persistence` asks.
+        self.records = RecordBook(
+            self._kernel,
+            self._queries,
+            self.events,
+            owner=orchestrator_id,
+            refuse=self._refuse_if_unable,
+            payload_limit=payload_limit,
+        )
         self._kernel.on_durable = self._on_durable
         self._observed = Observed(self._kernel, self._book, self._sessions)
         self._waiters: dict[RunKey, list[WaitReply]] = {}

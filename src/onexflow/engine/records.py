@@ -8,10 +8,11 @@ on which any later sequence number can be folded. What the engine itself recover
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -23,16 +24,18 @@ from onexflow.core.machine import WORKFLOW_STATE_INDEX
 from onexflow.core.payload import Payload
 from onexflow.core.queue_state import is_system_type
 from onexflow.core.state import RunState
-from onexflow.engine import cuts
+from onexflow.engine import cuts, stream
+from onexflow.engine.events.book import EventBook
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.queries import Queries
 from onexflow.engine.recovery import fold, read_rows
 from onexflow.engine.run import Run
 from onexflow.engine.shard import Shard
+from onexflow.engine.stream import Stream
 from onexflow.engine.views import past_view
 from onexflow.ports.client_link import RunView
 from onexflow.ports.event_store import RequestRecord, SnapshotRecord
-from onexflow.ports.events import EventRecord, EventService, Publish
+from onexflow.ports.events import EventRecord, Publish
 from onexflow.ports.persistence import CutView, SnapshotView, StateRecord
 
 #: How long a call waits for the store to confirm a write.
@@ -65,6 +68,19 @@ def register_name(kind: str, key: RunKey) -> str:
     return f"{kind}/{quote(key.namespace, safe='')}/{quote(key.workflow_type, safe='')}/{key.instance_id}"
 
 
+class _History(NamedTuple):
+    """A history to be cut below its event `end`."""
+
+    shard: Shard
+    iid: int
+    key: RunKey  #: of the entity
+    end: int
+    #: Keep what stands in for the events below a number; the snapshot to go on from.
+    keep: Callable[[int], Awaitable[SnapshotRecord]]
+    #: What its readers call its event of that number.
+    number: Callable[[int], Awaitable[int]]
+
+
 class RecordBook:
     """Implements `PersistenceService`."""
 
@@ -72,7 +88,7 @@ class RecordBook:
         self,
         kernel: Kernel,
         queries: Queries,
-        events: EventService,
+        events: EventBook,
         *,
         owner: str,
         refuse: Callable[[], None],
@@ -213,7 +229,7 @@ class RecordBook:
         """An external stream has no state but what its user saved."""
         saved = await self._saved(key)
         if saved is None or saved.sequence != sequence:
-            if saved is None and not await self._events.read_events(key, 1, None, 1):
+            if saved is None and await self._events.stream(key) is None:
                 raise UnknownRun(f"there is no run {key}", {"run": str(key)})
             return False
         data = msgspec.msgpack.encode(saved)
@@ -266,37 +282,87 @@ class RecordBook:
             raise InvalidArgument("before must not be negative", field="before")
         async with self._cutting.setdefault(self._kernel.shard_of(key).id, asyncio.Lock()):
             async with self._patience():
-                run = await self._run(key)
-                if run is None:
-                    raise UnknownRun(f"there is no run {key}", {"run": str(key)})
-                head = run.state.seq
+                history = await self._history(key, before)
                 await self._kernel.lane.durable()
+            if history is None:
+                return CutView(deleted=0, earliest=1)
+            shard, iid = history.shard, history.iid
+            earliest = await cuts.earliest_kept(self._store, shard.id, iid)
+            # Who asks again under a request id has the rest of the same range cut, and all of it counted.
             body = blake2b(msgspec.msgpack.encode(("cut", str(key), before)), digest_size=16).digest()
-            return await self._cut_run(run, min(before, head + 1), request_id, body)
+            span = await self._span(shard, key.namespace, request_id, body)
+            if span is None:
+                span = (earliest, await self._unneeded(history, earliest))
+                if request_id:
+                    answer = msgspec.msgpack.encode(span)
+                    record = RequestRecord(key.namespace, request_id, body, answer, self._store.now())
+                    shard.pending.requests.append(record)
+                    self._kernel.lane.mark()
+            first, end = span
+            if end > earliest:
+                snapshot = await history.keep(end)
+                await cuts.cut_history(self._store, self._kernel.lane, shard, iid, end, snapshot)
+            await self._kernel.lane.durable()
+            graves = await self._store.tombstones(shard.id, 0, iid)
+            deleted = sum(grave.count for grave in graves if first <= grave.first_seq and grave.last_seq < end)
+            return CutView(deleted=deleted, earliest=await history.number(max(earliest, end)))
 
-    async def _cut_run(self, run: Run, before: int, request_id: str, body: bytes) -> CutView:
-        shard, iid, key = run.shard, run.iid, run.key
-        start = await cuts.earliest_kept(self._store, shard.id, iid)
-        if request_id and (known := await self._store.find_request(shard.id, key.namespace, request_id)) is not None:
-            if known.body_hash != body:
-                raise InvalidArgument("this request_id was used with another body", field="request_id")
-            start, before = msgspec.msgpack.decode(known.response, type=tuple[int, int])
-        if before > await cuts.earliest_kept(self._store, shard.id, iid):
-            state = await self._fold(shard, iid, key, before - 1)
-            kept = _of_run(state, self._store.now())
-            await self._keep(shard, "base", key, kept)
-            if request_id:
-                response = msgspec.msgpack.encode((start, before))
-                record = RequestRecord(key.namespace, request_id, body, response, self._store.now())
-                shard.pending.requests.append(record)
-                self._kernel.lane.mark()
-            snapshot = SnapshotRecord(iid, before - 1, kept.data)
-            await cuts.cut_history(self._store, self._kernel.lane, shard, iid, before, snapshot)
-        graves = await self._store.tombstones(shard.id, 0, iid)
-        return CutView(
-            deleted=sum(grave.count for grave in graves if start <= grave.first_seq and grave.last_seq < before),
-            earliest=await cuts.earliest_kept(self._store, shard.id, iid),
-        )
+    async def _history(self, key: RunKey, before: int) -> _History | None:
+        """What of a run or a stream could be cut; None when there is a saved state and no event. Raises UnknownRun."""
+        run = await self._run(key)
+        if run is not None:
+            end = min(before, run.state.seq + 1)
+            return _History(run.shard, run.iid, key, end, partial(self._keep_base, run), _itself)
+        external, saved = await self._events.stream(key), await self._saved(key)
+        if external is not None:
+            earliest = await cuts.earliest_kept(self._store, external.shard.id, external.iid)
+            covered = min(before, saved.sequence + 1) if saved is not None else 0
+            end = await stream.inner_sequence(self._store, external, covered, earliest)
+            keep, number = partial(self._keep_saved, external, key), partial(self._published, external)
+            return _History(external.shard, external.iid, external.key, end, keep, number)
+        if saved is not None:
+            return None
+        raise UnknownRun(f"there is no run {key}", {"run": str(key)})
+
+    async def _span(self, shard: Shard, namespace: str, request_id: str, body: bytes) -> tuple[int, int] | None:
+        """What was cut, or was going to be, under that request id: from the first number on, below the other."""
+        known = await self._store.find_request(shard.id, namespace, request_id) if request_id else None
+        if known is None:
+            return None
+        if known.body_hash != body:
+            raise InvalidArgument("this request_id was used with another body", field="request_id")
+        return msgspec.msgpack.decode(known.response, type=tuple[int, int])
+
+    async def _unneeded(self, history: _History, earliest: int) -> int:
+        """Below which number nobody has to read any more, `history.end` at most."""
+        held = self._events.held(history.shard.id, history.key)
+        if held is None or history.end <= earliest:
+            return history.end
+        for row in await read_rows(self._store, history.shard.id, history.iid, earliest, history.end - 1):
+            if row.offset + row.count > held:
+                return min(history.end, row.seq + max(0, held - row.offset))
+        return history.end
+
+    async def _keep_base(self, run: Run, end: int) -> SnapshotRecord:
+        """A run's state before event `end`: what can be told of it hereafter begins there."""
+        state = await self._fold(run.shard, run.iid, run.key, end - 1)
+        kept = _of_run(state, self._store.now())
+        await self._keep(run.shard, "base", run.key, kept)
+        return SnapshotRecord(run.iid, end - 1, kept.data)
+
+    async def _keep_saved(self, external: Stream, key: RunKey, _end: int) -> SnapshotRecord:
+        """The saved state of a stream stands in for its events; publishing goes on from the stream's own."""
+        saved = await self._saved(key)
+        if saved is not None:
+            data = msgspec.msgpack.encode(saved)
+            kept = _Snapshot(_FORMAT, False, saved.sequence, self._store.now(), data)
+            await self._keep(self._kernel.shard_of(key), "snapshot", key, kept)
+        return SnapshotRecord(external.iid, external.state.seq, external.snapshot())
+
+    async def _published(self, external: Stream, seq: int) -> int:
+        """The number that a stream's event `seq` was, or at least will be, published under."""
+        number = await stream.published_number(self._store, external, seq)
+        return min(number, external.state.head + 1)
 
     # ---- helpers
 
@@ -324,6 +390,10 @@ class RecordBook:
             raise StoreUnavailable(
                 f"the store has not confirmed within {self._confirm_seconds:g} s; what was asked may still happen"
             ) from None
+
+
+async def _itself(seq: int) -> int:
+    return seq
 
 
 def _of_run(state: RunState, now: int) -> _Snapshot:

@@ -32,7 +32,7 @@ from onexflow.engine.events.status import held_by, status_of, view_of
 from onexflow.engine.events.topics import Topics
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.shard import Entity
-from onexflow.engine.stream import is_stream
+from onexflow.engine.stream import Stream, is_stream
 from onexflow.ports.clock import IdSource
 from onexflow.ports.events import (
     Consume,
@@ -136,6 +136,10 @@ class EventBook:
         self, key: RunKey, from_sequence: int = 1, to_sequence: int | None = None, limit: int = 1000
     ) -> Sequence[EventRecord]:
         return await self._publisher.read(key, from_sequence, to_sequence, limit)
+
+    async def stream(self, key: RunKey) -> Stream | None:
+        """The external stream of that key."""
+        return await self._publisher.stream(key)
 
     async def find_event(self, namespace: str, event_id: UUID) -> EventStatus | None:
         found = await self._publisher.find(namespace, event_id)

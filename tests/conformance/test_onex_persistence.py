@@ -1,0 +1,36 @@
+"""The specification's persistence in process and over gRPC: one suite on both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from onexflow.app.system import SystemClock
+from onexflow.engine.protocols.persistence import RecordsService
+from onexflow.storage.sqlite import SqliteStore
+from onexflow.testing import Cluster
+from onexflow.testing.conformance.onex_orchestrator import Script, definitions
+from onexflow.testing.conformance.onex_persistence import PersistenceConformance
+
+
+class TestInProcess(PersistenceConformance):
+    @pytest.fixture
+    async def service(self, script: Script) -> AsyncIterator[RecordsService]:
+        async with Cluster(seed=1) as cluster:
+            for definition in definitions():
+                await cluster.register(definition)
+            await cluster.add_worker(script.worker())
+            yield cluster.engine
+
+
+class TestInProcessOnSqlite(PersistenceConformance):
+    @pytest.fixture
+    async def service(self, script: Script, tmp_path: Path) -> AsyncIterator[RecordsService]:
+        clock = SystemClock()
+        async with Cluster(store=SqliteStore(tmp_path / "onex.db", clock=clock), clock=clock) as cluster:
+            for definition in definitions():
+                await cluster.register(definition)
+            await cluster.add_worker(script.worker())
+            yield cluster.engine
