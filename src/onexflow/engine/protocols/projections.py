@@ -202,7 +202,7 @@ class _ShardRunner:
         #: All that matches before it was delivered; and before `_done` it is stored.
         self._told = 0
         self._done = 0
-        self._tries = 0
+        self._tries = self._failures = 0
         self._news = asyncio.Event()
         self._hurry = asyncio.Event()
         self._progress = asyncio.Event()
@@ -221,17 +221,17 @@ class _ShardRunner:
         self._hurry.set()
 
     async def reach(self, head: int, seconds: float) -> bool:
-        """Whether all before `head` is stored, within so many seconds. Raises what an event could not be applied for."""
+        """Whether all before `head` is stored, within so many seconds. Raises why an event could not be applied, if it
+        could not in that time."""
+        failures = self._failures
         try:
             async with asyncio.timeout(seconds):
                 while self._done < head:
-                    self._progress.clear()
-                    if self.error is not None and not self._hurry.is_set():
+                    if self.error is not None and self._failures > failures:
                         raise self.error
+                    self._progress.clear()
                     await self._progress.wait()
         except TimeoutError:
-            if self.error is not None:
-                raise self.error from None
             return False
         return True
 
@@ -281,6 +281,7 @@ class _ShardRunner:
         if failed is not None:
             raise failed
         self.error, self._tries = None, 0
+        self._hurry.clear()
 
     async def _load_position(self) -> int:
         view = await find_view(self._service, self._namespace, self._name)
@@ -346,7 +347,6 @@ class _ShardRunner:
 
     def _moved(self, position: int) -> None:
         self._done = max(self._done, position)
-        self._hurry.clear()
         self._progress.set()
 
     async def _failed(self, error: SPIError) -> None:
@@ -354,6 +354,7 @@ class _ShardRunner:
         if self._tries == 0:
             log.error("projection.failed", projection=self._name, shard=self._shard, error=str(error))
         self.error = error
+        self._failures += 1
         self._states.clear()
         self._position = None
         self._hurry.clear()
