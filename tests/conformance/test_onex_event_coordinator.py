@@ -1,0 +1,35 @@
+"""The specification's event coordinator in process and over gRPC: one suite on both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from onexflow.engine.orchestrator import Orchestrator
+from onexflow.engine.protocols.coordinator import WorkflowEventCoordinator
+from onexflow.engine.protocols.event_bus import WorkflowEventBus
+from onexflow.testing import Cluster
+from onexflow.testing.conformance.onex_event_bus import Connect
+from onexflow.testing.conformance.onex_event_coordinator import EventCoordinatorConformance
+from onexflow.testing.conformance.onex_orchestrator import Script, definitions
+
+
+class TestInProcess(EventCoordinatorConformance):
+    @pytest.fixture
+    async def service(self) -> AsyncIterator[Orchestrator]:
+        async with Cluster(seed=1) as cluster:
+            for definition in definitions():
+                await cluster.register(definition)
+            await cluster.add_worker(Script().worker())
+            yield cluster.engine
+
+    @pytest.fixture
+    def connect(self, service: Orchestrator) -> Connect:
+        return lambda **options: WorkflowEventBus(service.events, **options)
+
+    @pytest.fixture
+    async def coordinator(self, service: Orchestrator) -> AsyncIterator[WorkflowEventCoordinator]:
+        coordinator = WorkflowEventCoordinator(service.events, WorkflowEventBus(service.events))
+        yield coordinator
+        await coordinator.close()
