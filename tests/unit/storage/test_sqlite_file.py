@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from onexflow.core.errors import StoreFull, StoreLocked, StoreUnavailable, StoreUnusable
+from onexflow.ports.event_store import RegisterRecord
 from onexflow.storage.sqlite import SqliteStore, place, schema
+from onexflow.storage.sqlite import statements as sql
 from onexflow.storage.sqlite.errors import translate
 from onexflow.storage.sqlite.reader import Readers
 from onexflow.testing.conformance.store_kit import one_row
@@ -181,6 +183,43 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(path: Path) -> None:
     tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     assert "whole" in tables
     assert "half" not in tables
+    database.close()
+
+
+async def test_a_store_of_release_0_1_gets_what_is_new(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = schema.migrations()
+    monkeypatch.setattr(schema, "migrations", lambda: known[:1])
+    path.parent.mkdir()
+    path.touch()
+    database = schema.connect_writer(path)
+    schema.migrate(database, path, known[:1], 0)
+    database.execute("INSERT INTO shards VALUES (0, 1, x'', 3, 1, 2, 0)")
+    database.execute("INSERT INTO event_rows VALUES (1, 1, 2, 1, 1, 1, x'61')")
+    database.execute("INSERT INTO parts VALUES (1, 1, 1)")
+    database.close()
+    monkeypatch.setattr(schema, "migrations", lambda: known)
+    store = await opened(path)
+    part = one_row(0, 1, 3, seq=3)
+    part.registers = [RegisterRecord("a", b"v")]
+    assert (await store.append([part])).stored == {0}
+    assert [row.offset for row in await store.read_shard(0, 1)] == [1, 3]
+    assert await store.get_register(0, "a") == b"v"
+    assert await store.tombstones(0) == []
+    await store.close()
+
+
+async def test_what_happens_to_one_name_or_run_does_not_look_at_all(path: Path) -> None:
+    store = await opened(path)
+    await store.close()
+    with sqlite3.connect(path) as database:
+        remove = sql.UNREGISTER[0] + "(?),(?)" + sql.UNREGISTER[2]
+        for statement, count in (
+            (remove, 3), (sql.CUT_PARTS, 2), (sql.CUT_ROWS, 2), (sql.CUT_REST, 7), (sql.TOMBSTONES, 2), (sql.RUN_TOMBSTONES, 2)
+        ):  # fmt: skip
+            plan = [line[3] for line in database.execute("EXPLAIN QUERY PLAN " + statement, range(count))]
+            assert [line for line in plan if line.startswith("SEARCH")]
+            tables = ("registers", "event_rows", "parts", "tombstones", "r", "p", "o")
+            assert not [line for line in plan if line.startswith("SCAN") and line.split()[1] in tables]
     database.close()
 
 

@@ -54,7 +54,8 @@ REGISTERS: Final = (
     3,
     " ON CONFLICT (shard, name) DO UPDATE SET data = excluded.data",
 )
-UNREGISTER: Final = ("DELETE FROM registers WHERE (shard, name) IN (VALUES ", 2, ")")
+#: The shard is the first parameter: pairs in the list would make it look at every register.
+UNREGISTER: Final = ("DELETE FROM registers WHERE shard = ? AND name IN (VALUES ", 1, ")")
 #: Parameters: run, before_seq. Parts of which no row is left once the cut is done; it goes first, while the rows still
 #: tell their places. A row is in the part with the highest place not above its own.
 CUT_PARTS: Final = (
@@ -114,8 +115,9 @@ RUN_ROWS: Final = (
 )
 
 
-def put(connection: sqlite3.Connection, form: tuple[str, int, str], values: Sequence[Any]) -> int:
-    """Run the statement `form` for all rows in the flat list `values`; how many rows it changed."""
+def put(connection: sqlite3.Connection, form: tuple[str, int, str], values: Sequence[Any], *first: object) -> int:
+    """Run the statement `form` for all rows in the flat list `values`; how many rows it changed. `first` are parameters
+    that stand before the rows."""
     before, width, after = form
     left = len(values) // width
     if left * width != len(values):
@@ -124,7 +126,7 @@ def put(connection: sqlite3.Connection, form: tuple[str, int, str], values: Sequ
     for size in SIZES:
         while left >= size:
             end = at + size * width
-            changed += connection.execute(_text(before, width, after, size), values[at:end]).rowcount
+            changed += connection.execute(_text(before, width, after, size), (*first, *values[at:end])).rowcount
             at = end
             left -= size
     return changed

@@ -199,10 +199,12 @@ class Writer:
             (sql.PARTS, load.parts), (sql.ROWS, load.rows), (sql.RUNS, self._with_kinds(load, new_kinds)),
             (sql.REQUESTS, load.requests), (sql.SNAPSHOTS, load.snapshots), (sql.CHECKPOINTS, load.checkpoints),
             (sql.UNPARK, load.unparked), (sql.PARK, load.parked),
-            (sql.UNREGISTER, load.unregistered), (sql.REGISTERS, load.registers),
+            (sql.REGISTERS, load.registers),
         ):  # fmt: skip
             if values:
                 sql.put(db, form, values)
+        for shard, names in load.unregistered.items():
+            sql.put(db, sql.UNREGISTER, names, shard)
         for base, cut in load.cuts:
             self._cut(base, cut)
 
@@ -256,7 +258,7 @@ class Load:
         self.parked: list[Any] = []
         self.unparked: list[Any] = []
         self.registers: list[Any] = []
-        self.unregistered: list[Any] = []
+        self.unregistered: dict[int, list[bytes]] = {}
         self.cuts: list[tuple[int, Cut]] = []
         self.data_bytes = 0
         first = number
@@ -296,11 +298,11 @@ class Load:
                 self.parked += (run, shard, wake_at, reason_bytes)
             else:
                 self.unparked.append(run)
-        for place, data in registers.items():
-            if data:
-                self.registers += (*place, data)
+        for (shard, encoded), value in registers.items():
+            if value:
+                self.registers += (shard, encoded, value)
             else:
-                self.unregistered += place
+                self.unregistered.setdefault(shard, []).append(encoded)
 
     def _add_run(self, base: int, record: RunRecord) -> None:
         iid, key, state, created_at, updated_at, start_hash, head, version = record
