@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onexflow.codec.definition_schema import schema_text
-from onexflow.config import OrchestratorSettings, Settings, WorkerSettings
+from onexflow.config import OrchestratorSettings, Secret, Settings, WorkerSettings
 from onexflow.config.sources import meanings, paths
 from onexflow.core import machine
 from onexflow.core.errors import BY_CODE
@@ -133,7 +133,7 @@ def configuration() -> str:
             for name in path.split("."):
                 value = getattr(value, name)
             shown = ", ".join(value) if isinstance(value, tuple) else value
-            shown = str(shown).lower() if isinstance(shown, bool) else shown
+            shown = str(shown).lower() if isinstance(shown, bool) else "" if isinstance(shown, Secret) else shown
             lines.append(f"| `{path}` | {f'`{shown}`' if shown != '' else ''} | {known[path]} |")
     return "\n".join(lines) + "\n"
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import sys
+from typing import Final
 
 from onexflow.config import RegistrySettings, StoreSettings
+from onexflow.core.errors import StoreUnusable
 from onexflow.ports.clock import Clock
 from onexflow.ports.event_store import EventStore
 from onexflow.ports.registry import Registry
 from onexflow.registry.open import open_registry
+
+#: Of a store that one orchestrator has to itself.
+LOCAL_SHARDS: Final = 8
 
 
 def store_of(settings: StoreSettings, clock: Clock) -> EventStore:
@@ -18,10 +24,22 @@ def store_of(settings: StoreSettings, clock: Clock) -> EventStore:
     if scheme == "memory":
         from onexflow.storage.memory import MemoryStore
 
-        return MemoryStore(clock, settings.shards)
+        return MemoryStore(clock, settings.shards or LOCAL_SHARDS)
+    if scheme in ("postgresql", "postgres"):
+        return _postgres(settings, clock)
     from onexflow.storage.sqlite import SqliteStore
 
-    return SqliteStore(path.removeprefix("//") or path, settings.shards, clock)
+    return SqliteStore(path.removeprefix("//") or path, settings.shards or LOCAL_SHARDS, clock)
+
+
+def _postgres(settings: StoreSettings, clock: Clock) -> EventStore:
+    if importlib.util.find_spec("asyncpg") is None:
+        message = "A store on PostgreSQL needs asyncpg, which is not installed."
+        raise StoreUnusable(message, {"hint": "Install it: pip install 'onexflow[postgres]'."})
+    from onexflow.storage.postgres import PostgresStore
+    from onexflow.storage.postgres.store import DEFAULT_SHARDS
+
+    return PostgresStore(settings.url, settings.shards or DEFAULT_SHARDS, clock, password=settings.password.reveal())
 
 
 def registry_of(settings: RegistrySettings, cluster: str, clock: Clock) -> Registry:

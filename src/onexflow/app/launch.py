@@ -137,7 +137,7 @@ def _parser(
     import argparse
 
     from onexflow import __version__
-    from onexflow.config import meanings, paths
+    from onexflow.config import Secret, meanings, paths
 
     parser = argparse.ArgumentParser(program, description=summary, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
@@ -150,6 +150,8 @@ def _parser(
         if path == positional:
             parser.add_argument(path, nargs="*", metavar=path.upper().removesuffix("S"), help=text)
             continue
+        if kind is Secret:
+            continue  # whoever lists the machine's processes would read it
         flag = f"--{path.replace('.', '-').replace('_', '-')}"
         if kind is bool:
             parser.add_argument(flag, dest=path, action="store_const", const="true", help=text)

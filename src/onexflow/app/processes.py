@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -50,13 +50,14 @@ class ChildProcess:
         restart: bool,
         report: Report,
         on_change: Callable[[], None],
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.served_at = ""  #: what it said after "on", if anything: its address
         self.lives = 0
         self._arguments = [sys.executable, "-m", *arguments]
         self._log = log
-        self._environment = {**os.environ, "ONEXFLOW_PARENT_PID": str(os.getpid())}
+        self._environment = {**os.environ, **(environment or {}), "ONEXFLOW_PARENT_PID": str(os.getpid())}
         self._restart = restart
         self._report = report
         self._on_change = on_change

@@ -15,7 +15,7 @@ from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
 from onexflow.codec.payload import JsonCodec
 from onexflow.config import OrchestratorSettings
-from onexflow.core.address import split_address
+from onexflow.core.address import split_address, without_password
 from onexflow.core.errors import Coded
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.rpc.liveness import LivenessServer, TcpProber
@@ -66,7 +66,7 @@ async def serve(settings: OrchestratorSettings) -> int:
             await orchestrator.announce(settings.advertise or address, answering)
             sys.setswitchinterval(_SWITCH_INTERVAL)
             settle_memory()
-            _log.info("orchestrator.serving", address=address, store=settings.store.url,
+            _log.info("orchestrator.serving", address=address, store=without_password(settings.store.url),
                       registry=settings.registry.url, version=__version__)  # fmt: skip
             print(f"onex-orchestrator {name} serves on {address}", flush=True)
             await _until(stop.requested, lost)

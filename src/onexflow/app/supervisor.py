@@ -76,11 +76,9 @@ class Supervisor:
 
     def _orchestrator_flags(self) -> list[str]:
         orchestrator = self.cluster.orchestrator
-        default = f"sqlite:{self.data / 'onexflow.db'}"
         return [
             f"--listen={orchestrator.listen}",
             f"--node-id={orchestrator.id}",
-            f"--store-url={orchestrator.store or default}",
             "--reflection",
         ]
 
@@ -98,6 +96,10 @@ class Supervisor:
         return flags
 
     def _child(self, program: str, name: str, flags: list[str], *, restart: bool = True) -> ChildProcess:
+        environment = {}
+        if program == "orchestrator":  # not as a flag: it may hold a password, and flags are there for all to read
+            default = f"sqlite:{self.data / 'onexflow.db'}"
+            environment["ONEXFLOW_STORE__URL"] = self.cluster.orchestrator.store or default
         return ChildProcess(
             name,
             [
@@ -111,6 +113,7 @@ class Supervisor:
             restart=restart,
             report=self._report,
             on_change=self._write_processes,
+            environment=environment,
         )
 
     def _write_processes(self) -> None:

@@ -28,7 +28,7 @@ class OrchestratorProcess(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
     id: str = "orchestrator-1"
     listen: str = DEFAULT_ADDRESS
-    #: `sqlite:PATH` or `memory:`; empty: a file in the cluster's data folder.
+    #: A `store.url`; empty: a file in the cluster's data folder.
     store: str = ""
 
 

@@ -9,7 +9,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from onexflow.core.address import is_loopback, split_address
+from onexflow.config.secret import Secret
+from onexflow.core.address import is_loopback, split_address, without_password
 from onexflow.core.definition import Role
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
@@ -28,20 +29,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreSettings(Settings, frozen=True, kw_only=True):
-    #: `sqlite:PATH` (one orchestrator, durable) or `memory:` (nothing survives).
+    #: `sqlite:PATH` (one orchestrator, durable), `postgresql://user@host:port/database?schema=onexflow` (many; several
+    #: hosts parted by commas are the members of one replicated server) or `memory:` (nothing survives).
     url: str = "sqlite:./onexflow.db"
-    #: Number of shards of a new store; an existing store keeps its own.
-    shards: int = 8
+    #: Password for PostgreSQL, if it is not in the URL, in PGPASSWORD or in a password file. In the environment a file
+    #: may hold it: `ONEXFLOW_STORE__PASSWORD_FILE`. There is no flag.
+    password: Secret = Secret("")
+    #: Number of shards of a new store, 0: 8, on PostgreSQL 64. An existing store keeps its own.
+    shards: int = 0
 
     def problems(self) -> list[tuple[str, str]]:
         found = []
         scheme, _, path = self.url.partition(":")
-        if scheme not in ("sqlite", "memory"):
-            found.append(("url", f"{self.url!r} is neither sqlite:PATH nor memory:"))
+        if scheme in ("postgresql", "postgres"):
+            if not path.startswith("//"):
+                found.append(("url", "postgresql: needs a server, for example postgresql://user@host:5432/database"))
+        elif scheme not in ("sqlite", "memory"):
+            shown = without_password(self.url)
+            found.append(("url", f"{shown!r} is neither sqlite:PATH nor postgresql://… nor memory:"))
         elif scheme == "sqlite" and not path:
             found.append(("url", "sqlite: needs a path, for example sqlite:./onexflow.db"))
-        if not 1 <= self.shards <= 4096:
-            found.append(("shards", f"{self.shards} is not within 1 and 4096"))
+        if not 0 <= self.shards <= 4096:
+            found.append(("shards", f"{self.shards} is not within 0 and 4096"))
         return found
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from onexflow.config.secret import Secret
 from onexflow.config.settings import OrchestratorSettings, Settings, WorkerSettings
+from onexflow.core.address import without_password
 from onexflow.core.errors import InvalidConfiguration
 
 PREFIX = "ONEXFLOW_"
@@ -39,6 +40,8 @@ class Loaded(NamedTuple, Generic[S]):
             for name in path.split("."):
                 value = getattr(value, name)
             shown = ", ".join(value) if isinstance(value, tuple) else str(value)
+            if path.endswith("url"):
+                shown = without_password(shown)
             yield path, shown, self.origins.get(path, DEFAULT)
 
 

@@ -1,8 +1,11 @@
-"""Addresses as people write them: `host:port`, an IPv6 host in brackets."""
+"""Addresses as people write them: `host:port`, an IPv6 host in brackets; and URLs as they may be shown."""
 
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
+
+_SECRET: Final = frozenset({"password", "sslpassword"})
 
 
 def split_address(address: str) -> tuple[str, int] | None:
@@ -22,3 +25,18 @@ def is_loopback(address: str) -> bool:
         return found[0] == "localhost" or ipaddress.ip_address(found[0]).is_loopback
     except ValueError:
         return False
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown: whatever stands where a password could be is replaced by three stars."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    place, question, query = rest.partition("?")
+    userinfo, at, hosts = place.rpartition("@")
+    user, colon, _ = userinfo.partition(":")
+    shown = f"{scheme}://{user}{':***' if colon else ''}{at}{hosts}"
+    if question:
+        parts = (part.partition("=") for part in query.split("&"))
+        shown += "?" + "&".join(f"{name}{eq}{'***' if name in _SECRET else text}" for name, eq, text in parts)
+    return shown

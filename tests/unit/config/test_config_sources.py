@@ -75,12 +75,16 @@ def test_lists_of_the_environment_are_parted_by_commas() -> None:
     ("environment", "message"),
     [
         ({"ONEXFLOW_STORE__SHARDS": "many"}, "store.shards (environment ONEXFLOW_STORE__SHARDS): Expected int"),
-        ({"ONEXFLOW_STORE__SHARDS": "0"}, "store.shards (environment ONEXFLOW_STORE__SHARDS): 0 is not within"),
+        ({"ONEXFLOW_STORE__SHARDS": "-1"}, "store.shards (environment ONEXFLOW_STORE__SHARDS): -1 is not within"),
         ({"ONEXFLOW_STORE__ULR": "x"}, "store.ulr (environment ONEXFLOW_STORE__ULR): no such setting, did you mean "),
         ({"ONEXFLOW_LISTN": "x"}, "listn (environment ONEXFLOW_LISTN): no such setting, did you mean 'listen'?"),
         ({"ONEXFLOW_LISTEN": "7411"}, "listen (environment ONEXFLOW_LISTEN): '7411' is not host:port"),
         ({"ONEXFLOW_LISTEN": "127.0.0.1:99999"}, "is not host:port"),
-        ({"ONEXFLOW_STORE__URL": "postgres://x"}, "is neither sqlite:PATH nor memory:"),
+        (
+            {"ONEXFLOW_STORE__URL": "mysql://x:secret@y/z"},
+            "'mysql://x:***@y/z' is neither sqlite:PATH nor postgresql://",
+        ),
+        ({"ONEXFLOW_STORE__URL": "postgresql:db"}, "needs a server"),
         ({"ONEXFLOW_STORE__URL": "sqlite:"}, "needs a path"),
         ({"ONEXFLOW_REGISTRY__URL": "consul://host"}, "is neither etcd3://host:port"),
         ({"ONEXFLOW_LOG__LEVEL": "loud"}, "log.level (environment ONEXFLOW_LOG__LEVEL): Invalid enum value 'loud'"),
@@ -159,3 +163,10 @@ def test_a_secrets_missing_file_and_wrong_type_are_named(tmp_path: Path) -> None
     error = refused(WithSecret, environment={"ONEXFLOW_PASSWORD_FILE": str(tmp_path / "gone")})
     assert "password (environment ONEXFLOW_PASSWORD_FILE): cannot read" in str(error)
     assert "expected text" in str(refused(WithSecret, file=toml(tmp_path, "password = 7")))
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    loaded = load(OrchestratorSettings, environment={"ONEXFLOW_STORE__URL": "postgresql://me:hunter2@db/x"})
+    rows = {path: value for path, value, _ in loaded.rows()}
+    assert rows["store.url"] == "postgresql://me:***@db/x"
+    assert "hunter2" not in str(rows)

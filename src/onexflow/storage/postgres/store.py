@@ -57,12 +57,14 @@ _FORGET_AT_ONCE: Final = 1000
 class PostgresStore:
     """`ports.EventStore` on PostgreSQL. `shards` counts only for a store that does not exist yet.
 
-    Beside the port's errors `open` raises StoreUnavailable when the server cannot be reached (now)."""
+    `url` is as `parse_postgres_url` takes it. Beside the port's errors `open` raises StoreUnavailable when the server cannot be reached (now)."""
 
-    def __init__(self, url: str, shards: int = DEFAULT_SHARDS, clock: Clock | None = None) -> None:
+    def __init__(
+        self, url: str, shards: int = DEFAULT_SHARDS, clock: Clock | None = None, *, password: str = ""
+    ) -> None:
         if not 1 <= shards <= MAX_SHARDS:
             raise StoreUnusable(f"A store has 1 to {MAX_SHARDS} shards, not {shards}.")
-        self._settings = parse_postgres_url(url)
+        self._settings = parse_postgres_url(url, password)
         self._shards = shards
         # The server's clock counts; between two of its answers our own monotonic one.
         self._time = StoreTime(lambda: 0, time.monotonic if clock is None else clock.monotonic)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
+from onexflow.core.address import without_password
 from onexflow.core.errors import InvalidConfiguration
 
 SCHEMES: Final = ("postgresql", "postgres")
@@ -17,7 +18,6 @@ _PASSED: Final = frozenset({
     "host", "port", "user", "password", "dbname", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl",
     "sslpassword",
 })  # fmt: skip
-_SECRET: Final = frozenset({"password", "sslpassword"})
 
 
 class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,11 +33,12 @@ class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"PostgresSettings({self.shown!r})"
 
 
-def parse_postgres_url(url: str) -> PostgresSettings:
+def parse_postgres_url(url: str, password: str = "") -> PostgresSettings:
     """`postgresql://user:password@host:port[,host:port…]/database[?schema=onexflow&connect_timeout=3&sslmode=…]`.
 
-    Several hosts are the members of one replicated server: the one that takes writes is used. Without a password,
-    PGPASSWORD and the password file are looked at. Raises InvalidConfiguration with what is wrong, without the password.
+    Several hosts are the members of one replicated server: the one that takes writes is used. `password` counts before
+    the URL's; without one, PGPASSWORD and the password file are looked at. Raises InvalidConfiguration with what is
+    wrong, without the password.
     """
     try:
         split = urlsplit(url)
@@ -61,23 +62,12 @@ def parse_postgres_url(url: str) -> PostgresSettings:
         else:
             known = ", ".join(sorted(_PASSED | {"schema", "connect_timeout"}))
             raise _bad(shown, f"Unknown option {name!r}; there are: {known}.")
-    dsn = urlunsplit(("postgresql", split.netloc, split.path, urlencode(passed), ""))
+    if password:
+        passed = [(name, text) for name, text in passed if name != "password"] + [("password", password)]
+        user, at, hosts = split.netloc.rpartition("@")
+        split = split._replace(netloc=user.partition(":")[0] + at + hosts)
+    dsn = f"postgresql://{split.netloc}{split.path}{'?' if passed else ''}{urlencode(passed)}"
     return PostgresSettings(dsn=dsn, shown=shown, schema=schema, connect_timeout=connect_timeout)
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown: whatever stands where a password could be is replaced by three stars."""
-    scheme, mark, rest = url.partition("://")
-    if not mark:
-        return url
-    place, question, query = rest.partition("?")
-    userinfo, at, hosts = place.rpartition("@")
-    user, colon, _ = userinfo.partition(":")
-    shown = f"{scheme}://{user}{':***' if colon else ''}{at}{hosts}"
-    if question:
-        parts = (part.partition("=") for part in query.split("&"))
-        shown += "?" + "&".join(f"{name}{eq}{'***' if name in _SECRET else text}" for name, eq, text in parts)
-    return shown
 
 
 def _schema(shown: str, text: str) -> str:
