@@ -19,7 +19,16 @@ from weakref import WeakKeyDictionary
 
 from onexflow.client import Client, connect
 from onexflow.client.remote import RemoteService
-from onexflow.engine.protocols import ComputeNode, EffectNode, ReducerNode, WorkflowOrchestrator, WorkQueue, find_node
+from onexflow.engine.protocols import (
+    ComputeNode,
+    EffectNode,
+    NodeRegistry,
+    ReducerNode,
+    WorkflowNodeRegistry,
+    WorkflowOrchestrator,
+    WorkQueue,
+    find_node,
+)
 from onexflow.spi import (
     Context,
     ContextValue,
@@ -102,6 +111,7 @@ __all__ = [
     "LiteralWorkflowEventType",
     "LiteralWorkflowState",
     "NodeMetrics",
+    "NodeRegistry",
     "OnexResult",
     "Percentiles",
     "ProtocolComputeNode",
@@ -150,6 +160,7 @@ __all__ = [
     "WorkflowMetrics",
     "WorkflowNodeCapability",
     "WorkflowNodeInfo",
+    "WorkflowNodeRegistry",
     "WorkflowOrchestrator",
     "WorkflowSnapshot",
     "WorkflowState",
@@ -157,6 +168,7 @@ __all__ = [
     "create_workflow_event",
     "get_node",
     "get_work_queue",
+    "get_workflow_node_registry",
     "get_workflow_orchestrator",
 ]
 
@@ -180,6 +192,8 @@ def _service() -> RemoteService:
 async def close() -> None:
     """End the running loop's connection: calls that wait get Unavailable, what was started goes on. Idempotent; the next
     call connects again."""
+    if get_workflow_node_registry.cache_info().currsize:
+        await get_workflow_node_registry().close()
     await _service().close()
     task = _connecting.pop(asyncio.get_running_loop(), None)
     if task is None:
@@ -201,6 +215,13 @@ def get_workflow_orchestrator() -> WorkflowOrchestrator:
 def get_work_queue() -> WorkQueue:
     """The work queue `default` of the cluster at ONEXFLOW_ADDRESS. Connects when it is first used."""
     return WorkQueue(_service())
+
+
+@cache
+def get_workflow_node_registry() -> WorkflowNodeRegistry:
+    """The node registry of the cluster at ONEXFLOW_ADDRESS. Connects when it is first used; what is registered with it is
+    kept registered until `close`."""
+    return WorkflowNodeRegistry(_service().node_registry)
 
 
 async def get_node(

@@ -13,7 +13,7 @@ app = cyclopts.App(name="node", help="The orchestrators and workers of the clust
 
 @app.command(name="list")
 async def list_(*, common: Common = Common()) -> None:
-    """Every process that the orchestrator knows, one line a role."""
+    """Every process that the orchestrator knows, one line a role, and the guests: nodes that others registered."""
     async with connected(common) as client:
         nodes = await client.nodes()
     if common.out.json:
@@ -25,6 +25,7 @@ async def list_(*, common: Common = Common()) -> None:
             node.node_id,
             node.kind,
             node.status,
+            node.health,
             "yes" if node.connected else "no",
             f"{node.running}/{node.slots}" if node.slots else "",
             node.address,
@@ -32,7 +33,9 @@ async def list_(*, common: Common = Common()) -> None:
         )
         for node in nodes
     ]
-    common.out.table(("NODE", "KIND", "STATUS", "CONNECTED", "BUSY", "ADDRESS", "STARTED"), rows, empty="No nodes.")
+    common.out.table(
+        ("NODE", "KIND", "STATUS", "HEALTH", "CONNECTED", "BUSY", "ADDRESS", "STARTED"), rows, empty="No nodes."
+    )
 
 
 @app.command
@@ -60,6 +63,7 @@ async def show(node_id: str, /, *, common: Common = Common()) -> None:
                 ("node", node.node_id),
                 ("kind", node.kind),
                 ("status", node.status),
+                ("health", node.health),
                 ("connected", "yes" if node.connected else "no"),
                 ("registered", "yes" if node.registered else "no"),
                 ("busy", f"{node.running} of {node.slots}" if node.slots else ""),

@@ -16,7 +16,7 @@ from onexflow.core.errors import Draining, InvalidArgument, ShardMoved, Unavaila
 from onexflow.rpc.channel import open_channel
 from onexflow.rpc.status import DETAILS, from_rpc_error
 from onexflow.spi.exceptions import SPIError
-from onexflow.v1 import admin_pb2_grpc, queue_pb2_grpc, workflow_pb2_grpc
+from onexflow.v1 import admin_pb2_grpc, events_pb2_grpc, nodes_pb2_grpc, queue_pb2_grpc, workflow_pb2_grpc
 
 Answer = TypeVar("Answer")
 
@@ -56,6 +56,14 @@ class Channels:
     @property
     def queues(self) -> queue_pb2_grpc.WorkQueueServiceAsyncStub:
         return queue_pb2_grpc.WorkQueueServiceStub(self._channel())
+
+    @property
+    def nodes(self) -> nodes_pb2_grpc.NodeRegistryServiceAsyncStub:
+        return nodes_pb2_grpc.NodeRegistryServiceStub(self._channel())
+
+    @property
+    def events(self) -> events_pb2_grpc.EventBusServiceAsyncStub:
+        return events_pb2_grpc.EventBusServiceStub(self._channel())
 
     def _channel(self) -> grpc.aio.Channel:
         address = self.address

@@ -29,6 +29,7 @@ from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
 from onexflow.core.payload import JSON, Payload
+from onexflow.engine.protocols.node_registry import WorkflowNodeRegistry
 from onexflow.engine.protocols.nodes import Node, find_node
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports.client_link import (
@@ -42,6 +43,7 @@ from onexflow.ports.client_link import (
     RunSummary,
     RunView,
 )
+from onexflow.ports.nodes import DEFAULT_TTL
 from onexflow.telemetry import tracing
 from onexflow.v1 import admin_pb2, common_pb2
 from onexflow.v1 import workflow_pb2 as pb
@@ -89,6 +91,7 @@ class Client:
         self._call_timeout = call_timeout
         self._patience = patience
         self._service = RemoteService.of(self)
+        self._registries: list[WorkflowNodeRegistry] = []
         self._calls = Calls()
         self._stream = ConnectStream(self._calls, channels, client_id=client_id, patience=patience)
         self._running = asyncio.get_running_loop().create_task(self._stream.run(), name="onexflow-client")
@@ -112,6 +115,8 @@ class Client:
 
     async def close(self) -> None:
         """End the connection; calls that wait fail with Unavailable. Idempotent. What was started goes on."""
+        for registry in self._registries:
+            await registry.close()
         await self._service.close()
         self._running.cancel()
         await asyncio.wait([self._running])
@@ -252,6 +257,20 @@ class Client:
     def work_queue(self, name: str = "default", *, wait_seconds: float = 0.0) -> WorkQueue:
         """The specification's work queue of that name. `wait_seconds`: how long dequeue_task waits for a task."""
         return WorkQueue(self._service, namespace=self.namespace, name=name, wait_seconds=wait_seconds)
+
+    # ---- the node registry
+
+    def node_registry(self, *, ttl_seconds: float = DEFAULT_TTL, environment: str = "") -> WorkflowNodeRegistry:
+        """The specification's node registry. What is registered with it is kept registered until it or this client is
+        closed, and lasts `ttl_seconds` when the process ends without that."""
+        registry = WorkflowNodeRegistry(
+            self._service.node_registry,
+            namespace=self.namespace,
+            ttl_seconds=ttl_seconds,
+            environment=environment,
+        )
+        self._registries.append(registry)
+        return registry
 
     # ---- the cluster
 

@@ -39,8 +39,9 @@ async def follow(
         finally:
             stream.cancel()
         await asyncio.sleep(PAUSE)
-        await channels.unary(partial(_ask, channels), patience)
+        await channels.unary(partial(ask, channels), patience)
 
 
-async def _ask(channels: Channels, seconds: float) -> admin_pb2.GetHealthResponse:
+async def ask(channels: Channels, seconds: float) -> admin_pb2.GetHealthResponse:
+    """Does an orchestrator answer?"""
     return await channels.admin.GetHealth(admin_pb2.GetHealthRequest(), timeout=seconds)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from onexflow.client.ids import new_request_id
+from onexflow.client.remote_events import RemoteEvents
+from onexflow.client.remote_nodes import RemoteNodes
 from onexflow.codec.wire import common as wire_common
 from onexflow.codec.wire import queue as wire_queue
 from onexflow.codec.wire import workflow as wire
@@ -61,6 +63,10 @@ class RemoteService:
         self._source = source
         #: What is under way, and how to tell the caller that it was given up.
         self._tasks: dict[asyncio.Task[None], Callable[[SPIError], None]] = {}
+        #: What `ports.events` asks.
+        self.events = RemoteEvents(source, self._keep)
+        #: What `ports.nodes` asks.
+        self.node_registry = RemoteNodes(source, self._keep)
 
     @classmethod
     def of(cls, client: Client) -> RemoteService:

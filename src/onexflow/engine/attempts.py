@@ -33,6 +33,7 @@ from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import open_items, timers_of
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import WorkerSession
+from onexflow.engine.tally import Tallies
 from onexflow.engine.timers import Timers
 from onexflow.ports.worker_link import Assignment, AttemptResult, Cancel, Demand, Progress
 from onexflow.spi.exceptions import SPIError
@@ -77,6 +78,7 @@ class AttemptBook:
         self._lookups: set[asyncio.Task[None]] = set()
         #: Called when a worker has joined, or has given credits.
         self.on_room: Callable[[bool], None] = _ignore
+        self.tallies = Tallies()
         #: Results of attempts that the log does not wait for.
         self.superseded = 0
 
@@ -309,6 +311,7 @@ class AttemptBook:
 
     def join(self, session: WorkerSession) -> None:
         self._sessions[session] = None
+        session.tally = self.tallies.of(session.worker_id, session.incarnation)
         self.dispatcher.add(session)
         session.send(Demand(self.dispatcher.waiting()))
         self.on_room(True)
@@ -316,6 +319,9 @@ class AttemptBook:
     def leave(self, session: WorkerSession) -> None:
         self._sessions.pop(session, None)
         self.dispatcher.remove(session)
+
+    def pass_over(self, session: WorkerSession) -> None:
+        self.dispatcher.pass_over(session)
 
     def on_credits(self, session: WorkerSession) -> None:
         self.dispatcher.pump(session)
@@ -364,9 +370,17 @@ class AttemptBook:
         if shard is None or token.offset >= shard.durable:
             return None
         rows = await self._kernel.store.read_shard(shard.id, token.offset, 1)
-        run = await self._kernel.find_numbered(shard, rows[0].iid) if rows else None
-        found = _item_of(run, token) if run is not None and not run.is_over else None
-        return Attempt(run, *found, token) if run is not None and found is not None else None
+        if rows and rows[0].offset <= token.offset:
+            iids = [rows[0].iid]
+        else:  # that event was cut, of a run that may still wait
+            graves = await self._kernel.store.tombstones(shard.id, token.offset)
+            iids = list({grave.iid for grave in graves if grave.first_offset <= token.offset})
+        for iid in iids:
+            run = await self._kernel.find_numbered(shard, iid)
+            found = _item_of(run, token) if run is not None and not run.is_over else None
+            if run is not None and found is not None:
+                return Attempt(run, *found, token)
+        return None
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         async def guarded() -> None:
@@ -386,6 +400,7 @@ class AttemptBook:
         tokens: list[Token] = []
         first: Attempt | None = None
         started_at = 0
+        count = session.tally.add
         for result in results:
             token, status = result.token, result.status
             attempt = self.attempts.get(token)
@@ -401,6 +416,7 @@ class AttemptBook:
                 answer.discarded.append(token)  # it runs elsewhere by now, under the same token
                 continue
             self._forget(attempt)
+            count(result)
             if status == "completed":
                 if first is None:
                     first, started_at = attempt, result.started_at
@@ -487,7 +503,10 @@ class AttemptBook:
         if attempt is None:
             self.superseded += 1
             answer.discarded.append(result.token)
-        elif result.status == "completed":
+            self._acknowledge(session, answer)
+            return
+        session.tally.add(result)
+        if result.status == "completed":
             group = [ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result)]
             self._complete(session, attempt, group, [result.token], result.started_at, answer)
         else:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from onexflow.core.errors import InvalidTransition, Overloaded, UnknownNode
@@ -21,7 +22,7 @@ from onexflow.engine.pins import Pins
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.ports.client_link import ControlOutcome, ControlRequest
-from onexflow.ports.clock import Clock
+from onexflow.ports.clock import Clock, IdSource
 from onexflow.ports.nodes import (
     MAX_GUESTS,
     UNFIT,
@@ -83,6 +84,7 @@ class NodeBook:
         control: Control,
         *,
         clock: Clock,
+        ids: IdSource,
         orchestrator_id: str,
         incarnation: str,
     ) -> None:
@@ -93,6 +95,7 @@ class NodeBook:
         self._pins = pins
         self._control = control
         self._clock = clock
+        self._ids = ids
         self._orchestrator_id = orchestrator_id
         self._incarnation = incarnation
         self._guests: dict[str, _Guest] = {}
@@ -133,6 +136,8 @@ class NodeBook:
 
     async def register_node(self, registration: Registration) -> Registration:
         node = registration.node
+        if not registration.incarnation:
+            registration = msgspec.structs.replace(registration, incarnation=str(self._ids.uuid()), started_at=0)
         views.check(registration)
         self._refuse_taken(node.node_id)
         mine = self._guests.get(node.node_id)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+import msgspec
+
 from onexflow.engine.sessions import WorkerSession
 from onexflow.ports.client_link import NodeView
+from onexflow.ports.nodes import NodeEntry
 from onexflow.ports.registry import NodeRecord, kind_of, role_of
 from onexflow.ports.worker_link import Role
 
@@ -40,6 +43,17 @@ def node_views(
             if (kind, session.worker_id) not in views:
                 views[kind, session.worker_id] = _unregistered(session, cast("Role", role), slots)
     return [views[key] for key in sorted(views)]
+
+
+def with_health(views: Sequence[NodeView], entries: Iterable[NodeEntry]) -> list[NodeView]:
+    """The views of workers and guests with how they are."""
+    health = {(entry.node_id, entry.incarnation): entry.health for entry in entries}
+    return [
+        view
+        if view.kind == "orchestrator"
+        else msgspec.structs.replace(view, health=health.get((view.node_id, view.incarnation), ""))
+        for view in views
+    ]
 
 
 def _running(session: WorkerSession, role: str) -> int:

@@ -43,7 +43,7 @@ from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
 from onexflow.engine.node_book import NodeBook
-from onexflow.engine.nodes import node_views
+from onexflow.engine.nodes import node_views, with_health
 from onexflow.engine.observed import Observed
 from onexflow.engine.pins import Pins
 from onexflow.engine.queries import FollowListener, Queries
@@ -609,6 +609,7 @@ class Orchestrator:
 
     async def list_nodes(self) -> Sequence[NodeView]:
         views = node_views(self._registry.members(), self._sessions.by_worker.values(), self._record)
+        views = with_health(views, await self.node_registry.find_nodes())
         return [*views, *self._sessions.lifecycle.views()]
 
     async def drain_node(self, node_id: str) -> bool:

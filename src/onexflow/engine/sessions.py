@@ -17,6 +17,8 @@ from onexflow.core.errors import ProtocolViolation, Unavailable
 from onexflow.core.ids import Token
 from onexflow.engine.lifecycle import Lifecycles
 from onexflow.engine.run import Attempt
+from onexflow.engine.tally import Tally
+from onexflow.ports.nodes import UNFIT
 from onexflow.ports.registry import Prober, Registry
 from onexflow.ports.worker_link import (
     PROTOCOL_VERSION,
@@ -58,6 +60,7 @@ class Attempts(Protocol):
 
     def join(self, session: WorkerSession) -> None: ...
     def leave(self, session: WorkerSession) -> None: ...
+    def pass_over(self, session: WorkerSession) -> None: ...
     def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None: ...
     def on_progress(self, token: Token, message: Progress) -> None: ...
     def lose(self, attempt: Attempt, worker: str) -> None: ...
@@ -85,7 +88,12 @@ class WorkerSession:
         #: Shards of which this worker has said what it holds.
         self.told: set[int] = set()
         self.is_draining = False
+        #: Its health is that of a worker which is given no new tasks (ports.nodes.UNFIT).
+        self.is_unfit = False
         self.is_open = True
+        #: Loop time at which it was heard last, and what it has done.
+        self.heard_at = 0.0
+        self.tally = Tally("")
         self.said_goodbye = False
 
     @property
@@ -98,7 +106,7 @@ class WorkerSession:
 
     @property
     def takes_work(self) -> bool:
-        return self.is_open and not self.is_draining
+        return self.is_open and not self.is_draining and not self.is_unfit
 
     @property
     def handler_keys(self) -> list[tuple[str, str]]:
@@ -146,6 +154,7 @@ class WorkerSession:
     # ---- WorkerPeer
 
     def on_message(self, message: FromWorker) -> None:
+        self.heard_at = asyncio.get_running_loop().time()
         if self.hello is None:
             if not isinstance(message, Hello):
                 raise ProtocolViolation(f"the first message must be Hello, not {type(message).__name__}")
@@ -166,6 +175,7 @@ class WorkerSession:
                 self._sessions.on_lifecycle(self, message)
             case WorkerDraining():
                 self.is_draining = True
+                self._sessions.hub.pass_over(self)
             case Goodbye():
                 self.said_goodbye = True
             case Pong():
@@ -252,6 +262,8 @@ class Sessions:
             )
         session.hello = hello
         session.infos = {(info.role, info.name): info for info in hello.handlers}
+        report = self._registry.health_of(hello.worker_id)
+        session.is_unfit = report is not None and report.incarnation == hello.incarnation and report.health in UNFIT
         self._unnamed.discard(session)
         self.by_worker[hello.worker_id] = session
         if previous is not None:

@@ -16,6 +16,7 @@ import msgspec
 
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import NULL, Failure, Payload
+from onexflow.ports.nodes import NodeRegistryService
 from onexflow.ports.queue import Answer, AnyCall
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
@@ -213,6 +214,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     registered: bool
     version: str = ""
     started_at: int = 0
+    health: str = ""  #: as it said or was last said of it; "" of orchestrators
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,6 +271,14 @@ class OrchestratorService(RunService, Protocol):
     """One orchestrator. `reply` gets the named outcome or an SPIError instance."""
 
     orchestrator_id: str
+
+    @property
+    def events(self) -> EventService:
+        """The event bus (`ports.events`)."""
+
+    @property
+    def node_registry(self) -> NodeRegistryService:
+        """Nodes, their health and figures, and the runs assigned to them (`ports.nodes`)."""
 
     def accept_worker(self, link: WorkerLink) -> WorkerPeer:
         """A worker has opened a stream: what its messages are given to."""

@@ -74,11 +74,11 @@ class NodeEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """A guest, as who keeps it registered says it, each time in full: whichever orchestrator hears it, has it.
 
-    `incarnation` is of this registration; `started_at` 0 begins it, and the answer says the time of its beginning, which
-    later heartbeats carry: an older registration does not come back over a newer one."""
+    Without `incarnation` and `started_at` it is a new one; the answer has both, and the heartbeats say them: so an older
+    registration does not come back over a newer one."""
 
     node: NodeEntry
-    incarnation: str
+    incarnation: str = ""
     ttl: float = DEFAULT_TTL
     started_at: int = 0
 
@@ -118,7 +118,7 @@ class NodeRegistryService(Protocol):
     """See the module's text."""
 
     async def register_node(self, registration: Registration) -> Registration:
-        """Begin a guest's registration, or renew it; returns it with its `started_at`. The same id under another
+        """Begin a guest's registration, or renew it; returns it as it stands. The same id under another
         incarnation: the newer one replaces and fences the older, which gets InvalidTransition from then on. The id of a
         live worker or orchestrator is refused with InvalidTransition."""
 

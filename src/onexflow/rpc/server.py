@@ -17,6 +17,9 @@ from onexflow.ports.client_link import OrchestratorService
 from onexflow.rpc.admin_service import AdminEndpoint, WorkerEndpoint
 from onexflow.rpc.channel import server_options
 from onexflow.rpc.client_session import ClientStream
+from onexflow.rpc.consume_session import ConsumeStream
+from onexflow.rpc.events_service import EventsEndpoint
+from onexflow.rpc.node_service import NodeEndpoint
 from onexflow.rpc.queue_service import QueueEndpoint
 from onexflow.rpc.stream import FLUSH_WITHIN
 from onexflow.rpc.worker_session import WorkerStream
@@ -24,6 +27,10 @@ from onexflow.rpc.workflow_service import WorkflowEndpoint
 from onexflow.v1 import (
     admin_pb2,
     admin_pb2_grpc,
+    events_pb2,
+    events_pb2_grpc,
+    nodes_pb2,
+    nodes_pb2_grpc,
     queue_pb2,
     queue_pb2_grpc,
     worker_pb2,
@@ -37,6 +44,8 @@ SERVICES: Final = (
     worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
     queue_pb2.DESCRIPTOR.services_by_name["WorkQueueService"].full_name,
+    events_pb2.DESCRIPTOR.services_by_name["EventBusService"].full_name,
+    nodes_pb2.DESCRIPTOR.services_by_name["NodeRegistryService"].full_name,
 )
 #: Seconds between looks at service.health().
 _HEALTH_EVERY: Final = 0.5
@@ -66,6 +75,8 @@ class GrpcServer:
         self._is_draining = False
         self._workers: set[WorkerStream] = set()
         self._clients: set[ClientStream] = set()
+        self._consumers: set[ConsumeStream] = set()
+        self._nodes = NodeEndpoint(service)
         self.address = ""  #: host:port that is served, once started
 
     async def start(self) -> str:
@@ -97,6 +108,7 @@ class GrpcServer:
             worker.drain(reason)
         for client in self._clients:
             client.drain(reason)
+        self._nodes.drain(reason)
 
     async def stop(self, grace: float = 5.0) -> None:
         """End all streams after what is ready was sent, give calls up to `grace` seconds, and close the port."""
@@ -112,7 +124,10 @@ class GrpcServer:
             worker.close(reason)
         for client in self._clients:
             client.close(reason)
-        if endings := [asyncio.ensure_future(stream.over.wait()) for stream in (*self._workers, *self._clients)]:
+        for consumer in self._consumers:
+            consumer.close(reason)
+        streams = (*self._workers, *self._clients, *self._consumers)
+        if endings := [asyncio.ensure_future(stream.over.wait()) for stream in streams]:
             _, late = await asyncio.wait(endings, timeout=2 * FLUSH_WITHIN)
             for ending in late:
                 ending.cancel()
@@ -134,10 +149,14 @@ class GrpcServer:
         workers: Any = WorkerEndpoint(self._service, self._workers)
         admin: Any = AdminEndpoint(self._service)
         queues: Any = QueueEndpoint(self._service)
+        events: Any = EventsEndpoint(self._service.events, self._consumers)
+        nodes: Any = self._nodes
         workflow_pb2_grpc.add_WorkflowServiceServicer_to_server(workflows, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         queue_pb2_grpc.add_WorkQueueServiceServicer_to_server(queues, server)
+        events_pb2_grpc.add_EventBusServiceServicer_to_server(events, server)
+        nodes_pb2_grpc.add_NodeRegistryServiceServicer_to_server(nodes, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

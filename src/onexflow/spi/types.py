@@ -374,6 +374,7 @@ class NodeMetrics:
     completed: int = 0
     failed: int = 0
     mean_duration_seconds: float = 0.0
+    duration: Percentiles = field(default_factory=Percentiles)
     resource_utilization: Context = field(default_factory=dict)
     last_heartbeat: datetime | None = None
 

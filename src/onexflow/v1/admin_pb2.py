@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17onexflow/v1/admin.proto\x12\x0bonexflow.v1\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x11ListNodesResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.onexflow.v1.NodeView\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdd\x01\n\x08NodeView\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x10\n\x08handlers\x18\x06 \x03(\t\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x0f\n\x07running\x18\x08 \x01(\r\x12\x11\n\tconnected\x18\t \x01(\x08\x12\x12\n\nregistered\x18\n \x01(\x08\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x12\n\nstarted_at\x18\x0c \x01(\x03\"7\n\x10\x44rainNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"$\n\x11\x44rainNodeResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"\x12\n\x10GetHealthRequest\"\x92\x01\n\x11GetHealthResponse\x12\x0f\n\x07serving\x18\x01 \x01(\x08\x12<\n\x07\x64\x65tails\x18\x02 \x03(\x0b\x32+.onexflow.v1.GetHealthResponse.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xf2\x01\n\x0c\x41\x64minService\x12J\n\tListNodes\x12\x1d.onexflow.v1.ListNodesRequest\x1a\x1e.onexflow.v1.ListNodesResponse\x12J\n\tDrainNode\x12\x1d.onexflow.v1.DrainNodeRequest\x1a\x1e.onexflow.v1.DrainNodeResponse\x12J\n\tGetHealth\x12\x1d.onexflow.v1.GetHealthRequest\x1a\x1e.onexflow.v1.GetHealthResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17onexflow/v1/admin.proto\x12\x0bonexflow.v1\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x11ListNodesResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.onexflow.v1.NodeView\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xed\x01\n\x08NodeView\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x10\n\x08handlers\x18\x06 \x03(\t\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x0f\n\x07running\x18\x08 \x01(\r\x12\x11\n\tconnected\x18\t \x01(\x08\x12\x12\n\nregistered\x18\n \x01(\x08\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x12\n\nstarted_at\x18\x0c \x01(\x03\x12\x0e\n\x06health\x18\r \x01(\t\"7\n\x10\x44rainNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"$\n\x11\x44rainNodeResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"\x12\n\x10GetHealthRequest\"\x92\x01\n\x11GetHealthResponse\x12\x0f\n\x07serving\x18\x01 \x01(\x08\x12<\n\x07\x64\x65tails\x18\x02 \x03(\x0b\x32+.onexflow.v1.GetHealthResponse.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xf2\x01\n\x0c\x41\x64minService\x12J\n\tListNodes\x12\x1d.onexflow.v1.ListNodesRequest\x1a\x1e.onexflow.v1.ListNodesResponse\x12J\n\tDrainNode\x12\x1d.onexflow.v1.DrainNodeRequest\x1a\x1e.onexflow.v1.DrainNodeResponse\x12J\n\tGetHealth\x12\x1d.onexflow.v1.GetHealthRequest\x1a\x1e.onexflow.v1.GetHealthResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,17 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTNODESRESPONSE']._serialized_start=99
   _globals['_LISTNODESRESPONSE']._serialized_end=181
   _globals['_NODEVIEW']._serialized_start=184
-  _globals['_NODEVIEW']._serialized_end=405
-  _globals['_DRAINNODEREQUEST']._serialized_start=407
-  _globals['_DRAINNODEREQUEST']._serialized_end=462
-  _globals['_DRAINNODERESPONSE']._serialized_start=464
-  _globals['_DRAINNODERESPONSE']._serialized_end=500
-  _globals['_GETHEALTHREQUEST']._serialized_start=502
-  _globals['_GETHEALTHREQUEST']._serialized_end=520
-  _globals['_GETHEALTHRESPONSE']._serialized_start=523
-  _globals['_GETHEALTHRESPONSE']._serialized_end=669
-  _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._serialized_start=623
-  _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._serialized_end=669
-  _globals['_ADMINSERVICE']._serialized_start=672
-  _globals['_ADMINSERVICE']._serialized_end=914
+  _globals['_NODEVIEW']._serialized_end=421
+  _globals['_DRAINNODEREQUEST']._serialized_start=423
+  _globals['_DRAINNODEREQUEST']._serialized_end=478
+  _globals['_DRAINNODERESPONSE']._serialized_start=480
+  _globals['_DRAINNODERESPONSE']._serialized_end=516
+  _globals['_GETHEALTHREQUEST']._serialized_start=518
+  _globals['_GETHEALTHREQUEST']._serialized_end=536
+  _globals['_GETHEALTHRESPONSE']._serialized_start=539
+  _globals['_GETHEALTHRESPONSE']._serialized_end=685
+  _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._serialized_start=639
+  _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._serialized_end=685
+  _globals['_ADMINSERVICE']._serialized_start=688
+  _globals['_ADMINSERVICE']._serialized_end=930
 # @@protoc_insertion_point(module_scope)

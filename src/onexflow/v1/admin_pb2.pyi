@@ -74,7 +74,7 @@ Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
 
 @_typing.final
 class NodeView(_message.Message):
-    """A process as the orchestrator sees it. Registered (lease) and connected (stream) are two things."""
+    """A process, or a guest, as the orchestrator sees it. Registered (lease) and connected (stream) are two things."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -90,10 +90,11 @@ class NodeView(_message.Message):
     REGISTERED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Name."""
     kind: _builtins.str
-    """"orchestrator" (a server), or of workers "effect", "compute", "reducer" or "orchestrator-node"."""
+    """"orchestrator" (a server), of workers "effect", "compute", "reducer" or "orchestrator-node", or "guest"."""
     incarnation: _builtins.str
     """This life of the process."""
     address: _builtins.str
@@ -112,6 +113,8 @@ class NodeView(_message.Message):
     """Version of its code."""
     started_at: _builtins.int
     """When it started."""
+    health: _builtins.str
+    """How it is, as it said or was last said of it: see nodes.proto. Empty of orchestrators."""
     @_builtins.property
     def handlers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Handlers that it serves."""
@@ -131,10 +134,11 @@ class NodeView(_message.Message):
         registered: _builtins.bool = ...,
         version: _builtins.str = ...,
         started_at: _builtins.int = ...,
+        health: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "handlers", b"handlers", "incarnation", b"incarnation", "kind", b"kind", "node_id", b"node_id", "registered", b"registered", "running", b"running", "slots", b"slots", "started_at", b"started_at", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "handlers", b"handlers", "health", b"health", "incarnation", b"incarnation", "kind", b"kind", "node_id", b"node_id", "registered", b"registered", "running", b"running", "slots", b"slots", "started_at", b"started_at", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,6 +20,7 @@ def node_view_to_pb(value: link.NodeView) -> pb.NodeView:
         registered=value.registered,
         version=value.version,
         started_at=value.started_at,
+        health=value.health,
     )
 
 
@@ -37,6 +38,7 @@ def node_view(message: pb.NodeView) -> link.NodeView:
         registered=message.registered,
         version=message.version,
         started_at=message.started_at,
+        health=message.health,
     )
 
 

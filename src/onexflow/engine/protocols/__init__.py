@@ -6,7 +6,9 @@ of their own that would be missed: what they say is read from the log, what they
 
 from __future__ import annotations
 
+from onexflow.engine.protocols.base_nodes import NodeRegistry
 from onexflow.engine.protocols.calling import ServiceCaller
+from onexflow.engine.protocols.node_registry import WorkflowNodeRegistry
 from onexflow.engine.protocols.nodes import (
     ComputeNode,
     EffectNode,
@@ -22,10 +24,12 @@ __all__ = [
     "ComputeNode",
     "EffectNode",
     "Node",
+    "NodeRegistry",
     "OrchestratorNode",
     "ReducerNode",
     "ServiceCaller",
     "WorkQueue",
+    "WorkflowNodeRegistry",
     "WorkflowOrchestrator",
     "find_node",
 ]
