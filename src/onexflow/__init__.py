@@ -5,7 +5,7 @@ The names of this module are the public surface (docs/stability.md), resolved wh
 
 - define: `workflow`, or `load_definition` for YAML and JSON; `WorkflowDefinition` and its parts
 - serve: `Worker`, whose handlers may take a `Context` and raise `Fatal` or `Retry`
-- call: `connect` → `Client` → `RunHandle`
+- call: `connect` → `Client` → `RunHandle`; from scripts without `async`, `onexflow.sync`
 - errors: the specification's five (`SPIError` …) and the classes of `onexflow.core.errors` below them
 """
 
@@ -116,6 +116,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sync":
+        return import_module("onexflow.sync")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onexflow.client.client import Client
 
 #: What `resolve` takes as "no result given": None is a result.
-_NOTHING: Any = object()
+NOTHING: Any = object()
 
 
 class RunHandle:
@@ -85,14 +85,14 @@ class RunHandle:
         item: int = 0,
         *,
         retry: bool = False,
-        result: Any = _NOTHING,
+        result: Any = NOTHING,
         fail: str = "",
         reason: str = "",
     ) -> ControlOutcome:
         """Decide a task of unknown outcome, by exactly one of: run it again (`retry`), it was done and this is its
         result (`result`), it was not and will not be done (`fail`, saying why)."""
-        given = retry + (result is not _NOTHING) + bool(fail)
+        given = retry + (result is not NOTHING) + bool(fail)
         if given != 1:
             raise InvalidArgument("exactly one of retry, result and fail is needed", field="decision")
-        payload = None if result is _NOTHING else encode_value(result)
+        payload = None if result is NOTHING else encode_value(result)
         return await self._client._resolve(self.key, task, item, retry=retry, result=payload, fail=fail, reason=reason)
