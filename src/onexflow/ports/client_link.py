@@ -16,6 +16,7 @@ import msgspec
 
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import NULL, Failure, Payload
+from onexflow.ports.events import EventService
 from onexflow.ports.nodes import NodeRegistryService
 from onexflow.ports.queue import Answer, AnyCall
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer

@@ -42,6 +42,9 @@ class Projections:
         cursor = reader.cursors.get(shard)
         if cursor is None:
             raise InvalidArgument(f"there is no shard {shard}", field="shard")
+        if cursor.saved == offset > expected and await self._is_stored(namespace, name, shard, states):
+            await self._kernel.lane.durable()
+            return  # a repeated call
         if max(1, cursor.saved) != max(1, expected):
             raise InvalidTransition(
                 f"projection {name!r} is at {shard}:{cursor.saved}, not at {shard}:{expected}: another one writes it",
@@ -56,6 +59,15 @@ class Projections:
             owned.put(names.state(namespace, name, key), data)
         reader.saved(cursor, offset)
         await self._kernel.lane.durable()
+
+    async def _is_stored(self, namespace: str, name: str, shard: int, states: Mapping[RunKey, Payload]) -> bool:
+        owned = self._kernel.shards[shard]
+        for key, state in states.items():
+            data = await owned.register(self._kernel.store, names.state(namespace, name, key))
+            stored = names.decode(data, StateRecord).state if data else Payload(b"")
+            if stored != state:
+                return False
+        return bool(states)
 
     async def load(self, namespace: str, name: str, key: RunKey) -> ProjectionState:
         while True:

@@ -102,28 +102,31 @@ class Publisher:
     async def _of_run(self, event: EventRecord) -> Published | None:
         """For a run only what it has recorded itself can be said again."""
         kernel, key = self._kernel, event.key
-        shard = kernel.shard_of(key)
         run = kernel.resident(key)
         if run is not None:
-            iid, head = run.iid, run.state.seq
+            head = run.state.seq
         else:
             if (started := kernel.known_start(key)) is not None:
                 await kernel.lane.durable()  # its entry may be on the way
-            record = await kernel.store.find_run(shard.id, key.to_bytes())
+            record = await kernel.store.find_run(kernel.shard_of(key).id, key.to_bytes())
             if record is None:
                 if started is not None:
                     raise InternalError(f"run {key} is not listed", {"run": str(key)})
                 return None
-            iid, head = record.iid, record.head
+            head = record.head
         number = event.sequence
         if 0 < number <= head and event.event_id == event_records.event_id_of(key, number):
-            await kernel.lane.durable()
-            for row in await kernel.store.read_run(shard.id, iid, number, 1):
-                place = Position(shard.id, row.offset + number - row.seq)
+            for recorded in await self.read(key, number, number, 1):
+                if not _is_same(recorded, event):
+                    break
+                notes = decode_value(recorded.metadata)
                 partitions = self._topics.partitions(key.namespace, key.workflow_type)
-                partition = partition_of(str(key.instance_id), partitions)
                 return Published(
-                    sequence=number, position=place, topic=key.workflow_type, partition=partition, created=False
+                    sequence=number,
+                    position=Position(notes["shard"], notes["offset"]),
+                    topic=key.workflow_type,
+                    partition=partition_of(str(key.instance_id), partitions),
+                    created=False,
                 )
         raise InvalidTransition(
             f"{key} is a run: its orchestrator alone writes its events",
@@ -268,6 +271,13 @@ def _published(shard: int, place: Place, *, created: bool) -> Published:
         topic=place.topic,
         partition=place.partition,
         created=created,
+    )
+
+
+def _is_same(recorded: EventRecord, said: EventRecord) -> bool:
+    """Does it say what was recorded? What is about an event (its notes, its time) is not compared."""
+    return (recorded.type, recorded.idempotency_key) == (said.type, said.idempotency_key) and (
+        decode_value(recorded.payload) == decode_value(said.payload)
     )
 
 
