@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
+from uuid import uuid4
 
 import pytest
 
 from onexflow.engine.orchestrator import Orchestrator
-from onexflow.engine.protocols.event_bus import WorkflowEventBus
-from onexflow.testing import Cluster
-from onexflow.testing.conformance.onex_event_bus import Connect, EventBusConformance
+from onexflow.engine.protocols import WorkflowEventBus, WorkflowEventCoordinator
+from onexflow.testing import Cluster, virtual_time
+from onexflow.testing.conformance.onex_event_bus import ORDER, QUICK, Connect, EventBusConformance, Seen, event
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
-from onexflow.testing.conformance.onex_projections import ProjectionConformance
+from onexflow.testing.conformance.onex_projections import ProjectionConformance, Totals
 
 
 class InProcess:
+    """An engine of this process."""
+
     @pytest.fixture
     async def service(self) -> AsyncIterator[Orchestrator]:
         async with Cluster(seed=1) as cluster:
@@ -34,3 +39,82 @@ class TestInProcess(InProcess, EventBusConformance):
 
 class TestProjectionsInProcess(InProcess, ProjectionConformance):
     pass
+
+
+# ---- what was said is so after a crash
+
+
+@virtual_time
+async def test_a_group_goes_on_after_a_crash() -> None:
+    async with Cluster(seed=1) as cluster:
+        after, instance = Seen(), uuid4()
+        bus = WorkflowEventBus(cluster.engine.events, group="billing", retries=QUICK)
+        subscription = await bus.subscribe_to_workflow_events(ORDER)
+        for n in range(1, 5):
+            await bus.publish_workflow_event(event(instance, data={"n": n}))
+        acknowledged, _ = await bus.pull(subscription, max_messages=2)
+        await acknowledged.ack()
+        await cluster.crash_orchestrator()
+        await bus.close()
+        bus = WorkflowEventBus((await cluster.restart_orchestrator()).events, group="billing", retries=QUICK)
+        await bus.subscribe_to_workflow_events(ORDER, handler=after)
+        await after.got(3)
+        assert after.numbers == [2, 3, 4]
+        published = await bus.publish(event(instance, data={"n": 5}))
+        assert published.sequence == 5
+        await after.got(4)
+        await bus.close()
+
+
+@virtual_time
+async def test_dead_letters_topics_and_statuses_are_there_after_a_crash() -> None:
+    async with Cluster(seed=1) as cluster:
+        hopeless, instance = Seen(failures=3), uuid4()
+        bus = WorkflowEventBus(cluster.engine.events, group="billing", retries=QUICK)
+        await bus.create_workflow_topic(ORDER, 8)
+        await bus.subscribe_to_workflow_events(ORDER, handler=hopeless)
+        given = event(instance, data={"n": 1})
+        await bus.publish_workflow_event(given)
+        async with asyncio.timeout(10):
+            while not await bus.dead_letters(ORDER):
+                await asyncio.sleep(0.01)
+        await cluster.crash_orchestrator()
+        await bus.close()
+        engine = await cluster.restart_orchestrator()
+        bus = WorkflowEventBus(engine.events, group="billing", retries=QUICK)
+        [letter] = await bus.dead_letters(ORDER)
+        assert (letter.error.message, letter.delivery.event.event_id) == ("it does not work", given.event_id)
+        assert await bus.create_workflow_topic(ORDER, 4) is False
+        status = await WorkflowEventCoordinator(engine.events, bus).get_event_status(str(given.event_id))
+        assert status is not None
+        assert (status["state"], status["dead_at"]) == ("dead_lettered", [f"billing/{ORDER}"])
+        patient = Seen()
+        await bus.subscribe_to_workflow_events(ORDER, handler=patient)
+        assert await bus.requeue_dead_letters(ORDER) == 1
+        await patient.got(1)
+        await bus.close()
+
+
+@virtual_time
+async def test_a_projection_has_each_event_once_over_crashes() -> None:
+    async with Cluster(seed=1) as cluster:
+        instances, published = [uuid4() for _ in range(5)], 0
+        totals = Totals()
+        for _ in range(4):
+            bus = WorkflowEventBus(cluster.engine.events)
+            await bus.register_projection(totals)
+            for instance in instances:
+                for _ in range(5):
+                    published += 1
+                    await bus.publish_workflow_event(event(instance, data={"n": published}))
+            await asyncio.sleep(0.01 * published)
+            await cluster.crash_orchestrator()
+            await bus.close()
+            await cluster.restart_orchestrator()
+        bus = WorkflowEventBus(cluster.engine.events)
+        await bus.register_projection(totals)
+        states = [await bus.get_projection_state("totals", ORDER, instance) for instance in instances]
+        assert [state["count"] for state in states] == [20] * 5
+        numbers = [n for state in states for n in cast("list[int]", state["numbers"])]
+        assert sorted(numbers) == list(range(1, published + 1))
+        await bus.close()

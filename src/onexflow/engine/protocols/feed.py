@@ -60,7 +60,9 @@ class Feed:
         self._life = 0
         self._tries = 0
         self._retry: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._live = False
+        #: Why there will be nothing more.
+        self._end: SPIError | None = None
         #: Where a reader for himself goes on: next offsets, and what of the offsets before is not answered.
         self._next: dict[int, int] = dict(request.positions)
         self._open: dict[int, set[int]] = {}
@@ -70,7 +72,8 @@ class Feed:
 
     @property
     def connected(self) -> bool:
-        return self._consumer is not None and self._begun.done()
+        """Whether the present consumer is in force."""
+        return self._live and self._consumer is not None
 
     async def start(self, patience: float) -> Begun:
         """Return when the consumer is in force. Raises what it was refused with; Unavailable after `patience`."""
@@ -88,6 +91,10 @@ class Feed:
     def ack(self, position: Position, done: Done | None = None) -> None:
         """This is dealt with. `done` is called when that is durable, after a loss of the orchestrator too."""
         self._answered(position)
+        if self._end is not None:
+            if done is not None:
+                done(self._end)
+            return
         self._acknowledged[position] = None
         if len(self._acknowledged) > 4 * self._request.window:
             self._acknowledged.popitem(last=False)
@@ -104,7 +111,7 @@ class Feed:
 
     def close(self) -> None:
         """End; idempotent."""
-        self._closed = True
+        self._end = self._end or Unavailable("the subscription was closed")
         self._life += 1
         if self._retry is not None:
             self._retry.cancel()
@@ -112,15 +119,16 @@ class Feed:
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
-        self._give_up(Unavailable("the subscription was closed"))
+        self._give_up(self._end)
         if not self._begun.done():
-            self._begun.set_exception(Unavailable("the subscription was closed"))
+            self._begun.set_exception(self._end)
         self._begun.exception()  # looked at: nobody may be waiting any more
 
     # ---- helpers
 
     def _connect(self) -> None:
         self._retry = None
+        self._live = False
         self._life += 1
         life = self._life
         request = self._request
@@ -149,7 +157,7 @@ class Feed:
     def _told(self, told: Told) -> None:
         match told:
             case Begun():
-                self._tries = 0
+                self._tries, self._live = 0, True
                 for shard, offset in told.positions.items():
                     self._next.setdefault(shard, offset)
                 if not self._begun.done():
@@ -186,10 +194,10 @@ class Feed:
     def _lost(self, error: SPIError) -> None:
         self._life += 1
         self._consumer = None
-        if self._closed:
+        if self._end is not None:
             return
         if not self._again(error):
-            self._closed = True
+            self._end = error
             self._give_up(error)
             if self._begun.done():
                 self._listener.ended(error)
@@ -213,7 +221,7 @@ class Feed:
             return
 
         def confirmed(error: SPIError | None) -> None:
-            if error is not None and self._again(error) and not self._closed:
+            if error is not None and self._end is None and self._again(error):
                 return  # said again to the next consumer
             for done in self._unconfirmed.pop(position, ()):
                 done(error)
