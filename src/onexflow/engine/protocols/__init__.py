@@ -6,8 +6,16 @@ of their own that would be missed: what they say is read from the log, what they
 
 from __future__ import annotations
 
+from onexflow.engine.protocols.base_bus import BaseEventBus
 from onexflow.engine.protocols.base_nodes import NodeRegistry
 from onexflow.engine.protocols.calling import ServiceCaller
+from onexflow.engine.protocols.coordinator import WorkflowEventCoordinator
+from onexflow.engine.protocols.event_bus import (
+    ProjectionStatus,
+    SubscriptionStatus,
+    WorkflowEventBus,
+    WorkflowEventMessage,
+)
 from onexflow.engine.protocols.node_registry import WorkflowNodeRegistry
 from onexflow.engine.protocols.nodes import (
     ComputeNode,
@@ -21,14 +29,20 @@ from onexflow.engine.protocols.orchestrator import WorkflowOrchestrator
 from onexflow.engine.protocols.work_queue import WorkQueue
 
 __all__ = [
+    "BaseEventBus",
     "ComputeNode",
     "EffectNode",
     "Node",
     "NodeRegistry",
     "OrchestratorNode",
+    "ProjectionStatus",
     "ReducerNode",
     "ServiceCaller",
+    "SubscriptionStatus",
     "WorkQueue",
+    "WorkflowEventBus",
+    "WorkflowEventCoordinator",
+    "WorkflowEventMessage",
     "WorkflowNodeRegistry",
     "WorkflowOrchestrator",
     "find_node",
