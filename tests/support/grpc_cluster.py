@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import onexflow
+from onexflow.app.calling import caller_over
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.codec.payload import JsonCodec
 from onexflow.engine.orchestrator import Orchestrator
@@ -38,9 +39,36 @@ async def grpc_cluster(*workers: onexflow.Worker) -> AsyncIterator[onexflow.Clie
         address = await server.start()
         stack.push_async_callback(server.stop, 1.0)
         for number, worker in enumerate(workers):
-            runtime = WorkerRuntime(worker, worker_id=f"w{number}", incarnation=f"w{number}-1", clock=clock)
+            runtime = WorkerRuntime(
+                worker,
+                worker_id=f"w{number}",
+                incarnation=f"w{number}-1",
+                clock=clock,
+                caller=caller_over(lambda: [address]),
+            )
             await stack.enter_async_context(runtime)
             connections = await connect_worker(runtime, address)
             stack.push_async_callback(connections.close)
         client = await onexflow.connect(address)
         yield await stack.enter_async_context(client)
+
+
+@asynccontextmanager
+async def grpc_worker(address: str, worker: onexflow.Worker, worker_id: str) -> AsyncIterator[None]:
+    """One more worker, as the binary runs it: from the end of its nodes' initialize() to that of their shutdown()."""
+    runtime = WorkerRuntime(
+        worker,
+        worker_id=worker_id,
+        incarnation=f"{worker_id}-1",
+        clock=SystemClock(),
+        caller=caller_over(lambda: [address]),
+    )
+    runtime.open()
+    connections = await connect_worker(runtime, address)
+    try:
+        await runtime.initialize()
+        yield
+        await runtime.drain(5.0)
+    finally:
+        await runtime.close()
+        await connections.close()

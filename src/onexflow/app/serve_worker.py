@@ -12,6 +12,7 @@ import structlog
 
 from onexflow import __version__
 from onexflow.app import adapters, exits, telemetry
+from onexflow.app.calling import caller_over
 from onexflow.app.handlers import check_serves, load_workers
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
@@ -22,7 +23,7 @@ from onexflow.ports.registry import MemberEvent, NodeRecord, Registry, kind_of
 from onexflow.ports.worker_link import ROLES, Role
 from onexflow.rpc.liveness import LivenessServer
 from onexflow.rpc.worker_connection import WorkerConnections, connect_worker
-from onexflow.spi.exceptions import SPIError
+from onexflow.spi.exceptions import HandlerInitializationError, SPIError
 from onexflow.telemetry import logging, metrics, names
 from onexflow.worker import Worker
 from onexflow.worker.runtime import WorkerRuntime
@@ -32,6 +33,8 @@ _log = structlog.get_logger("onexflow.worker")
 _BEAT: Final = 0.5
 #: Seconds without any orchestrator after which that is said, and said again.
 _LONELY: Final = 10.0
+#: Seconds in which orchestrators are told of a node that cannot be initialised.
+_TOLD_WITHIN: Final = 1.0
 
 
 async def serve(settings: WorkerSettings) -> int:
@@ -48,8 +51,15 @@ async def serve(settings: WorkerSettings) -> int:
     registry = adapters.registry_of(settings.registry, settings.cluster, clock)
     liveness = LivenessServer(incarnation)
     connections: WorkerConnections | None = None
+    connecting: asyncio.Task[WorkerConnections | None] | None = None
     runtime = WorkerRuntime(
-        worker, worker_id=name, incarnation=incarnation, slots=slots, clock=clock, build_id=__version__
+        worker,
+        worker_id=name,
+        incarnation=incarnation,
+        slots=slots,
+        clock=clock,
+        build_id=__version__,
+        caller=caller_over(lambda: {*runtime.orchestrators, *(connections.connected if connections else ())}),
     )
     _observe(runtime)
     with StopSignals() as stop:
@@ -57,12 +67,15 @@ async def serve(settings: WorkerSettings) -> int:
         try:
             await registry.start()
             runtime.liveness = await liveness.start(*(split_address(settings.liveness) or ()))
-            await runtime.start()
+            runtime.open()
+            background.append(asyncio.create_task(_beat(registry), name="onexflow-beat"))
+            # Beside the nodes' initialize(), so that the orchestrators can tell callers of it.
+            connecting = asyncio.create_task(_connect(runtime, settings, registry, stop), name="onexflow-connecting")
+            await _initialize(runtime, connecting)
             records = _records(worker, name, incarnation, runtime.liveness, slots, clock.now())
             for record in records:
                 await registry.register(record)
-            background.append(asyncio.create_task(_beat(registry), name="onexflow-beat"))
-            connections = await _connect(runtime, settings, registry, stop)
+            connections = await connecting
             if connections is not None:
                 _follow(registry, connections)
                 background.append(asyncio.create_task(_watch(connections), name="onexflow-connections"))
@@ -77,13 +90,34 @@ async def serve(settings: WorkerSettings) -> int:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await runtime.close()
-            if connections is not None:
-                await connections.close()
+            await _disconnect(connecting)
             await registry.close()
             await liveness.stop()
             end_telemetry()
     _log.info("worker.stopped", reason=stop.reason)
     return exits.OK
+
+
+async def _initialize(runtime: WorkerRuntime, connecting: asyncio.Task[WorkerConnections | None]) -> None:
+    """Initialise the nodes. When one fails, the orchestrators hear of it before this process ends, if they are there."""
+    try:
+        await runtime.initialize()
+    except HandlerInitializationError:
+        with contextlib.suppress(SPIError, TimeoutError):
+            async with asyncio.timeout(_TOLD_WITHIN):
+                connections = await asyncio.shield(connecting)
+                if connections is not None:
+                    await connections.wait_connected(_TOLD_WITHIN)
+        raise
+
+
+async def _disconnect(connecting: asyncio.Task[WorkerConnections | None] | None) -> None:
+    if connecting is None:
+        return
+    connecting.cancel()
+    (connections,) = await asyncio.gather(connecting, return_exceptions=True)
+    if isinstance(connections, WorkerConnections):
+        await connections.close()
 
 
 def _observe(runtime: WorkerRuntime) -> None:

@@ -42,7 +42,7 @@ from onexflow.ports.event_store import EventStore
 from onexflow.ports.registry import NodeKind, NodeRecord, kind_of
 from onexflow.ports.worker_link import ROLES, Role
 from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
-from onexflow.spi.exceptions import SPIError
+from onexflow.spi.exceptions import HandlerInitializationError, SPIError
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing.calls import WorkerCalls
 from onexflow.testing.clock import SeededIds, VirtualClock
@@ -231,7 +231,8 @@ class Cluster:
     async def add_worker(
         self, worker: Worker, worker_id: str = "", *, slots: dict[Role, int] | None = None, connect: bool = True
     ) -> ClusterWorker:
-        """Start a worker process with these handlers, registered and connected."""
+        """Start a worker process with these handlers, registered and connected. Returns when its class nodes are
+        initialised. Raises HandlerInitializationError when one cannot be: the worker has ended then."""
         number = len(self.lives) + 1
         name = worker_id or f"worker-{number}"
         calls = WorkerCalls(self)
@@ -244,7 +245,7 @@ class Cluster:
             liveness=f"{name}.{number}",
             caller=ServiceCaller(cast("RunService", calls), calls.close),
         )
-        await runtime.start()
+        runtime.open()
         registry = MemoryRegistry(self.hub)
         await registry.start()
         added = ClusterWorker(runtime, registry, calls)
@@ -256,7 +257,20 @@ class Cluster:
         self.lives.append(added)
         if connect and self._engine is not None:
             self.reconnect(name)
+        try:
+            await runtime.initialize()
+        except HandlerInitializationError:
+            await self.stop_worker(name)
+            raise
         return added
+
+    async def stop_worker(self, worker_id: str) -> None:
+        """SIGTERM: it takes nothing new, ends what it runs, says goodbye."""
+        worker = self.workers.pop(worker_id)
+        await worker.runtime.drain(0.0)
+        if worker.stream is not None:
+            await worker.stream.ended.wait()
+        await worker.close()
 
     def _node_record(self, kind: NodeKind, runtime: WorkerRuntime, handlers: tuple[str, ...]) -> NodeRecord:
         return NodeRecord(

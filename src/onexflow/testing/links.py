@@ -19,6 +19,8 @@ class InProcessStream:
         self._to_orchestrator: deque[FromWorker] = deque()
         self._scheduled = False
         self.is_open = True
+        #: Set at the end of the stream, just before both ends hear of it.
+        self.ended = asyncio.Event()
         #: While True nothing is delivered in either direction (a silent network).
         self.held = False
         #: Everything that was delivered, for assertions.
@@ -67,6 +69,7 @@ class InProcessStream:
         if not self.is_open:
             return
         self.is_open = False
+        self.ended.set()
         self._to_worker.clear()
         self._to_orchestrator.clear()
         self._loop.call_soon(self._peer.on_close, planned)
@@ -75,11 +78,13 @@ class InProcessStream:
     def cut_worker_side(self) -> None:
         """Only the worker notices: the orchestrator is gone without a word."""
         self.is_open = False
+        self.ended.set()
         self._loop.call_soon(self._worker.on_close, "cut")
 
     def cut_orchestrator_side(self) -> None:
         """Only the orchestrator notices: the worker is gone without a word."""
         self.is_open = False
+        self.ended.set()
         self._loop.call_soon(self._peer.on_close, False)
 
 

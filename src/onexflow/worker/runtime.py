@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from onexflow.codec.payload import JsonCodec
-from onexflow.core.errors import InvalidConfiguration
+from onexflow.core.errors import InvalidConfiguration, NodeNotReady
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL, Failure, Payload, PayloadCodec
 from onexflow.ports.clock import Clock
@@ -35,8 +35,11 @@ from onexflow.ports.worker_link import (
     Drain,
     FromWorker,
     Goodbye,
+    HandlerInfo,
     Held,
     Hello,
+    Lifecycle,
+    NodeState,
     OrchestratorLink,
     Ping,
     Pong,
@@ -148,6 +151,8 @@ class WorkerRuntime:
         self._attempts: dict[Token, Attempt] = {}
         self._outbox = Outbox(self._owners.get, self._tell_credits)
         self._initialized: list[Any] = []
+        #: Of the class nodes: where they are in their life.
+        self._states: dict[tuple[Role, str], NodeState] = {}
         self._verbose = False  #: one line an attempt is wanted
         self._started = self._draining = self._wound_down = self._closed = False
         self._completed = self._failed = self._duplicates = self._stale = self._uncredited = 0
@@ -155,17 +160,34 @@ class WorkerRuntime:
     # ---- life
 
     async def start(self) -> None:
-        """Make the handlers ready and initialise class nodes. Raises HandlerInitializationError naming the one that failed."""
+        """`open`, then `initialize`."""
+        self.open()
+        await self.initialize()
+
+    def open(self) -> None:
+        """Make the handlers ready but the class nodes: these are told as `initializing`, and are sent nothing, until
+        `initialize` is done. Raises InvalidConfiguration when a handler cannot be run."""
         if self._started:
             return
         for handler in self.worker.handlers:
             if handler.role in self._lanes:
                 self._ready[handler.role, handler.name] = (handler, self._programs.program(handler))
-        for handler in self.worker.handlers:
-            if handler.node is not None and handler.node not in self._initialized:
-                await self._initialize(handler)
+                if handler.node is not None:
+                    self._states[handler.role, handler.name] = "initializing"
         self._verbose = logging.getLogger("onexflow.worker").isEnabledFor(logging.DEBUG)
         self._started = True
+
+    async def initialize(self) -> None:
+        """Initialise the class nodes, one after the other; links may be attached meanwhile. Raises
+        HandlerInitializationError naming the one that failed, after the others were shut down."""
+        try:
+            for handler in self.worker.handlers:
+                if handler.node is not None and handler.node not in self._initialized:
+                    await self._initialize(handler)
+                    self._tell(handler.node, "ready")
+        except HandlerInitializationError:
+            await self._shutdown_nodes()
+            raise
 
     async def drain(self, timeout: float) -> None:
         """Stop in good order: take nothing new, give back what has not begun, let the rest run for `timeout` seconds,
@@ -354,7 +376,7 @@ class WorkerRuntime:
                 outbox.repeat(token)
                 continue
             known = ready.get((assignment.role, assignment.handler))
-            if lane is None or known is None:
+            if lane is None or known is None or not self._is_ready(assignment):
                 outbox.add(self._unknown(assignment))
             elif not credited or self._draining:
                 self._uncredited += not self._draining
@@ -437,9 +459,24 @@ class WorkerRuntime:
         if attempt.state == RUNNING:
             self._progress.report(attempt.assignment, details)
 
+    def _is_ready(self, assignment: Assignment) -> bool:
+        return self._states.get((assignment.role, assignment.handler), "ready") == "ready"
+
     def _unknown(self, assignment: Assignment) -> AttemptResult:
-        message = f"worker {self.worker_id} serves no {assignment.role} {assignment.handler!r}"
-        error = Failure("UnknownHandler", message, context={"worker": self.worker_id})
+        told, state = (
+            f"{assignment.role} {assignment.handler!r}",
+            self._states.get((assignment.role, assignment.handler)),
+        )
+        error = Failure(
+            "UnknownHandler", f"worker {self.worker_id} serves no {told}", context={"worker": self.worker_id}
+        )
+        if state is not None:  # an orchestrator that does not know of states
+            error = Failure(
+                NodeNotReady.__name__,
+                f"{told} of worker {self.worker_id} is {state}",
+                code=NodeNotReady.code,
+                context={"worker": self.worker_id, "current_state": state, "required_state": "ready"},
+            )
         return AttemptResult(assignment.token, "failed", NULL, error)
 
     def _log_failure(self, assignment: Assignment, error: Failure | None) -> None:
@@ -454,7 +491,7 @@ class WorkerRuntime:
         return Hello(
             worker_id=self.worker_id,
             incarnation=self.incarnation,
-            handlers=tuple(handler.info for handler, _ in self._ready.values()),
+            handlers=tuple(self._info(*key) for key in self._ready),
             slots={role: lane.ledger.slots for role, lane in self._lanes.items()},
             liveness=self.liveness,
             build_id=self._build_id,
@@ -507,16 +544,28 @@ class WorkerRuntime:
                 if asyncio.iscoroutine(answer):
                     await answer
         except Exception as error:
-            await self._shutdown_nodes()
+            self._tell(handler.node, "failed")
             raise HandlerInitializationError(
                 f"initialize() of node {handler.name!r} failed: {error}",
                 {"handler": handler.name, "role": handler.role},
             ) from error
         self._initialized.append(handler.node)
 
+    def _tell(self, node: Any, state: NodeState) -> None:
+        """Say that a class node has come to that state."""
+        served = [(h.role, h.name) for h in self.worker.handlers if h.node is node and (h.role, h.name) in self._states]
+        for key in served:
+            self._states[key] = state
+        self._broadcast(Lifecycle(tuple(self._info(*key) for key in served)))
+
+    def _info(self, role: Role, name: str) -> HandlerInfo:
+        handler, _ = self._ready[role, name]
+        return msgspec.structs.replace(handler.info, state=self._states.get((role, name), ""))
+
     async def _shutdown_nodes(self) -> None:
         while self._initialized:
             node = self._initialized.pop()
+            self._tell(node, "shutdown")
             try:
                 shutdown = getattr(node, "shutdown", None)
                 answer = shutdown() if callable(shutdown) else None

@@ -1,32 +1,44 @@
-"""What nodes on the caller's side must do. Subclass `NodeConformance`, give it a `service`.
+"""What nodes on the caller's side must do. Subclass `NodeConformance`, give it a `service` and a way to add workers.
 
 class TestMine(NodeConformance):
     @pytest.fixture
     async def service(self) -> AsyncIterator[RunService]:
         ...  # with `worker()` connected
+
+    @pytest.fixture
+    def serve(self, service) -> Serve:
+        ...  # serve(worker, worker_id): a context, entered when its nodes are initialised, left when it has shut down
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import pytest
 
+from onexflow.codec.definitions import dump_definition
+from onexflow.core.builder import workflow
 from onexflow.core.ids import RunKey
-from onexflow.engine.protocols import ComputeNode, EffectNode, ReducerNode, find_node
+from onexflow.engine.protocols import ComputeNode, EffectNode, OrchestratorNode, ReducerNode, find_node
 from onexflow.ports.client_link import RunService
 from onexflow.spi import (
     InvalidProtocolStateError,
     ProtocolComputeNode,
     ProtocolEffectNode,
     ProtocolHandlerError,
+    ProtocolOrchestratorNode,
     ProtocolReducerNode,
     RegistryError,
     SPIError,
 )
+from onexflow.worker.context import Context
 from onexflow.worker.handlers import Worker
+
+Serve: TypeAlias = Callable[[Worker, str], AbstractAsyncContextManager[None]]
 
 
 class ApiCall:
@@ -73,10 +85,50 @@ class Aggregation:
         return sum(contract)
 
 
+class Conductor:
+    """An orchestrator node that has the others work."""
+
+    node_id = "orchestrator-workflow-1"
+    node_type = "ORCHESTRATOR"
+
+    async def execute_orchestration(self, contract: Any, ctx: Context) -> Any:
+        transform = await ctx.node(Transform.node_id, "compute")
+        if contract.get("fail"):
+            await (await ctx.node(ApiCall.node_id)).execute_effect({"url": "http://gone"})
+        parts = await asyncio.gather(*(transform.execute_compute({"input_data": [n]}) for n in contract.numbers))
+        total = await (await ctx.node(Aggregation.node_id)).execute_reduction([part[0] for part in parts])
+        return {"total": total, "child": await ctx.run("nodes-child", {"input_data": [total]})}
+
+
+class Living:
+    """An effect node whose life the test decides."""
+
+    node_id = "living-1"
+    node_type = "effect"
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.begun = asyncio.Event()
+
+    async def initialize(self) -> None:
+        self.begun.set()
+        await self.go.wait()
+
+    async def execute_effect(self, contract: Any) -> Any:
+        return contract
+
+
+def child() -> bytes:
+    """The workflow that the conductor runs."""
+    flow = workflow("nodes-child")
+    flow.compute("transform", Transform.node_id)
+    return dump_definition(flow.build())
+
+
 def worker() -> Worker:
     """A worker with a node of each role, and one name in two roles."""
     made = Worker("nodes")
-    for node in (ApiCall(), Transform(), Aggregation()):
+    for node in (ApiCall(), Transform(), Aggregation(), Conductor()):
         made.add_node(node)
 
     async def both(contract: Any) -> Any:
@@ -91,11 +143,12 @@ class NodeConformance:
     """The contract, case by case."""
 
     async def test_each_satisfies_the_protocol_of_its_role(self, service: RunService) -> None:
-        found = [await find_node(service, node.node_id) for node in (ApiCall, Transform, Aggregation)]
-        assert [type(node) for node in found] == [EffectNode, ComputeNode, ReducerNode]
-        assert [node.node_type for node in found] == ["effect", "compute", "reducer"]
-        assert [node.node_id for node in found] == [ApiCall.node_id, Transform.node_id, Aggregation.node_id]
-        protocols = (ProtocolEffectNode, ProtocolComputeNode, ProtocolReducerNode)
+        nodes = (ApiCall, Transform, Aggregation, Conductor)
+        found = [await find_node(service, node.node_id) for node in nodes]
+        assert [type(node) for node in found] == [EffectNode, ComputeNode, ReducerNode, OrchestratorNode]
+        assert [node.node_type for node in found] == ["effect", "compute", "reducer", "orchestrator"]
+        assert [node.node_id for node in found] == [node.node_id for node in nodes]
+        protocols = (ProtocolEffectNode, ProtocolComputeNode, ProtocolReducerNode, ProtocolOrchestratorNode)
         for node, own in zip(found, protocols, strict=True):
             assert [isinstance(node, protocol) for protocol in protocols] == [own is protocol for protocol in protocols]
 
@@ -158,3 +211,86 @@ class NodeConformance:
         assert await node.execute_reduction({"a": 1}) == {"a": 1}
         with pytest.raises(SPIError):
             await find_node(service, "both", "conductor")
+
+    async def test_an_orchestrator_node_has_the_others_work(self, service: RunService) -> None:
+        await service.register_definition("default", child())
+        node = OrchestratorNode(service, Conductor.node_id)
+        assert await node.execute_orchestration({"numbers": [1, 2, 3]}) == {"total": 12, "child": [24]}
+
+    async def test_what_it_calls_fails_for_it_and_it_for_its_caller(self, service: RunService) -> None:
+        with pytest.raises(ProtocolHandlerError, match="no route to http://gone") as raised:
+            await OrchestratorNode(service, Conductor.node_id).execute_orchestration({"fail": True, "numbers": []})
+        assert raised.value.context["node_id"] == Conductor.node_id
+
+    async def test_a_node_of_type_orchestrator_may_be_a_workflow(self, service: RunService) -> None:
+        await service.register_definition("default", child())
+        node = await find_node(service, "nodes-child", "orchestrator")
+        assert isinstance(node, ProtocolOrchestratorNode)
+        assert (node.node_id, node.node_type) == ("nodes-child", "orchestrator")
+        assert await node.execute_orchestration({"input_data": [4]}) == [8]
+        with pytest.raises(ProtocolHandlerError) as raised:
+            await node.execute_orchestration({})
+        assert raised.value.context["run"].startswith("default/nodes-child/")
+        with pytest.raises(RegistryError):
+            await find_node(service, "nodes-child")
+        with pytest.raises(RegistryError):
+            await find_node(service, "no-such-workflow", "orchestrator")
+
+    async def test_a_call_before_initialize_has_finished_is_refused(self, service: RunService, serve: Serve) -> None:
+        living, made, leave = Living(), Worker("living"), asyncio.Event()
+        made.add_node(living)
+
+        async def live() -> None:
+            async with serve(made, "living"):
+                await leave.wait()
+
+        life = asyncio.ensure_future(live())
+        await living.begun.wait()
+        node = EffectNode(service, Living.node_id)
+        context = await _until_refused(node)
+        assert (context["current_state"], context["required_state"]) == ("initializing", "ready")
+        assert (context["node_id"], context["node_type"]) == (Living.node_id, "effect")
+        assert isinstance(await find_node(service, Living.node_id), EffectNode)
+        living.go.set()
+        assert await _until_done(node, {"a": 1}) == {"a": 1}
+        leave.set()
+        await life
+
+    async def test_a_call_after_the_shutdown_is_refused(self, service: RunService, serve: Serve) -> None:
+        living, made = Living(), Worker("living")
+        living.go.set()
+        made.add_node(living)
+        node = EffectNode(service, Living.node_id)
+        async with serve(made, "living"):
+            assert await _until_done(node, 1) == 1
+        context = await _until_refused(node)
+        assert (context["current_state"], context["required_state"]) == ("shutdown", "ready")
+        assert isinstance(await find_node(service, Living.node_id), EffectNode)
+        async with serve(made, "living-2"):
+            assert await _until_done(node, 2) == 2
+
+
+async def _until_refused(node: EffectNode) -> dict[str, Any]:
+    """What a call is refused with, once the orchestrator has heard from the worker."""
+    async with asyncio.timeout(10):
+        while True:
+            calling = asyncio.ensure_future(node.execute_effect(0))
+            done, _ = await asyncio.wait([calling], timeout=0.2)
+            if not done:  # it was not known yet: the call waits
+                calling.cancel()
+            try:
+                await calling
+            except InvalidProtocolStateError as error:
+                return error.context
+            except asyncio.CancelledError:
+                continue
+
+
+async def _until_done(node: EffectNode, contract: Any) -> Any:
+    """What a call gives, once the orchestrator has heard that the node is ready."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await node.execute_effect(contract)
+            except InvalidProtocolStateError:
+                await asyncio.sleep(0.01)
