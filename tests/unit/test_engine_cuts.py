@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,12 +18,16 @@ from onexflow.core.ids import RunKey
 from onexflow.engine import cuts
 from onexflow.engine.recovery import hot_runs, read_run
 from onexflow.engine.shard import Shard
+from onexflow.engine.stream import read_stream, stream_key
 from onexflow.ports.client_link import EventView
 from onexflow.ports.event_store import Row, RunRecord, ShardAppend, SnapshotRecord, Tombstone
+from onexflow.ports.events import EventRecord, Publish
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster, FaultyStore, VirtualClock, virtual_time
 from onexflow.testing.conformance.store_kit import key as run_key
 from support.engine_kit import Script, ready, single, until
+
+T = TypeVar("T")
 
 
 async def small_store() -> tuple[MemoryStore, Shard]:
@@ -266,40 +271,72 @@ async def test_nothing_is_cut_that_no_snapshot_holds() -> None:
         assert await cuts.cut_history(kernel.store, kernel.lane, run.shard, run.iid, 1, old) == []
 
 
-@virtual_time
-async def test_a_run_that_is_read_back_while_it_is_cut_is_whole() -> None:
-    class Between(FaultyStore):
-        """Stops a reader after it has loaded a snapshot."""
+class Between(FaultyStore):
+    """Stops a reader after it has loaded a snapshot, if asked to."""
 
-        stop: asyncio.Event | None = None
-        stopped = 0
+    stop: asyncio.Event | None = None
+    stopped = 0
 
-        async def load_snapshot(self, shard: int, iid: int, max_seq: int | None = None) -> SnapshotRecord | None:
-            found = await super().load_snapshot(shard, iid, max_seq)
-            if self.stop is not None:
-                self.stopped += 1
-                await self.stop.wait()
-            return found
+    async def load_snapshot(self, shard: int, iid: int, max_seq: int | None = None) -> SnapshotRecord | None:
+        found = await super().load_snapshot(shard, iid, max_seq)
+        if self.stop is not None:
+            self.stopped += 1
+            await self.stop.wait()
+        return found
 
+    async def meanwhile(self, read: Awaitable[T], act: Callable[[], Awaitable[object]]) -> T:
+        """What a reader gets while `act` is done between its look at the snapshot and its look at the rows."""
+        stop = self.stop = asyncio.Event()
+        self.stopped = 0
+        reading = asyncio.ensure_future(read)
+        await until(lambda: self.stopped)
+        self.stop = None
+        await act()
+        stop.set()
+        return await reading
+
+
+def between() -> tuple[Between, Cluster]:
     clock = VirtualClock()
     store = Between(MemoryStore(clock))
-    script = Script()
-    async with Cluster(store=store, clock=clock) as cluster:
-        await ready(cluster, script, chain())
+    return store, Cluster(store=store, clock=clock)
+
+
+@virtual_time
+async def test_a_run_that_is_read_back_while_it_is_cut_is_whole() -> None:
+    store, cluster = between()
+    async with cluster:
+        await ready(cluster, Script(), chain())
         key = (await cluster.start("chain", 5)).key
         await cluster.wait(key)
         kernel = cluster.engine._kernel
         run = await kernel.find(key)
         record = (await store.get_runs(run.shard.id, [run.iid]))[0]
+        snapshot = SnapshotRecord(run.iid, run.state.seq, run.snapshot())
         for before in (5, run.state.seq + 1):
-            store.stop = asyncio.Event()
-            reading = asyncio.ensure_future(read_run(store, kernel.catalog, run.shard, record))
-            await until(lambda: store.stopped)
-            stop, store.stop, store.stopped = store.stop, None, 0
-            snapshot = SnapshotRecord(run.iid, run.state.seq, run.snapshot())
-            await cuts.cut_history(store, kernel.lane, run.shard, run.iid, before, snapshot)
-            stop.set()
-            assert (await reading).state == run.state
+            cut = partial(cuts.cut_history, store, kernel.lane, run.shard, run.iid, before, snapshot)
+            read = await store.meanwhile(read_run(store, kernel.catalog, run.shard, record), cut)
+            assert read.state == run.state
+
+
+@virtual_time
+async def test_a_stream_that_is_read_back_while_it_is_cut_is_whole() -> None:
+    store, cluster = between()
+    async with cluster:
+        key = RunKey("default", "orders", cluster.ids.uuid())
+        for _ in range(7):
+            await cluster.engine.events.publish_event(Publish(event=EventRecord(key=key, type="order.paid")))
+        await asyncio.sleep(2)
+        kernel = cluster.engine._kernel
+        shard = kernel.shard_of(stream_key(key))
+        record = await store.find_run(shard.id, stream_key(key).to_bytes())
+        assert record is not None
+        stream = await read_stream(store, shard, record)
+        assert stream.state.seq == 7
+        snapshot = SnapshotRecord(record.iid, 7, stream.snapshot())
+        cut = partial(cuts.cut_history, store, kernel.lane, shard, record.iid, 8, snapshot)
+        read = await store.meanwhile(read_stream(store, shard, record), cut)
+        assert (read.state, read.snapshot_seq) == (stream.state, 7)
 
 
 @virtual_time

@@ -161,6 +161,8 @@ class Trimmer:
             queue.trimmed_seq = seq
         except SPIError as error:  # it is tried again at the next snapshot
             log.warning("trim.failed", queue=str(queue.key), error=str(error))
+        except Exception:
+            log.exception("trim.failed", queue=str(queue.key))
         finally:
             queue.is_trimmed = False
 

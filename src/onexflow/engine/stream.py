@@ -21,9 +21,10 @@ from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import Event, StateTransitioned
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import NULL, Payload
+from onexflow.engine.cuts import uncut
 from onexflow.engine.recovery import PAGE
 from onexflow.engine.run import SNAPSHOT_EVERY
-from onexflow.ports.event_store import EventStore, Row, RunRecord
+from onexflow.ports.event_store import EventStore, Row, RunRecord, SnapshotRecord
 from onexflow.ports.events import EventRecord
 
 if TYPE_CHECKING:
@@ -244,19 +245,18 @@ class Streams:
 
 async def read_stream(store: EventStore, shard: Shard, record: RunRecord) -> Stream:
     """The stream as the log has it."""
-    snapshot = await store.load_snapshot(shard.id, record.iid)
-    state = StreamState(created_at=record.created_at)
-    if snapshot is not None:
-        try:
-            state = _state.decode(snapshot.data)
-        except msgspec.DecodeError as error:
-            raise StoreUnusable(f"the snapshot of stream {record.iid} cannot be read: {error}") from error
-    row: Row | None = None
-    # The last event says all. The listing's head is at or before it.
-    start = max(state.seq + 1, record.head)
-    while page := await store.read_run(shard.id, record.iid, start, PAGE):
-        row = page[-1]
-        start = row.seq + row.count
+    while True:
+        cuts = await uncut(shard)
+        snapshot = await store.load_snapshot(shard.id, record.iid)
+        state = _decoded(record, snapshot)
+        row: Row | None = None
+        # The last event says all. The listing's head is at or before it.
+        start = max(state.seq + 1, record.head)
+        while page := await store.read_run(shard.id, record.iid, start, PAGE):
+            row = page[-1]
+            start = row.seq + row.count
+        if shard.cuts == cuts:  # else rows may have gone behind a newer snapshot
+            break
     if row is not None:
         at, events, _ = decode_row(row.data)
         stored = unpack(events[-1])
@@ -268,6 +268,15 @@ async def read_stream(store: EventStore, shard: Shard, record: RunRecord) -> Str
     stream.listed_state, stream.listed_seq = "running", record.head
     stream.snapshot_seq = snapshot.seq if snapshot is not None else 0
     return stream
+
+
+def _decoded(record: RunRecord, snapshot: SnapshotRecord | None) -> StreamState:
+    if snapshot is None:
+        return StreamState(created_at=record.created_at)
+    try:
+        return _state.decode(snapshot.data)
+    except msgspec.DecodeError as error:
+        raise StoreUnusable(f"the snapshot of stream {record.iid} cannot be read: {error}") from error
 
 
 async def inner_sequence(store: EventStore, stream: Stream, number: int, earliest: int) -> int:
