@@ -20,10 +20,14 @@ from weakref import WeakKeyDictionary
 from onexflow.client import Client, connect
 from onexflow.client.remote import RemoteService
 from onexflow.engine.protocols import (
+    BaseEventBus,
     ComputeNode,
     EffectNode,
     NodeRegistry,
     ReducerNode,
+    WorkflowEventBus,
+    WorkflowEventCoordinator,
+    WorkflowEventMessage,
     WorkflowNodeRegistry,
     WorkflowOrchestrator,
     WorkQueue,
@@ -95,6 +99,7 @@ from onexflow.spi import (
 )
 
 __all__ = [
+    "BaseEventBus",
     "ComputeNode",
     "Context",
     "ContextValue",
@@ -156,6 +161,9 @@ __all__ = [
     "WorkTicket",
     "WorkflowAssignment",
     "WorkflowEvent",
+    "WorkflowEventBus",
+    "WorkflowEventCoordinator",
+    "WorkflowEventMessage",
     "WorkflowInstance",
     "WorkflowMetrics",
     "WorkflowNodeCapability",
@@ -168,6 +176,8 @@ __all__ = [
     "create_workflow_event",
     "get_node",
     "get_work_queue",
+    "get_workflow_event_bus",
+    "get_workflow_event_coordinator",
     "get_workflow_node_registry",
     "get_workflow_orchestrator",
 ]
@@ -192,6 +202,8 @@ def _service() -> RemoteService:
 async def close() -> None:
     """End the running loop's connection: calls that wait get Unavailable, what was started goes on. Idempotent; the next
     call connects again."""
+    if get_workflow_event_bus.cache_info().currsize:
+        await get_workflow_event_bus().close()
     if get_workflow_node_registry.cache_info().currsize:
         await get_workflow_node_registry().close()
     await _service().close()
@@ -215,6 +227,18 @@ def get_workflow_orchestrator() -> WorkflowOrchestrator:
 def get_work_queue() -> WorkQueue:
     """The work queue `default` of the cluster at ONEXFLOW_ADDRESS. Connects when it is first used."""
     return WorkQueue(_service())
+
+
+@cache
+def get_workflow_event_bus() -> WorkflowEventBus:
+    """The event bus of the cluster at ONEXFLOW_ADDRESS. Connects when it is first used."""
+    return WorkflowEventBus(_service().events)
+
+
+def get_workflow_event_coordinator() -> WorkflowEventCoordinator:
+    """An event coordinator of the cluster at ONEXFLOW_ADDRESS, over `get_workflow_event_bus()` until it is given another
+    bus: a new one at each call, since it can be given one."""
+    return WorkflowEventCoordinator(_service().events, get_workflow_event_bus())
 
 
 @cache

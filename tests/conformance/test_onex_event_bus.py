@@ -9,12 +9,15 @@ from uuid import uuid4
 
 import pytest
 
+from onexflow.client import Client
+from onexflow.client.remote import RemoteService
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.engine.protocols import WorkflowEventBus, WorkflowEventCoordinator
 from onexflow.testing import Cluster, virtual_time
 from onexflow.testing.conformance.onex_event_bus import ORDER, QUICK, Connect, EventBusConformance, Seen, event
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
 from onexflow.testing.conformance.onex_projections import ProjectionConformance, Totals
+from support.grpc_cluster import grpc_cluster
 
 
 class InProcess:
@@ -31,6 +34,35 @@ class InProcess:
     @pytest.fixture
     def connect(self, service: Orchestrator) -> Connect:
         return lambda **options: WorkflowEventBus(service.events, **options)
+
+
+class OverGrpc:
+    """An orchestrator at the other end of a client."""
+
+    @pytest.fixture
+    async def client(self) -> AsyncIterator[Client]:
+        async with grpc_cluster(Script().worker()) as client:
+            for definition in definitions():
+                await client.register(definition)
+            yield client
+
+    @pytest.fixture
+    async def service(self, client: Client) -> AsyncIterator[RemoteService]:
+        remote = RemoteService.of(client)
+        yield remote
+        await remote.close()
+
+    @pytest.fixture
+    def connect(self, client: Client) -> Connect:
+        return client.event_bus
+
+
+class TestOverGrpc(OverGrpc, EventBusConformance):
+    pass
+
+
+class TestProjectionsOverGrpc(OverGrpc, ProjectionConformance):
+    pass
 
 
 class TestInProcess(InProcess, EventBusConformance):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 from uuid import UUID
 
 from onexflow.client.calls import Calls
@@ -29,6 +29,8 @@ from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
 from onexflow.core.payload import JSON, Payload
+from onexflow.engine.protocols.coordinator import WorkflowEventCoordinator
+from onexflow.engine.protocols.event_bus import BusOptions, WorkflowEventBus
 from onexflow.engine.protocols.node_registry import WorkflowNodeRegistry
 from onexflow.engine.protocols.nodes import Node, find_node
 from onexflow.engine.protocols.work_queue import WorkQueue
@@ -92,6 +94,7 @@ class Client:
         self._patience = patience
         self._service = RemoteService.of(self)
         self._registries: list[WorkflowNodeRegistry] = []
+        self._buses: list[WorkflowEventBus] = []
         self._calls = Calls()
         self._stream = ConnectStream(self._calls, channels, client_id=client_id, patience=patience)
         self._running = asyncio.get_running_loop().create_task(self._stream.run(), name="onexflow-client")
@@ -117,6 +120,8 @@ class Client:
         """End the connection; calls that wait fail with Unavailable. Idempotent. What was started goes on."""
         for registry in self._registries:
             await registry.close()
+        for bus in self._buses:
+            await bus.close()
         await self._service.close()
         self._running.cancel()
         await asyncio.wait([self._running])
@@ -271,6 +276,19 @@ class Client:
         )
         self._registries.append(registry)
         return registry
+
+    # ---- the event bus
+
+    def event_bus(self, **options: Unpack[BusOptions]) -> WorkflowEventBus:
+        """The specification's event bus, with options of its class: `client.event_bus(start="earliest")`. The client ends
+        its subscriptions and projections when it is closed."""
+        bus = WorkflowEventBus(self._service.events, namespace=self.namespace, **options)
+        self._buses.append(bus)
+        return bus
+
+    def event_coordinator(self, **options: Unpack[BusOptions]) -> WorkflowEventCoordinator:
+        """The specification's event coordinator, over a bus with these options until it is given another."""
+        return WorkflowEventCoordinator(self._service.events, self.event_bus(**options))
 
     # ---- the cluster
 

@@ -50,6 +50,8 @@ class WorkflowEventCoordinator:
         self._own = bus
         self._bus: Any = bus
         self._registry: Any = None
+        #: Subscriptions at buses of ours, and where they are.
+        self._made: dict[str, WorkflowEventBus] = {}
         #: Subscriptions at a base bus that is not ours, and how to end them.
         self._foreign: dict[str, list[Any]] = {}
 
@@ -150,6 +152,7 @@ class WorkflowEventCoordinator:
             if isinstance(self._bus, WorkflowEventBus):
                 filter_ = Filter(namespace=self._namespace, event_types=types)
                 subscription_id = await self._bus.subscribe(filter_, handler)
+                self._made[subscription_id] = self._bus
             else:
                 subscription_id = await self._subscribe_elsewhere(types, handler)
         except Exception as error:  # noqa: BLE001 - as in run
@@ -175,8 +178,9 @@ class WorkflowEventCoordinator:
         return {"status": worst, "event_bus": bus, "registry": registry}
 
     async def close(self) -> None:
-        """End the subscriptions that were made with its own bus."""
-        await self._own.close()
+        """End its subscriptions; the buses are their owners' to close."""
+        for subscription_id in [*self._made, *self._foreign]:
+            await self.run({"action": "unsubscribe", "subscription_id": subscription_id})
 
     # ---- actions
 
@@ -219,7 +223,7 @@ class WorkflowEventCoordinator:
                     if isinstance(ended, Awaitable):
                         await ended
         else:
-            bus = self._bus if isinstance(self._bus, WorkflowEventBus) else self._own
+            bus = self._made.pop(subscription_id, self._own)
             await bus.unsubscribe_from_workflow_events(subscription_id)
         return OnexResult(success=True, message="unsubscribed")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import count
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -54,6 +54,19 @@ ALL: Final = "*"
 
 _PAGE: Final = 1000
 _numbers = count(1)
+
+
+class BusOptions(TypedDict, total=False):
+    """What a bus can be given; see `WorkflowEventBus`."""
+
+    group: str | None
+    start: Start
+    retries: RetryPolicy
+    concurrency: int
+    window: int
+    ack_timeout: float
+    max_deliveries: int
+    patience: float
 
 
 class WorkflowEventBus:
@@ -461,4 +474,4 @@ def _topic(workflow_type: str) -> str:
     return workflow_type
 
 
-__all__ = ["ALL", "ProjectionStatus", "SubscriptionStatus", "WorkflowEventBus", "WorkflowEventMessage"]
+__all__ = ["ALL", "BusOptions", "ProjectionStatus", "SubscriptionStatus", "WorkflowEventBus", "WorkflowEventMessage"]
