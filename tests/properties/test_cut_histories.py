@@ -1,0 +1,184 @@
+"""Whatever is cut out of whose history, whenever: the run ends as it would have, and what is left gives its state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given, note
+from hypothesis import strategies as st
+
+from onexflow.codec.definitions import dump_definition
+from onexflow.codec.rows import decode_snapshot, encode_snapshot, split_row
+from onexflow.core.errors import OutOfRange, RunFailed
+from onexflow.core.graph import Graph
+from onexflow.core.ids import RunKey
+from onexflow.core.state import RunState
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.recovery import fold, read_rows, read_run
+from onexflow.engine.shard import Shard
+from onexflow.ports.event_store import Row
+from onexflow.testing import Cluster, run_virtual
+from onexflow.worker.handlers import Worker
+from support.random_graphs import INPUT, graphs
+
+
+class CutRun:
+    """One run of a cluster, and all that was ever in its history."""
+
+    def __init__(self, cluster: Cluster, key: RunKey, seed: int) -> None:
+        self.cluster = cluster
+        self.key = key
+        self.chance = random.Random(seed)
+        self.archive: dict[int, Row] = {}
+        self.earliest = 1
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.cluster.engine._kernel
+
+    @property
+    def shard(self) -> Shard:
+        return self.kernel.shard_of(self.key)
+
+    async def iid(self) -> int:
+        record = await self.cluster.store.find_run(self.shard.id, self.key.to_bytes())
+        assert record is not None
+        return record.iid
+
+    async def keep(self) -> None:
+        """Take what is stored into the archive, event by event."""
+        await self.kernel.lane.durable()
+        for row in await read_rows(self.cluster.store, self.shard.id, await self.iid()):
+            rest: Row | None = row
+            while rest is not None:
+                first, left = split_row(rest.data, 1) if rest.count > 1 else (rest.data, b"")
+                self.archive.setdefault(rest.seq, rest._replace(count=1, data=first))
+                rest = rest._replace(
+                    offset=rest.offset + 1, count=rest.count - 1, seq=rest.seq + 1, data=left
+                ) if rest.count > 1 else None  # fmt: skip
+
+    def replayed(self, to: int | None = None) -> RunState:
+        """The state by the whole history."""
+        return fold(self.kernel.catalog, None, [self.archive[seq] for seq in sorted(self.archive)], to)[1]
+
+    async def step(self) -> None:
+        action = self.chance.choice(("wait", "wait", "cut", "cut", "crash", "park", "snapshot", "pause"))
+        note(action)
+        match action:
+            case "wait":
+                await asyncio.sleep(self.chance.choice((0.0, 0.01, 0.3, 2.0)))
+            case "cut":
+                await self.cut()
+            case "crash":
+                await self.cluster.crash_orchestrator()
+                await self.cluster.restart_orchestrator()
+            case "park":
+                await asyncio.sleep(15)
+            case "snapshot":
+                await self.snapshot()
+            case "pause":
+                view = await self.cluster.state(self.key)
+                if view.state in {"running", "paused"}:
+                    await self.cluster.control(self.key, "resume" if view.state == "paused" else "pause")
+
+    async def cut(self) -> None:
+        await self.keep()
+        before = self.chance.randint(0, max(self.archive) + 3)
+        left = await self.cluster.engine.records.cut_history(self.key, before)
+        await self.keep()
+        note(f"cut before {before} of {max(self.archive)}: {left}")
+        assert left.deleted == max(0, left.earliest - self.earliest)
+        assert self.earliest <= left.earliest <= max(before, self.earliest)
+        self.earliest = left.earliest
+
+    async def snapshot(self) -> None:
+        await self.keep()
+        wanted = self.chance.randint(1, max(self.archive))
+        if wanted < self.earliest - 1:
+            with pytest.raises(OutOfRange) as raised:
+                await self.cluster.engine.records.create_snapshot(self.key, wanted)
+            assert raised.value.context["earliest"] == self.earliest
+            return
+        assert await self.cluster.engine.records.create_snapshot(self.key, wanted)
+        view = await self.cluster.engine.records.load_snapshot(self.key)
+        assert view is not None
+        assert view.view is not None
+        whole = self.replayed(view.view.sequence)
+        assert (whole.status, whole.result) == (view.view.state, view.view.result)
+        assert [task.status for task in whole.tasks] == [task.state for task in view.view.tasks]
+
+    async def check(self) -> None:
+        """Snapshot and tail give what the whole history does, and so does what the engine has in memory."""
+        await self.keep()
+        assert sorted(self.archive) == list(range(1, max(self.archive) + 1))
+        whole = encode_snapshot(self.replayed())
+        record = await self.cluster.store.find_run(self.shard.id, self.key.to_bytes())
+        assert record is not None
+        read = await read_run(self.cluster.store, self.kernel.catalog, self.shard, record)
+        assert encode_snapshot(read.state) == whole
+        known = await self.kernel.find(self.key)
+        assert known.state.seq >= read.state.seq
+        if known.state.seq == read.state.seq:
+            assert encode_snapshot(known.state) == whole
+        snapshot = await self.cluster.store.load_snapshot(self.shard.id, record.iid)
+        if snapshot is not None:
+            assert encode_snapshot(self.replayed(snapshot.seq)) == snapshot.data
+            assert decode_snapshot(snapshot.data) is not None
+
+
+def worker(chance: random.Random, graph: Graph) -> Worker:
+    """Handlers of all its tasks, that take their time and fail at random."""
+    made = Worker("w")
+
+    async def handle(contract: Any) -> Any:
+        await asyncio.sleep(chance.choice((0.0, 0.3, 3.0, 30.0)))
+        if chance.random() < 0.15:
+            raise ValueError("it broke")
+        return contract
+
+    for spec in graph.specs:
+        if spec.role == "effect":
+            made.effect(spec.name, idempotent=chance.random() < 0.8)(handle)
+        else:
+            getattr(made, spec.role)(spec.name)(handle)
+    return made
+
+
+async def _go(graph: Graph, seed: int, steps: int) -> None:
+    chance = random.Random(seed)
+    async with Cluster(seed=seed) as cluster:
+        await cluster.engine.register_definition("default", dump_definition(graph.definition))
+        await cluster.add_worker(worker(chance, graph), "w1")
+        key = cluster.key("random", UUID(int=seed))
+        with contextlib.suppress(RunFailed):  # at once: a mapping over what is no list
+            await cluster.start("random", INPUT, instance_id=key.instance_id)
+        run = CutRun(cluster, key, seed)
+        for _ in range(steps):
+            await run.step()
+            await run.check()
+        if (await cluster.state(run.key)).state == "paused":
+            await cluster.control(run.key, "resume")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(cluster.wait(run.key), 150)
+        await run.check()
+        view = await cluster.state(run.key)
+        if view.completed_at:
+            await run.cut()
+            await cluster.crash_orchestrator()
+            await cluster.restart_orchestrator()
+            await run.check()
+            outcome = await cluster.wait(run.key)
+            assert (outcome.state, outcome.result) == (view.state, view.result)
+            assert (await cluster.state(run.key)).tasks == view.tasks
+        else:  # an effect of unknown outcome waits for somebody: nothing else may keep a run open
+            assert any(task.state == "waiting_for_input" for task in view.tasks), view
+
+
+@given(graphs(), st.integers(0, 2**32), st.integers(1, 12))
+def test_a_run_is_what_its_whole_history_says(graph: Graph, seed: int, steps: int) -> None:
+    run_virtual(_go(graph, seed, steps))
