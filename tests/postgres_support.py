@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -141,3 +142,35 @@ class PostgresStores:
                 "CREATE OR REPLACE FUNCTION store_clock() RETURNS bigint LANGUAGE sql VOLATILE AS"
                 f" $$ SELECT {self._set_to}::bigint $$"
             )
+
+
+class Standby(EmbeddedPostgres):
+    """A copy of a running server that follows it, until it is promoted."""
+
+    def __init__(self, primary: EmbeddedPostgres, **settings: str) -> None:
+        super().__init__(**settings)
+        self.password = primary.password
+        self._primary = primary
+
+    async def promote(self) -> None:
+        async with beside(self) as connection:
+            assert await connection.fetchval("SELECT pg_promote(true, 20)")
+
+    def _make_data(self, data: Path) -> None:
+        place = f"host=127.0.0.1 port={self._primary.port} user={USER} application_name=standby"
+        self.run("pg_basebackup", f"--pgdata={data}", f"--dbname={place}", "--wal-method=stream", "--checkpoint=fast",
+                 "--write-recovery-conf", "--no-sync")  # fmt: skip
+
+
+async def follows(primary: EmbeddedPostgres, state: str) -> None:
+    """Return when the standby follows in that way: `async` or `sync`."""
+    async with beside(primary) as connection:
+        async with asyncio.timeout(20):
+            while await connection.fetchval("SELECT sync_state FROM pg_stat_replication") != state:
+                await asyncio.sleep(0.02)
+
+
+def both(first: EmbeddedPostgres, second: EmbeddedPostgres, schema: str) -> str:
+    """The URL of a store on whichever of two servers takes writes."""
+    hosts = f"127.0.0.1:{first.port},127.0.0.1:{second.port}"
+    return f"postgresql://{USER}:{first.password}@{hosts}/{DATABASE}?schema={schema}"
