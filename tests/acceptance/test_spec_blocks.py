@@ -21,10 +21,15 @@ from uuid import UUID, uuid4
 import pytest
 
 from onexflow import Client, Worker, onex
+from onexflow.testing.conformance.onex_event_bus import Seen
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
+from onexflow.testing.conformance.onex_projections import Totals
 from support.grpc_cluster import grpc_cluster
 
 SPECIFICATION = Path(__file__).parents[2] / "docs" / "spec" / "workflow-orchestration.md"
+
+#: The order of the specification's examples.
+PAID = UUID("123e4567-e89b-12d3-a456-426614174000")
 
 #: The names that the blocks presume.
 PRELUDE = """
@@ -57,31 +62,19 @@ DECLARED = {
 #: Blocks that declare literals.
 LITERALS = (573, 684)
 #: Blocks with a test of their own below.
-EXAMPLES = (722, 777, 922, 982, 1027, 1073, 1257, 1269)
+EXAMPLES = (722, 750, 777, 828, 922, 982, 1027, 1073, 1136, 1238, 1257, 1269, 1336)
 
-_BUS = ("get_workflow_event_bus", "there is no event bus yet")
 _NODES = ("get_workflow_node_registry", "there is no node registry yet")
 _PERSISTENCE = ("get_workflow_persistence", "there is no persistence yet")
-_COORDINATOR = ("get_workflow_event_coordinator", "there is no event coordinator yet")
 _CONDUCTOR = ("OrchestratorNode", "workers take no node of role orchestrator yet")
 #: What cannot run yet: the name that `onexflow.onex` will have when it can, and the reason.
 WAITING = {
-    13: _BUS,
-    80: _BUS,
-    110: _BUS,
-    127: _BUS,
     210: _PERSISTENCE,
     317: _NODES,
     470: _CONDUCTOR,
     502: _CONDUCTOR,
-    750: _BUS,
-    828: _BUS,
     866: _NODES,
-    1136: _BUS,
     1187: _PERSISTENCE,
-    1238: _BUS,
-    1283: _COORDINATOR,
-    1336: _COORDINATOR,
 }
 
 
@@ -156,6 +149,15 @@ async def work_queue(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[onex.Work
         await onex.close()
 
 
+@pytest.fixture
+async def event_bus(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[onex.WorkflowEventBus]:
+    """What `get_workflow_event_bus` gives, before a cluster."""
+    async with grpc_cluster() as client:
+        monkeypatch.setenv("ONEXFLOW_ADDRESS", client._channels.address)
+        yield onex.get_workflow_event_bus()
+        await onex.close()
+
+
 def _nodes() -> AbstractAsyncContextManager[Client]:
     """A cluster with a node of each role that workers take."""
 
@@ -217,6 +219,28 @@ async def test_the_declared_work_queue_is_satisfied_by_ours() -> None:
     assert {name: shape for name, shape in members(declared).items() if ours[name] != shape} == {}
 
 
+@pytest.mark.parametrize(("line", "getter"), [(13, "get_workflow_event_bus"), (1283, "get_workflow_event_coordinator")])
+async def test_the_declared_event_protocols_are_satisfied_by_ours(line: int, getter: str) -> None:
+    declared = (await run(line))[DECLARED[line]]
+    mine = getattr(onex, getter)()
+    assert isinstance(mine, declared)
+    ours = members(type(mine))
+    assert {name: shape for name, shape in members(declared).items() if ours[name] != shape} == {}
+
+
+async def test_the_declared_message_handler_and_projection_are_satisfied_by_ours(
+    event_bus: onex.WorkflowEventBus,
+) -> None:
+    subscription = await event_bus.subscribe_to_workflow_events("order-processing")
+    await event_bus.publish_workflow_event(onex.create_workflow_event("task.started", "order-processing", uuid4()))
+    [message] = await event_bus.pull(subscription)
+    declared = (await run(80))[DECLARED[80]]
+    assert isinstance(message, declared)
+    assert all(hasattr(message, name) for name in members(declared))
+    assert isinstance(Seen(), (await run(110))[DECLARED[110]])
+    assert isinstance(Totals(), (await run(127))[DECLARED[127]])
+
+
 @pytest.mark.parametrize(("line", "handler"), [(373, "an-effect"), (406, "a-compute"), (438, "a-reducer")])
 async def test_a_declared_node_is_satisfied_by_ours(line: int, handler: str) -> None:
     declared = (await run(line))[DECLARED[line]]
@@ -244,6 +268,66 @@ async def test_722_workflow_orchestration(
     assert made["workflow_instance"].metadata["correlation_id"] == "req-abc123"
     assert made["state"].context["input"]["amount"] == 99.99
     assert f"Workflow state: {made['state'].current_state}" in capsys.readouterr().out
+
+
+async def test_750_event_sourcing(event_bus: onex.WorkflowEventBus) -> None:
+    seen = Seen()
+    await event_bus.subscribe_to_workflow_events("order-processing", handler=seen)
+    handler = Seen()
+    made = await run(750, workflow_event_handler=handler)
+    await seen.got(1)
+    [event] = await event_bus.replay_workflow_events("order-processing", PAID, 0)
+    assert (event.sequence_number, event.event_type, event.data["result"]) == (5, "task.completed", "success")
+    status = event_bus.subscription_status(made["subscription_id"])
+    assert (status.topic, status.state) == ("order-processing", "active")
+    for kind in ("task.started", "task.failed"):
+        await event_bus.publish_workflow_event(onex.create_workflow_event(kind, "order-processing", PAID))
+    await handler.got(1)
+    assert handler.events[0].event_type == "task_failed"
+
+
+async def test_828_state_projections(event_bus: onex.WorkflowEventBus) -> None:
+    for _ in range(2):
+        await event_bus.publish_workflow_event(
+            onex.create_workflow_event("task.completed", "order-processing", PAID, data={"task": "payment_processing"})
+        )
+    made = await run(828, event_bus=event_bus)
+    assert made["state"] == {"last_completed_task": "payment_processing", "completion_count": 2}
+
+
+async def test_1136_event_replay_errors(event_bus: onex.WorkflowEventBus) -> None:
+    replay = (await run(1136))["replay_workflow_safely"]
+    assert await replay(event_bus, "order-processing", uuid4()) == []
+    for _ in range(3):
+        await event_bus.publish_workflow_event(onex.create_workflow_event("task.started", "order-processing", PAID))
+    events = await replay(event_bus, "order-processing", PAID)
+    assert [event.sequence_number for event in events] == [1, 2, 3]
+    assert await replay(event_bus, "order-processing", PAID, 3) == events[2:]
+    with pytest.raises(onex.SPIError):
+        await replay(event_bus, "order-processing", PAID, -1)
+
+
+async def test_1238_event_sourcing_patterns(event_bus: onex.WorkflowEventBus) -> None:
+    for number in range(12):
+        event = onex.create_workflow_event("task.completed", "order-processing", PAID, data={"n": number + 1})
+        await event_bus.publish_workflow_event(event)
+    made = await run(1238, event_bus=event_bus, projection=Totals())
+    assert [event.sequence_number for event in made["events"]] == list(range(1, 11))
+    assert made["current_state"] == {"numbers": list(range(1, 11)), "count": 10}
+
+
+async def test_1336_event_coordination(event_bus: onex.WorkflowEventBus, capsys: pytest.CaptureFixture[str]) -> None:
+    await event_bus.publish_workflow_event(
+        onex.create_workflow_event("task.started", "order-processing", PAID, event_id="event-123")
+    )
+    made = await run(1336, node_registry=onex.get_workflow_node_registry(), event_bus=event_bus)
+    assert made["result"].success
+    assert made["result"].error is None
+    assert made["health"]["registry"]["set"] is True
+    said = capsys.readouterr().out
+    assert "Events coordinated successfully" in said
+    assert "Event state: published" in said
+    assert "Coordinator health: healthy" in said
 
 
 async def test_777_tickets(work_queue: onex.WorkQueue, capsys: pytest.CaptureFixture[str]) -> None:
