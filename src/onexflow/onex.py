@@ -24,6 +24,7 @@ from onexflow.engine.protocols import (
     ComputeNode,
     EffectNode,
     NodeRegistry,
+    OrchestratorNode,
     ReducerNode,
     WorkflowEventBus,
     WorkflowEventCoordinator,
@@ -97,9 +98,14 @@ from onexflow.spi import (
     WorkTask,
     WorkTicket,
 )
+from onexflow.worker.nodes import BaseComputeNode, BaseEffectNode, BaseOrchestratorNode, BaseReducerNode, Node
 
 __all__ = [
+    "BaseComputeNode",
+    "BaseEffectNode",
     "BaseEventBus",
+    "BaseOrchestratorNode",
+    "BaseReducerNode",
     "ComputeNode",
     "Context",
     "ContextValue",
@@ -115,9 +121,11 @@ __all__ = [
     "LiteralWorkQueuePriority",
     "LiteralWorkflowEventType",
     "LiteralWorkflowState",
+    "Node",
     "NodeMetrics",
     "NodeRegistry",
     "OnexResult",
+    "OrchestratorNode",
     "Percentiles",
     "ProtocolComputeNode",
     "ProtocolEffectNode",
@@ -250,7 +258,7 @@ def get_workflow_node_registry() -> WorkflowNodeRegistry:
 
 async def get_node(
     node_id: str, node_type: str = "", *, timeout: float = 0.0
-) -> EffectNode | ComputeNode | ReducerNode:
+) -> EffectNode | ComputeNode | ReducerNode | OrchestratorNode:
     """The node of that id that the cluster's workers serve, to be called as if it were here. As `Client.node`."""
     return await find_node(_service(), node_id, node_type, timeout=timeout)
 
