@@ -145,6 +145,17 @@ class AttemptBook:
         for timer in timers_of(run):
             self.timers.add(timer.due_at, run, FireTimer(timer.kind, timer.task, timer.item, timer.epoch, timer.offset))
 
+    def place_anew(self, run: Run) -> None:
+        """The run was assigned to a node: what waits for any worker waits for that one now."""
+        if self._adopting is not None:
+            return  # placed when the workers have said what they hold
+        for attempt in list(run.attempts.values()):
+            if attempt.session is None and not attempt.sent and not attempt.withdrawn:
+                attempt.withdrawn = True  # where it waits; its token goes on
+                moved = Attempt(run, attempt.task, attempt.item, attempt.token)
+                self._keep(moved)
+                self.dispatcher.enqueue(moved)
+
     def begin_adoption(self) -> None:
         """From now on pure attempts of runs read back wait for their workers to say what they hold."""
         self._adopting = []

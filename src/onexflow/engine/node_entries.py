@@ -220,7 +220,7 @@ def worker_figures(entry: NodeEntry, tally: Tally | None, queued: QueueTally, he
     return NodeFigures(
         node_id=entry.node_id,
         health=entry.health,
-        current_tasks=entry.current_tasks + queued.running,
+        current_tasks=entry.current_tasks + (0 if entry.guest else queued.running),
         max_concurrent_tasks=entry.max_concurrent_tasks,
         completed=tally.completed + queued.completed,
         failed=tally.failed + queued.failed,

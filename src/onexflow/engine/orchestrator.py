@@ -299,6 +299,8 @@ class Orchestrator:
     def _carry_out(self, run: Run, turn: Turn) -> None:
         if run.pinned != run.state.node or (run.pinned and run.is_over):
             self._pins.follow(run)
+            if not run.is_over:
+                self._book.place_anew(run)
         self._book.carry_out(run, turn)
         if run.is_over and turn.instructions and isinstance(turn.instructions[-1], FinishRun):
             outcome = views.outcome_of(run.key, run.state)
