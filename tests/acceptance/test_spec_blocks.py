@@ -21,10 +21,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from onexflow import Client, Worker, onex
+from onexflow.client.remote import RemoteService
 from onexflow.testing.conformance.onex_event_bus import Seen
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
 from onexflow.testing.conformance.onex_projections import Totals
-from support.grpc_cluster import grpc_cluster
+from support.grpc_cluster import grpc_cluster, grpc_worker
 
 SPECIFICATION = Path(__file__).parents[2] / "docs" / "spec" / "workflow-orchestration.md"
 
@@ -62,17 +63,14 @@ DECLARED = {
 #: Blocks that declare literals.
 LITERALS = (573, 684)
 #: Blocks with a test of their own below.
-EXAMPLES = (722, 750, 777, 828, 922, 982, 1027, 1073, 1136, 1238, 1257, 1269, 1336)
+EXAMPLES = (502, 722, 750, 777, 828, 922, 982, 1027, 1073, 1136, 1238, 1257, 1269, 1336)
 
 _NODES = ("get_workflow_node_registry", "there is no node registry yet")
 _PERSISTENCE = ("get_workflow_persistence", "there is no persistence yet")
-_CONDUCTOR = ("OrchestratorNode", "workers take no node of role orchestrator yet")
 #: What cannot run yet: the name that `onexflow.onex` will have when it can, and the reason.
 WAITING = {
     210: _PERSISTENCE,
     317: _NODES,
-    470: _CONDUCTOR,
-    502: _CONDUCTOR,
     866: _NODES,
     1187: _PERSISTENCE,
 }
@@ -159,7 +157,7 @@ async def event_bus(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[onex.Workf
 
 
 def _nodes() -> AbstractAsyncContextManager[Client]:
-    """A cluster with a node of each role that workers take."""
+    """A cluster with a node of each role."""
 
     async def handle(contract: Any) -> Any:
         if contract == "fail":
@@ -174,6 +172,7 @@ def _nodes() -> AbstractAsyncContextManager[Client]:
     worker.effect("an-effect")(handle)
     worker.compute("a-compute")(handle)
     worker.reducer("a-reducer")(handle)
+    worker.orchestrator("an-orchestrator")(handle)
     return grpc_cluster(worker)
 
 
@@ -241,7 +240,9 @@ async def test_the_declared_message_handler_and_projection_are_satisfied_by_ours
     assert isinstance(Totals(), (await run(127))[DECLARED[127]])
 
 
-@pytest.mark.parametrize(("line", "handler"), [(373, "an-effect"), (406, "a-compute"), (438, "a-reducer")])
+@pytest.mark.parametrize(
+    ("line", "handler"), [(373, "an-effect"), (406, "a-compute"), (438, "a-reducer"), (470, "an-orchestrator")]
+)
 async def test_a_declared_node_is_satisfied_by_ours(line: int, handler: str) -> None:
     declared = (await run(line))[DECLARED[line]]
     async with _nodes() as client:
@@ -258,6 +259,46 @@ async def test_literals_are_ours_value_for_value(line: int) -> None:
 
 
 # ---- examples
+
+
+async def test_502_nodes_of_every_role() -> None:
+    posted: list[tuple[str, Any]] = []
+
+    class HttpClient:
+        async def post(self, url: str, data: Any) -> Any:
+            posted.append((url, data))
+            return {"status": 200}
+
+    async with grpc_cluster() as client:
+        service = RemoteService.of(client)
+        made = await run(
+            502,
+            http_client=HttpClient(),
+            transform_data=lambda rows: [row * 2 for row in rows],
+            aggregate_results=sum,
+            effect_node=onex.EffectNode(service, "effect-api-call-1"),
+            compute_node=onex.ComputeNode(service, "compute-transform-1"),
+            reducer_node=onex.ReducerNode(service, "reducer-aggregation-1"),
+        )
+        worker = Worker("nodes")
+        for name in ("APICallEffect", "DataTransformCompute", "ResultAggregationReducer", "WorkflowOrchestrator"):
+            worker.add_node(made[name]())
+        contract = {
+            "effect_contract": {"url": "https://example.test/orders", "payload": {"order": 1}},
+            "compute_contract": {"input_data": [1, 2]},
+            "reduce_contract": {"partial_results": [3, 4, 5]},
+        }
+        async with grpc_worker(client._channels.address, worker, "nodes"):
+            found = await client.node("orchestrator-workflow-1", "orchestrator")
+            assert isinstance(found, onex.ProtocolOrchestratorNode)
+            assert await found.execute_orchestration(contract) == 12
+        assert posted == [("https://example.test/orders", {"order": 1})]
+        called = [summary.key.workflow_type async for summary in client.list()]
+        assert sorted(called) == [
+            "node.compute.compute-transform-1", "node.effect.effect-api-call-1",
+            "node.orchestrator.orchestrator-workflow-1", "node.reducer.reducer-aggregation-1",
+        ]  # fmt: skip
+        await service.close()
 
 
 async def test_722_workflow_orchestration(

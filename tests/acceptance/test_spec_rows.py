@@ -31,6 +31,8 @@ STATES: Final = "tests/unit/test_machine.py"
 BLOCKS: Final = "tests/acceptance/test_spec_blocks.py"
 FILES: Final = "tests/unit/test_definition_files.py"
 HANDLERS: Final = "tests/unit/test_worker_handlers.py"
+BASES: Final = "tests/unit/test_node_bases.py"
+LIVES: Final = "tests/unit/test_node_lifecycle.py"
 
 #: Row: the question, and where its tests are.
 TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
@@ -60,6 +62,15 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
     ),
     8: ("progress of 0.5", [(QUEUE, "test_progress_is_a_fraction_or_per_cent")]),
     9: ("12 or 13 protocols", [(PROTOCOLS, "test_there_are_thirteen_protocols")]),
+    10: (
+        "nodes of protocols.onex, or of protocols.nodes",
+        [
+            (BASES, "test_both_paths_give_the_same_objects"),
+            (BASES, "test_a_base_has_what_both_apis_want"),
+            (BASES, "test_workers_serve_them_and_lead_their_lives"),
+            (HANDLERS, "test_a_node_of_the_published_package_is_called_by_its_execute"),
+        ],
+    ),
     11: (
         'node_type "compute" or "COMPUTE"',
         [(NODES, "test_a_name_in_two_roles_needs_its_type"), (HANDLERS, "test_class_nodes_are_registered_as_they_are")],
@@ -205,7 +216,12 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
     36: ("a contract by attribute or by item", [(NODES, "test_they_do_what_the_nodes_do")]),
     40: (
         "a node that is not initialised",
-        [(NODES, "test_they_do_what_the_nodes_do"), (NODES, "test_a_node_s_own_state_error_comes_as_what_it_is")],
+        [
+            (NODES, "test_a_call_before_initialize_has_finished_is_refused"),
+            (NODES, "test_a_call_after_the_shutdown_is_refused"),
+            (NODES, "test_a_node_s_own_state_error_comes_as_what_it_is"),
+            (LIVES, "test_one_whose_initialize_fails_ends_its_worker_and_is_refused"),
+        ],
     ),
     41: (
         "a node's timeout",
@@ -222,13 +238,20 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
         "context values",
         [(HERE, "test_context_values_are_any_json"), (SUITE, "test_data_that_is_no_json_object_is_refused")],
     ),
+    44: (
+        "an example class WorkflowOrchestrator is a node",
+        [
+            (NODES, "test_a_node_of_type_orchestrator_may_be_a_workflow"),
+            (NODES, "test_an_orchestrator_node_has_the_others_work"),
+            (BLOCKS, "test_502_nodes_of_every_role"),
+        ],
+    ),
 }
 
 #: Rows that wait for a part that is not built.
 WAITING: Final = {
     "the node registry": {37, 38, 39},
     "persistence": {19, 33},
-    "nodes of role orchestrator, and the base class of nodes": {10, 44},
     "compensation": {45},
     "the other three getters": {46},
 }
