@@ -13,7 +13,8 @@ from onexflow.client import Client
 from onexflow.client.remote import RemoteService
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.engine.protocols import WorkflowEventBus, WorkflowEventCoordinator
-from onexflow.testing import Cluster, virtual_time
+from onexflow.testing.clock import virtual_time
+from onexflow.testing.cluster import Cluster
 from onexflow.testing.conformance.onex_event_bus import ORDER, QUICK, Connect, EventBusConformance, Seen, event
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
 from onexflow.testing.conformance.onex_projections import ProjectionConformance, Totals

@@ -14,7 +14,7 @@ from onexflow.core.ids import RunKey
 from onexflow.engine.protocols.event_bus import WorkflowEventBus
 from onexflow.ports.events import Begun
 from onexflow.spi import ProtocolHandlerError, WorkflowEvent
-from onexflow.testing import virtual_time
+from onexflow.testing.clock import virtual_time
 from support.scripted_events import ScriptedEvents
 
 BEGUN = Begun(positions={0: 1}, heads={0: 1})
