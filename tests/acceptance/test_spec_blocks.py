@@ -63,15 +63,12 @@ DECLARED = {
 #: Blocks that declare literals.
 LITERALS = (573, 684)
 #: Blocks with a test of their own below.
-EXAMPLES = (502, 722, 750, 777, 828, 922, 982, 1027, 1073, 1136, 1238, 1257, 1269, 1336)
+EXAMPLES = (502, 722, 750, 777, 828, 866, 922, 982, 1027, 1073, 1136, 1238, 1257, 1269, 1336)
 
-_NODES = ("get_workflow_node_registry", "there is no node registry yet")
 _PERSISTENCE = ("get_workflow_persistence", "there is no persistence yet")
 #: What cannot run yet: the name that `onexflow.onex` will have when it can, and the reason.
 WAITING = {
     210: _PERSISTENCE,
-    317: _NODES,
-    866: _NODES,
     1187: _PERSISTENCE,
 }
 
@@ -382,6 +379,26 @@ async def test_777_tickets(work_queue: onex.WorkQueue, capsys: pytest.CaptureFix
     assert (await work_queue.get_task_status("ticket-456")).state == "failed"
     assert [ticket.id for ticket in made["deps"]] == ["ticket-123"]
     assert "Pending: 1, In-Progress: 1" in capsys.readouterr().out
+
+
+async def test_866_node_management(orchestrator: onex.WorkflowOrchestrator, script: Script) -> None:
+    gate, instance = script.gate("reserve"), UUID("123e4567-e89b-12d3-a456-426614174000")
+    await orchestrator.start_workflow("order-processing", instance, {})
+    made = await run(866)
+    assert made["node_id"] == "worker-node-1"
+    [worker, node] = made["nodes"]  # the cluster's worker has a handler of that name
+    assert worker.metadata["kind"] == "worker"
+    registry = onex.get_workflow_node_registry()
+    assert (node.node_id, node.node_type, node.host, node.port) == ("worker-node-1", "compute", "192.168.1.100", 8080)
+    found = await registry.get_node_capabilities("worker-node-1")
+    assert [(each.capability_name, each.max_concurrent_tasks) for each in found] == [
+        ("payment_processing", 10),
+        ("email_notification", 50),
+    ]
+    [assignment] = await registry.get_workflow_assignments("worker-node-1")
+    assert (assignment.workflow_type, assignment.instance_id) == ("order-processing", instance)
+    assert assignment.state == (await orchestrator.get_workflow_state("order-processing", instance)).current_state
+    gate.set()
 
 
 async def test_922_workflow_lifecycle_errors(orchestrator: onex.WorkflowOrchestrator, script: Script) -> None:

@@ -19,6 +19,7 @@ from onexflow import onex
 ROOT: Final = Path(__file__).parents[2]
 SUITE: Final = "src/onexflow/testing/conformance/onex_orchestrator.py"
 NODES: Final = "src/onexflow/testing/conformance/onex_nodes.py"
+REGISTRY: Final = "src/onexflow/testing/conformance/onex_node_registry.py"
 QUEUE: Final = "src/onexflow/testing/conformance/work_queue.py"
 BUS: Final = "src/onexflow/testing/conformance/onex_event_bus.py"
 PROJECTIONS: Final = "src/onexflow/testing/conformance/onex_projections.py"
@@ -73,7 +74,12 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
     ),
     11: (
         'node_type "compute" or "COMPUTE"',
-        [(NODES, "test_a_name_in_two_roles_needs_its_type"), (HANDLERS, "test_class_nodes_are_registered_as_they_are")],
+        [
+            (NODES, "test_a_name_in_two_roles_needs_its_type"),
+            (HANDLERS, "test_class_nodes_are_registered_as_they_are"),
+            (REGISTRY, "test_a_registered_node_is_seen_by_all_with_all_it_said"),
+            (REGISTRY, "test_the_base_registry_finds_by_type_environment_group_and_health"),
+        ],
     ),
     12: (
         "a base bus or the workflow bus, a base registry or the workflow registry",
@@ -214,6 +220,23 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
     ),
     35: ("no way to define a workflow type", [(FILES, "test_what_was_written_is_read_again")]),
     36: ("a contract by attribute or by item", [(NODES, "test_they_do_what_the_nodes_do")]),
+    37: (
+        "assigning a workflow to a node, beside queueing by task",
+        [
+            (REGISTRY, "test_an_assigned_run_is_known_and_ends_its_assignment"),
+            (REGISTRY, "test_dispatch_honours_it"),
+            (REGISTRY, "test_an_assignment_is_given_back_when_its_node_goes"),
+            (REGISTRY, "test_runs_and_nodes_that_there_are_not"),
+        ],
+    ),
+    38: (
+        "the id of a registered node; registering twice",
+        [
+            (REGISTRY, "test_a_new_registration_replaces_the_old_and_fences_it"),
+            (REGISTRY, "test_the_same_object_may_register_a_node_again"),
+        ],
+    ),
+    39: ("which health is healthy", [(REGISTRY, "test_health_decides_who_is_found")]),
     40: (
         "a node that is not initialised",
         [
@@ -250,7 +273,6 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
 
 #: Rows that wait for a part that is not built.
 WAITING: Final = {
-    "the node registry": {37, 38, 39},
     "persistence": {19, 33},
     "compensation": {45},
     "the other three getters": {46},

@@ -336,7 +336,8 @@ class NodeRegistryConformance:
         assert sum(metrics.failed for metrics in both) == 1
         for metrics in both:
             assert metrics.health_status == "healthy"
-            assert metrics.max_concurrent_tasks == metrics.resource_utilization["slots"] > 0
+            assert metrics.max_concurrent_tasks > 0
+            assert metrics.resource_utilization["slots"] == metrics.max_concurrent_tasks
             assert metrics.resource_utilization["slots_in_use"] == metrics.current_task_count
             assert metrics.last_heartbeat is not None
             if metrics.completed:
