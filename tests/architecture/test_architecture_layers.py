@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_the_layer_contracts_hold() -> None:
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("lint-imports")), "--no-logo"],
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -16,8 +16,10 @@ from types import TracebackType
 from typing import Self
 
 from benchmarks.bench.processes import free_port
+from onexflow.audit import audit
 from onexflow.client import Client, connect
 from onexflow.registry.etcd.embedded import EmbeddedEtcd
+from onexflow.storage.sqlite.archive import SqliteArchive
 
 DEADLINE = 60.0
 
@@ -67,11 +69,11 @@ class Processes:
             "--store-url", f"sqlite:{self.folder}/store.db", "--node-id", "o1",
         )  # fmt: skip
 
-    async def start_worker(self, name: str, slots: int = 16) -> None:
+    async def start_worker(self, name: str, slots: int = 16, *flags: str) -> None:
         self.workers[name] = await self.spawn(
             name, "onexflow.app.worker", "chaos.chaos_handlers", "--worker-id", name,
             "--orchestrators", self.through or self.address, "--registry-url", self.etcd.url,
-            "--slots-effect", str(slots), "--slots-compute", str(slots),
+            "--slots-effect", str(slots), "--slots-compute", str(slots), *flags,
         )  # fmt: skip
 
     async def client(self) -> Client:
@@ -111,4 +113,19 @@ class Processes:
                 process.kill()
                 await process.wait()
         await self.etcd.stop()
-        self._temporary.cleanup()
+        try:
+            if error is None:
+                await self._audit()
+        finally:
+            self._temporary.cleanup()
+
+    async def _audit(self) -> None:
+        """Whatever was killed: the log that is left tells one consistent story."""
+        archive = SqliteArchive(self.folder / "store.db")
+        await archive.open()
+        try:
+            report = await audit(archive)
+        finally:
+            archive.close()
+        assert report.is_consistent, "\n".join(map(str, report.findings[:20]))
+        assert report.runs

@@ -6,6 +6,7 @@
         assert await cluster.run("order", {"order_id": "A1"}) == {"ok": True}
 
 Run it under `run_virtual` (or `@virtual_time`): then an hour passes in milliseconds and the same seed gives the same run.
+At the end of a block that raised nothing, the store's log is audited (`onexflow.audit`).
 A store with threads or files needs a real loop, and a real clock: `Cluster(store=…, clock=…)`.
 """
 
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
 from uuid import UUID
 
+from onexflow.audit import audit
 from onexflow.codec.definitions import dump_definition
 from onexflow.codec.payload import JsonCodec, decode_value, encode_value
 from onexflow.core.definition import WorkflowDefinition
@@ -46,6 +48,7 @@ from onexflow.spi.exceptions import HandlerInitializationError, SPIError
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing.calls import WorkerCalls
 from onexflow.testing.clock import SeededIds, VirtualClock
+from onexflow.testing.faults.store import FaultyStore
 from onexflow.testing.links import InProcessStream
 from onexflow.worker.handlers import Worker
 from onexflow.worker.runtime import WorkerRuntime
@@ -115,6 +118,7 @@ class Cluster:
         ids: IdSource | None = None,
         namespace: str = "default",
         payload_limit: int = 2 * 1024 * 1024,
+        audited: bool = True,
     ) -> None:
         self.clock: Clock = clock or VirtualClock()
         self.ids: IdSource = ids or SeededIds(seed)
@@ -127,6 +131,7 @@ class Cluster:
         #: What the engine reported as the end of its store.
         self.fatal: Coded | None = None
         self._payload_limit = payload_limit
+        self._audited = audited
         self._engine: Orchestrator | None = None
         self._up = asyncio.Event()
         self._down = asyncio.Event()
@@ -152,6 +157,16 @@ class Cluster:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
+        if error is None and self._audited:
+            await self._audit()
+
+    async def _audit(self) -> None:
+        """Whatever happened, the log must tell one consistent story."""
+        store = self.store.inner if isinstance(self.store, FaultyStore) else self.store
+        await store.open()
+        report = await audit(store)
+        await store.close()
+        assert report.is_consistent, "the log is not consistent:\n" + "\n".join(map(str, report.findings[:20]))
 
     async def _beat(self) -> None:
         while True:

@@ -96,6 +96,20 @@ def migrate(connection: sqlite3.Connection, path: Path, known: list[Migration], 
         raise
 
 
+def check(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreUnusable unless the database is a store of exactly this release's schema. Writes nothing."""
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise StoreUnusable(f"{path} is not a store of onexflow.")
+    found = connection.execute("SELECT number, name, checksum FROM migrations").fetchall()
+    applied = {number: (name, checksum) for number, name, checksum in found}
+    known = migrations()
+    _check(applied, known, path)
+    if len(applied) < len(known):
+        raise StoreUnusable(
+            f"The store {path} is of an older release: an orchestrator of this one brings it up to date."
+        )
+
+
 def _applied(connection: sqlite3.Connection, path: Path) -> dict[int, tuple[str, str]]:
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     if application != APPLICATION_ID:

@@ -1,0 +1,266 @@
+"""The auditor: what a cluster writes is consistent, and each forgery is found by the rule that it breaks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from onexflow import Worker, workflow
+from onexflow.audit import Report, audit
+from onexflow.audit.rules import ITEM_MOVES, RULES, RUN_MOVES
+from onexflow.cli.main import main
+from onexflow.codec.rows import decode_row, decode_snapshot, encode_row, encode_snapshot
+from onexflow.core.events import (
+    Event,
+    StateTransitioned,
+    TaskCompleted,
+    TaskScheduled,
+    TaskStarted,
+    WorkflowCompleted,
+    WorkflowCreated,
+    WorkflowResumed,
+    WorkflowStarted,
+)
+from onexflow.core.machine import TASK_TRANSITIONS, WORKFLOW_TRANSITIONS
+from onexflow.ports.event_store import CheckpointRecord, ParkedRecord, Row, SnapshotRecord, Tombstone
+from onexflow.storage.memory import MemoryStore
+from onexflow.storage.sqlite import SqliteStore
+from onexflow.testing import Cluster, virtual_time
+from onexflow.testing.clock import VirtualClock
+
+
+class Log:
+    """One shard's content, to be forged: rows as (run, events)."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+        self.shard = store._shards[0]
+
+    def rewrite(self, change: Callable[[list[Event]], list[Event]]) -> None:
+        """Change the events of the run, keeping places, and make the rows anew."""
+        events: list[Event] = []
+        for row in self.shard.rows:
+            events += decode_row(row.data)[1]
+        iid, at = self.iid, decode_row(self.shard.rows[0].data)[0]
+        events = change(events)
+        row = Row(1, len(events), 1, iid, 1, encode_row(at, events))
+        self.shard.rows = [row]
+        self.shard.runs_rows[iid] = [row]
+
+    def replace(self, index: int, **fields: object) -> None:
+        """One row with other fields."""
+        row = self.shard.rows[index]._replace(**fields)
+        self.shard.rows[index] = row
+        self.shard.runs_rows[row.iid][index] = row
+
+    @property
+    def iid(self) -> int:
+        return self.shard.rows[0].iid
+
+
+async def made(*, is_open: bool = False) -> Log:
+    """The log of one run: an effect, then a compute task behind it; ended, or parked before its start."""
+    worker = Worker("w")
+    worker.effect("charge")(lambda _: {"ok": True})
+    worker.compute("double")(lambda contract: contract)
+    flow = workflow("order")
+    flow.compute("double", depends_on=[flow.effect("charge")])
+    clock = VirtualClock()
+    store = MemoryStore(clock, shards=1)
+    async with Cluster(store=store, clock=clock) as cluster:
+        await cluster.register(flow.build())
+        await cluster.add_worker(worker)
+        if is_open:
+            await cluster.start("order", {}, delay=3600.0)
+            await cluster.clock.sleep(30.0)
+        else:
+            await cluster.run("order", {})
+    await store.open()
+    return Log(store)
+
+
+def drop(kind: type[Event]) -> Callable[[list[Event]], list[Event]]:
+    return lambda events: [event for event in events if not isinstance(event, kind)]
+
+
+def insert(kind: type[Event], event: Event) -> Callable[[list[Event]], list[Event]]:
+    """`event` before the first of a kind."""
+
+    def change(events: list[Event]) -> list[Event]:
+        place = next(index for index, one in enumerate(events) if isinstance(one, kind))
+        return [*events[:place], event, *events[place:]]
+
+    return change
+
+
+def again(kind: type[Event]) -> Callable[[list[Event]], list[Event]]:
+    """The first event of a kind stands twice."""
+    return lambda events: insert(kind, next(one for one in events if isinstance(one, kind)))(events)
+
+
+class Forgery(NamedTuple):
+    name: str
+    rule: str
+    change: Callable[[list[Event]], list[Event]]
+
+
+FORGERIES = [
+    Forgery("the effect's result stands twice", "task-transition", again(TaskCompleted)),
+    Forgery("an effect is authorised twice", "task-transition", again(TaskStarted)),
+    Forgery("a result nobody was authorised for", "task-transition", drop(TaskStarted)),
+    Forgery("a second start", "run-transition", again(WorkflowStarted)),
+    Forgery("resumed and never paused", "run-transition", insert(TaskScheduled, WorkflowResumed())),
+    Forgery("two ends", "after-the-end", again(WorkflowCompleted)),
+    Forgery("completed too early", "open-task", insert(TaskCompleted, WorkflowCompleted())),
+    Forgery("a second beginning", "created", lambda events: [events[0], *events]),
+    Forgery("no beginning", "created", drop(WorkflowCreated)),
+    Forgery("scheduled before what it depends on", "dependency", insert(TaskStarted, TaskScheduled(1, source=0))),
+    Forgery(
+        "an attempt is skipped",
+        "attempt",
+        insert(
+            TaskCompleted,
+            TaskScheduled(0, attempt=3),
+        ),
+    ),
+    Forgery("a task that there is not", "unreadable", insert(TaskStarted, TaskScheduled(9))),
+    Forgery(
+        "an item that there is not",
+        "task-transition",
+        insert(TaskCompleted, StateTransitioned("task.waiting_for_input", "running", "waiting_for_input", [0], 5)),
+    ),
+]
+
+
+@virtual_time
+async def test_what_a_cluster_writes_is_consistent() -> None:
+    report = await audit((await made()).store)
+    assert report.is_consistent
+    assert (report.runs, report.open_runs, report.shards) == (1, 0, 1)
+    assert report.events > 6
+    parked = await audit((await made(is_open=True)).store)
+    assert parked.is_consistent
+    assert (parked.open_runs, parked.snapshots) == (1, 1)
+
+
+@pytest.mark.parametrize("forgery", FORGERIES, ids=[forgery.name for forgery in FORGERIES])
+@virtual_time
+async def test_a_forged_event_is_found(forgery: Forgery) -> None:
+    log = await made()
+    log.rewrite(forgery.change)
+    assert forgery.rule in rules(await audit(log.store))
+
+
+def rules(report: Report) -> set[str]:
+    return {finding.rule for finding in report.findings}
+
+
+@virtual_time
+async def test_forged_places_are_found() -> None:
+    expected = {
+        "offsets": {"offset": 40},
+        "sequence": {"seq": 40},
+        "epochs": {"epoch": 7},
+        "unreadable": {"data": b"\x00"},
+        "time": {"data": encode_row(1, [WorkflowCompleted()])},
+    }
+    for rule, fields in expected.items():
+        log = await made()
+        log.replace(len(log.shard.rows) - 1, **fields)
+        assert rule in rules(await audit(log.store)), rule
+    log = await made()
+    log.replace(0, epoch=2)
+    assert "epochs" in rules(await audit(log.store)), "an epoch that falls"
+
+
+@virtual_time
+async def test_a_missing_row_is_found_unless_a_tombstone_tells_of_it() -> None:
+    log = await made()
+    first = log.shard.rows.pop(0)
+    log.shard.runs_rows[first.iid].pop(0)
+    assert rules(await audit(log.store)) >= {"offsets", "sequence", "tombstone"}
+    stone = Tombstone(first.iid, first.seq, first.seq + first.count - 1, first.offset,
+                      first.offset + first.count - 1, first.count, b"", 1)  # fmt: skip
+    log.shard.tombstones[first.iid, 1] = stone
+    # The gap is told of; what was cut is lost all the same, for no snapshot has what it made.
+    assert rules(await audit(log.store)) == {"tombstone"}
+
+
+@virtual_time
+async def test_forged_tables_are_found() -> None:
+    log = await made()
+    record = log.shard.runs[log.iid]
+    log.shard.runs[log.iid] = record._replace(state=5)
+    assert rules(await audit(log.store)) == {"listing"}
+    del log.shard.runs[log.iid]
+    assert "listing" in rules(await audit(log.store))
+    log = await made()
+    log.store._definitions.clear()
+    assert rules(await audit(log.store)) == {"unreadable"}
+
+
+@virtual_time
+async def test_a_forgotten_run_and_a_late_timer_are_found() -> None:
+    log = await made(is_open=True)
+    parked = log.shard.parked[log.iid]
+    log.shard.parked[log.iid] = ParkedRecord(log.iid, parked.wake_at + 60 * 10**9, parked.reason)
+    assert rules(await audit(log.store)) == {"timer"}
+    log.shard.parked[log.iid] = ParkedRecord(log.iid, 0, parked.reason)
+    assert rules(await audit(log.store)) == {"timer"}
+    del log.shard.parked[log.iid]
+    assert rules(await audit(log.store)) == {"stalled"}
+    log.shard.checkpoint = CheckpointRecord(log.shard.head, msgspec.msgpack.encode([log.iid]))
+    assert (await audit(log.store)).is_consistent
+
+
+@virtual_time
+async def test_a_forged_snapshot_is_found() -> None:
+    log = await made(is_open=True)
+    snapshot = log.shard.snapshots[log.iid]
+    state = decode_snapshot(snapshot.data)
+    assert state is not None
+    state.status = "running"
+    log.shard.snapshots[log.iid] = SnapshotRecord(log.iid, snapshot.seq, encode_snapshot(state))
+    assert rules(await audit(log.store)) == {"snapshot"}
+    log.shard.snapshots[log.iid] = SnapshotRecord(log.iid, 99, snapshot.data)
+    assert rules(await audit(log.store)) == {"snapshot"}
+
+
+def test_every_rule_is_broken_by_a_test() -> None:
+    text = Path(__file__).read_text()
+    assert {rule for rule in RULES if f'"{rule}"' not in text} == set()
+
+
+def test_its_own_tables_are_no_wider_than_the_state_machines() -> None:
+    """Written twice on purpose; this says where they differ."""
+    run_edges = {(origin, after) for origins, after in RUN_MOVES.values() for origin in origins}
+    assert run_edges <= {(a, b) for a, after in WORKFLOW_TRANSITIONS.items() for b in after}
+    item_edges = {(origin, after) for after, origins in ITEM_MOVES.items() for origin in origins}
+    assert item_edges <= {(a, b) for a, after in TASK_TRANSITIONS.items() for b in after}
+
+
+def test_the_command_tells_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", f"sqlite:{tmp_path}/none.db"]) == 16
+    assert "there is no store" in capsys.readouterr().err
+    assert main(["audit", "memory:"]) == 2
+    capsys.readouterr()
+
+
+async def test_a_store_is_audited_beside_its_owner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onexflow.cli.audit import audit as command
+
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()  # and it stays open: the lock is held
+    try:
+        assert await command(f"sqlite:{store.path}") == 0
+        assert re.search(r"shards +8\n", shown := capsys.readouterr().out)
+        assert shown.endswith("consistent\n")
+        assert await command(f"sqlite:{store.path}", output="json") == 0
+        assert '"violations": 0' in capsys.readouterr().out
+    finally:
+        await store.close()
