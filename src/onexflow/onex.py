@@ -31,6 +31,7 @@ from onexflow.engine.protocols import (
     WorkflowEventMessage,
     WorkflowNodeRegistry,
     WorkflowOrchestrator,
+    WorkflowPersistence,
     WorkQueue,
     find_node,
 )
@@ -178,6 +179,7 @@ __all__ = [
     "WorkflowNodeInfo",
     "WorkflowNodeRegistry",
     "WorkflowOrchestrator",
+    "WorkflowPersistence",
     "WorkflowSnapshot",
     "WorkflowState",
     "close",
@@ -188,6 +190,7 @@ __all__ = [
     "get_workflow_event_coordinator",
     "get_workflow_node_registry",
     "get_workflow_orchestrator",
+    "get_workflow_persistence",
 ]
 
 _connecting: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[Client]] = WeakKeyDictionary()
@@ -247,6 +250,12 @@ def get_workflow_event_coordinator() -> WorkflowEventCoordinator:
     """An event coordinator of the cluster at ONEXFLOW_ADDRESS, over `get_workflow_event_bus()` until it is given another
     bus: a new one at each call, since it can be given one."""
     return WorkflowEventCoordinator(_service().events, get_workflow_event_bus())
+
+
+@cache
+def get_workflow_persistence() -> WorkflowPersistence:
+    """The persistence of the cluster at ONEXFLOW_ADDRESS. Connects when it is first used."""
+    return WorkflowPersistence(_service())
 
 
 @cache

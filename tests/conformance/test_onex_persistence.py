@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from onexflow.app.system import SystemClock
+from onexflow.client.remote import RemoteService
 from onexflow.engine.protocols.persistence import RecordsService
 from onexflow.storage.sqlite import SqliteStore
 from onexflow.testing import Cluster
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
 from onexflow.testing.conformance.onex_persistence import PersistenceConformance
+from support.grpc_cluster import grpc_cluster
 
 
 class TestInProcess(PersistenceConformance):
@@ -34,3 +36,14 @@ class TestInProcessOnSqlite(PersistenceConformance):
                 await cluster.register(definition)
             await cluster.add_worker(script.worker())
             yield cluster.engine
+
+
+class TestOverGrpc(PersistenceConformance):
+    @pytest.fixture
+    async def service(self, script: Script) -> AsyncIterator[RecordsService]:
+        async with grpc_cluster(script.worker()) as client:
+            for definition in definitions():
+                await client.register(definition)
+            remote = RemoteService.of(client)
+            yield remote
+            await remote.close()

@@ -16,7 +16,14 @@ from onexflow.core.errors import Draining, InvalidArgument, ShardMoved, Unavaila
 from onexflow.rpc.channel import open_channel
 from onexflow.rpc.status import DETAILS, from_rpc_error
 from onexflow.spi.exceptions import SPIError
-from onexflow.v1 import admin_pb2_grpc, events_pb2_grpc, nodes_pb2_grpc, queue_pb2_grpc, workflow_pb2_grpc
+from onexflow.v1 import (
+    admin_pb2_grpc,
+    events_pb2_grpc,
+    nodes_pb2_grpc,
+    persistence_pb2_grpc,
+    queue_pb2_grpc,
+    workflow_pb2_grpc,
+)
 
 Answer = TypeVar("Answer")
 
@@ -64,6 +71,10 @@ class Channels:
     @property
     def events(self) -> events_pb2_grpc.EventBusServiceAsyncStub:
         return events_pb2_grpc.EventBusServiceStub(self._channel())
+
+    @property
+    def persistence(self) -> persistence_pb2_grpc.PersistenceServiceAsyncStub:
+        return persistence_pb2_grpc.PersistenceServiceStub(self._channel())
 
     def _channel(self) -> grpc.aio.Channel:
         address = self.address

@@ -33,6 +33,7 @@ from onexflow.engine.protocols.coordinator import WorkflowEventCoordinator
 from onexflow.engine.protocols.event_bus import BusOptions, WorkflowEventBus
 from onexflow.engine.protocols.node_registry import WorkflowNodeRegistry
 from onexflow.engine.protocols.nodes import Node, find_node
+from onexflow.engine.protocols.persistence import WorkflowPersistence
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports.client_link import (
     ControlOutcome,
@@ -289,6 +290,12 @@ class Client:
     def event_coordinator(self, **options: Unpack[BusOptions]) -> WorkflowEventCoordinator:
         """The specification's event coordinator, over a bus with these options until it is given another."""
         return WorkflowEventCoordinator(self._service.events, self.event_bus(**options))
+
+    # ---- persistence
+
+    def persistence(self) -> WorkflowPersistence:
+        """The specification's persistence: states, events, snapshots and clean-up."""
+        return WorkflowPersistence(self._service, namespace=self.namespace)
 
     # ---- the cluster
 

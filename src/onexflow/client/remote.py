@@ -12,6 +12,7 @@ import msgspec
 from onexflow.client.ids import new_request_id
 from onexflow.client.remote_events import RemoteEvents
 from onexflow.client.remote_nodes import RemoteNodes
+from onexflow.client.remote_persistence import RemotePersistence
 from onexflow.codec.wire import common as wire_common
 from onexflow.codec.wire import queue as wire_queue
 from onexflow.codec.wire import workflow as wire
@@ -67,6 +68,8 @@ class RemoteService:
         self.events = RemoteEvents(source, self._keep)
         #: What `ports.nodes` asks.
         self.node_registry = RemoteNodes(source, self._keep)
+        #: What `ports.persistence` asks.
+        self.records = RemotePersistence(source)
 
     @classmethod
     def of(cls, client: Client) -> RemoteService:

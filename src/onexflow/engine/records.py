@@ -40,6 +40,8 @@ from onexflow.ports.persistence import CutView, SnapshotView, StateRecord
 
 #: How long a call waits for the store to confirm a write.
 CONFIRM_SECONDS: Final = 10.0
+#: Beyond all numbers that there are, and within what stores can compare.
+MAX_SEQUENCE: Final = 1 << 62
 _FORMAT: Final = 1
 
 
@@ -162,8 +164,8 @@ class RecordBook:
             raise InvalidArgument(
                 f"{record.state!r} is not a workflow state: {', '.join(WORKFLOW_STATE_INDEX)}", field="state"
             )
-        if record.sequence < 0:
-            raise InvalidArgument("the sequence number must not be negative", field="sequence")
+        if not 0 <= record.sequence <= MAX_SEQUENCE:
+            raise InvalidArgument(f"the sequence number is {record.sequence}: that is none", field="sequence")
         if len(record.data.data) > self._payload_limit:
             raise InvalidArgument(
                 f"the state has {len(record.data.data):,} bytes, the limit is {self._payload_limit:,}", field="data"
@@ -181,7 +183,7 @@ class RecordBook:
         self, key: RunKey, from_sequence: int = 1, to_sequence: int | None = None, limit: int = 1000
     ) -> Sequence[EventRecord]:
         try:
-            return await self._events.read_events(key, from_sequence, to_sequence, limit)
+            return await self._events.read_events(key, min(from_sequence, MAX_SEQUENCE), to_sequence, limit)
         except UnknownRun:
             return []
 

@@ -9,7 +9,7 @@ unless the returned cancel function was called before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import UUID
 
 import msgspec
@@ -21,6 +21,9 @@ from onexflow.ports.nodes import NodeRegistryService
 from onexflow.ports.queue import Answer, AnyCall
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
+
+if TYPE_CHECKING:
+    from onexflow.ports.persistence import PersistenceService
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -276,6 +279,10 @@ class OrchestratorService(RunService, Protocol):
     @property
     def events(self) -> EventService:
         """The event bus (`ports.events`)."""
+
+    @property
+    def records(self) -> PersistenceService:
+        """States, snapshots and cuts of histories (`ports.persistence`)."""
 
     @property
     def node_registry(self) -> NodeRegistryService:

@@ -38,7 +38,7 @@ class EventsEndpoint:
         events = await self._service.read_events(
             common.key(request.key), request.from_sequence, last, wire.limit(request.limit, MAX_EVENTS)
         )
-        return pb.ReadEventsResponse(events=[wire.event_to_pb(event) for event in _fitting(events, wire.event_size)])
+        return pb.ReadEventsResponse(events=[wire.event_to_pb(event) for event in fitting(events, wire.event_size)])
 
     @unary
     async def FindEvent(self, request: pb.FindEventRequest, context: Context) -> pb.FindEventResponse:
@@ -74,8 +74,8 @@ class EventsEndpoint:
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Context) -> pb.ListDeadLettersResponse:
         count = min(request.limit or 100, MAX_DEAD_LETTERS)
         letters = await self._service.list_dead_letters(wire.namespace(request.namespace), request.group, count)
-        fitting = _fitting(letters, lambda letter: wire.delivery_size(letter.delivery) + len(letter.error.traceback))
-        return pb.ListDeadLettersResponse(dead_letters=[wire.dead_letter_to_pb(letter) for letter in fitting])
+        found = fitting(letters, lambda letter: wire.delivery_size(letter.delivery) + len(letter.error.traceback))
+        return pb.ListDeadLettersResponse(dead_letters=[wire.dead_letter_to_pb(letter) for letter in found])
 
     @unary
     async def RequeueDeadLetters(
@@ -139,7 +139,7 @@ class EventsEndpoint:
         return pb.ResetProjectionResponse()
 
 
-def _fitting(entries: Sequence[T], size: Callable[[T], int]) -> Sequence[T]:
+def fitting(entries: Sequence[T], size: Callable[[T], int]) -> Sequence[T]:
     """As many, from the first, as fit into a message."""
     room = common.MAX_MESSAGE * 3 // 4
     for place, entry in enumerate(entries):

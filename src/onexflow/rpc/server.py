@@ -20,6 +20,7 @@ from onexflow.rpc.client_session import ClientStream
 from onexflow.rpc.consume_session import ConsumeStream
 from onexflow.rpc.events_service import EventsEndpoint
 from onexflow.rpc.node_service import NodeEndpoint
+from onexflow.rpc.persistence_service import PersistenceEndpoint
 from onexflow.rpc.queue_service import QueueEndpoint
 from onexflow.rpc.stream import FLUSH_WITHIN
 from onexflow.rpc.worker_session import WorkerStream
@@ -31,6 +32,8 @@ from onexflow.v1 import (
     events_pb2_grpc,
     nodes_pb2,
     nodes_pb2_grpc,
+    persistence_pb2,
+    persistence_pb2_grpc,
     queue_pb2,
     queue_pb2_grpc,
     worker_pb2,
@@ -46,6 +49,7 @@ SERVICES: Final = (
     queue_pb2.DESCRIPTOR.services_by_name["WorkQueueService"].full_name,
     events_pb2.DESCRIPTOR.services_by_name["EventBusService"].full_name,
     nodes_pb2.DESCRIPTOR.services_by_name["NodeRegistryService"].full_name,
+    persistence_pb2.DESCRIPTOR.services_by_name["PersistenceService"].full_name,
 )
 #: Seconds between looks at service.health().
 _HEALTH_EVERY: Final = 0.5
@@ -151,12 +155,14 @@ class GrpcServer:
         queues: Any = QueueEndpoint(self._service)
         events: Any = EventsEndpoint(self._service.events, self._consumers)
         nodes: Any = self._nodes
+        records: Any = PersistenceEndpoint(self._service)
         workflow_pb2_grpc.add_WorkflowServiceServicer_to_server(workflows, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         queue_pb2_grpc.add_WorkQueueServiceServicer_to_server(queues, server)
         events_pb2_grpc.add_EventBusServiceServicer_to_server(events, server)
         nodes_pb2_grpc.add_NodeRegistryServiceServicer_to_server(nodes, server)
+        persistence_pb2_grpc.add_PersistenceServiceServicer_to_server(records, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -26,6 +26,7 @@ from onexflow.engine.protocols.nodes import (
     find_node,
 )
 from onexflow.engine.protocols.orchestrator import WorkflowOrchestrator
+from onexflow.engine.protocols.persistence import WorkflowPersistence
 from onexflow.engine.protocols.work_queue import WorkQueue
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "WorkflowEventMessage",
     "WorkflowNodeRegistry",
     "WorkflowOrchestrator",
+    "WorkflowPersistence",
     "find_node",
 ]

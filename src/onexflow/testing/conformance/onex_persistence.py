@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -438,7 +439,7 @@ class PersistenceConformance:
         instance = await self.ended(orchestrator)
         ins = (TYPE, instance)
         await persistence.cleanup_old_events(*ins, 4)
-        calls = [
+        calls: list[Callable[[], Awaitable[object]]] = [
             lambda: persistence.load_workflow_events(*ins),
             lambda: persistence.load_workflow_events(*ins, 1, 2),
             lambda: persistence.load_workflow_events(*ins, 3, 10),
