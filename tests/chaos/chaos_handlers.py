@@ -51,3 +51,18 @@ async def charge_once(contract: Any, ctx: Any) -> dict[str, Any]:
 async def calculate(contract: Any, ctx: Any) -> dict[str, Any]:
     """A pure task of the same length."""
     return await _work(contract, ctx, key=f"{ctx.instance_id}:{ctx.task}")
+
+
+@worker.orchestrator("lead")
+async def lead(contract: Any, ctx: Any) -> dict[str, Any]:
+    """Calls other nodes: effects one after the other, with two computes beside each."""
+    _note("start", f"{ctx.instance_id}:lead", ctx.token)
+    charge_node = await ctx.node("charge_once", "effect")
+    compute_node = await ctx.node("calculate", "compute")
+    for step in range(contract.steps):
+        await asyncio.gather(
+            charge_node.execute_effect({"step": step}),
+            *(compute_node.execute_compute({"step": step, "side": side}) for side in range(2)),
+        )
+    _note("end", f"{ctx.instance_id}:lead", ctx.token)
+    return {"steps": contract.steps}

@@ -122,6 +122,46 @@ async def _all_settled(handles: list[RunHandle]) -> list[tuple[RunHandle, str]]:
     return waiting
 
 
+async def kill_orchestrations(runs: int = 50, steps: int = 8) -> Figures:
+    """kill -9 of workers that run orchestrations, twice, and of the orchestrator: each call of theirs is made once."""
+    async with Processes() as cluster:
+        await cluster.start_worker("hands", 64, "--roles=effect,compute")
+        for name in ("lead-1", "lead-2"):
+            await cluster.start_worker(name, 16, "--roles=orchestrator")
+        flow = onexflow.workflow("chaos-lead")
+        flow.orchestrator("lead")
+        async with await cluster.client() as client:
+            await cluster.wait_for_workers(client, 3)
+            await client.register(flow.build())
+            starts = (client.start("chaos-lead", {"steps": steps}) for _ in range(runs))
+            handles = list(await asyncio.gather(*starts))
+            done = runs * steps
+            for part in (1, 2):
+                await until(lambda: len(traces.ledger_keys(cluster.folder)) > part * done // 5, "calls made")
+                victim = cluster.workers[f"lead-{part}"]
+                cluster.kill(victim)
+                await victim.wait()
+                await cluster.start_worker(f"lead-{part}", 16, "--roles=orchestrator")
+            await until(lambda: len(traces.ledger_keys(cluster.folder)) > 3 * done // 5, "more calls made")
+            assert cluster.orchestrator is not None
+            cluster.kill(cluster.orchestrator)
+            await cluster.orchestrator.wait()
+            await cluster.start_orchestrator()
+            await _finish(handles)
+            figures = await _checked(client, "chaos-lead", runs)
+        grouped = traces.by_key(traces.executions(cluster.folder))
+        leads = [executions for key, executions in grouped.items() if key.endswith(":lead")]
+        again = sum(len(executions) > 1 for executions in leads)
+        assert len(leads) == runs
+        assert again, "no orchestration was run again: the round proves nothing"
+        charged = traces.ledger_keys(cluster.folder)
+        assert len(charged) == done, f"{done} calls of effects were made as {len(charged)}"
+        assert max(len(grouped[key]) for key in charged) == 1, "an effect ran twice"
+        computed = [key for key in grouped if key.endswith(":execute")]
+        assert len(computed) == 2 * done, f"{2 * done} calls of computes were made as {len(computed)}"
+        return {**figures, "run again": again, "calls": 3 * done}
+
+
 async def kill_orchestrator(chains: int = 200) -> Figures:
     """kill -9 and restart of the orchestrator: all finish, what ran on is adopted and not run twice."""
     async with Processes() as cluster:
@@ -264,6 +304,7 @@ async def _registered(client: Client, workers: set[str]) -> None:
 SCENARIOS = {
     "kill-worker": kill_worker,
     "kill-worker-once-only": kill_worker_once_only,
+    "kill-orchestrations": kill_orchestrations,
     "kill-orchestrator": kill_orchestrator,
     "cut-streams": cut_streams,
     "kill-etcd": kill_etcd,

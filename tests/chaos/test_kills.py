@@ -22,6 +22,11 @@ async def test_killed_worker_leaves_other_effects_waiting_and_none_runs_twice() 
     assert figures["resolved"] >= figures["interrupted"] > 0
 
 
+async def test_killed_orchestrations_repeat_no_call() -> None:
+    figures = await scenarios.kill_orchestrations(20, 5)
+    assert figures["run again"] > 0
+
+
 async def test_killed_orchestrator_adopts_what_ran_on() -> None:
     figures = await scenarios.kill_orchestrator(40)
     assert figures["ran on"] > 0
