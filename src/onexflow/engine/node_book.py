@@ -237,6 +237,8 @@ class NodeBook:
                 )
             return False
         self._check_present(held, incarnation)
+        if held.incarnation in self._closed:
+            return False  # its keeper has still to take it away
         self._close(held.incarnation, replaced=False)
         log.info("guest.unregistered", node=node_id, incarnation=held.incarnation)
         if node_id in self._guests:
