@@ -154,16 +154,16 @@ class EventBook:
         if self._ended is not None:
             raise self._ended
         _check(request)
-        reader, is_new = self._reader_for(request)
+        reader = self._reader_for(request)
         member = Member(reader, request, listener)
         self._joining[member] = None
-        self._spawn(self._begin(member, reader, is_new=is_new))
+        self._spawn(self._begin(member, reader))
         return member
 
-    def _reader_for(self, request: Consume) -> tuple[Reader, bool]:
+    def _reader_for(self, request: Consume) -> Reader:
         where, name = request.filter, request.group
         if not name:
-            return self._reader(where, "", None, self._beginnings(request)), True
+            return self._reader(where, "", None, self._beginnings(request))
         known = self._groups.get((where.namespace, name))
         if known is not None:
             if known.where != where or known.is_projection != request.projection:
@@ -172,7 +172,7 @@ class EventBook:
                     f"{name!r} is {what} with another filter, or of another kind",
                     {"group": name, "current_state": _words(known.where), "required_state": _words(where)},
                 )
-            return known, False
+            return known
         config = GroupConfig(self._kernel.store.now(), where.topics, where.event_types, request.projection)
         reader = self._reader(where, name, config, self._beginnings(request))
         self._groups[where.namespace, name] = reader
@@ -181,7 +181,7 @@ class EventBook:
         for cursor in reader.cursors.values():
             cursor.saved = cursor.next if cursor.next > 1 else 0
             reader.write(cursor)
-        return reader, True
+        return reader
 
     def _beginnings(self, request: Consume) -> dict[int, Cursor]:
         """Where a new reader begins. Of what was cut before he came he is not told."""
@@ -203,9 +203,9 @@ class EventBook:
     def _idle(self, reader: Reader) -> None:
         self._active.pop(reader, None)
 
-    async def _begin(self, member: Member, reader: Reader, *, is_new: bool) -> None:
+    async def _begin(self, member: Member, reader: Reader) -> None:
         try:
-            error = await self._ready(reader, is_new=is_new)
+            error = await self._ready(reader)
         except SPIError as failed:
             error = failed
         del self._joining[member]
@@ -221,9 +221,9 @@ class EventBook:
         self._active[reader] = None
         reader.join(member)
 
-    async def _ready(self, reader: Reader, *, is_new: bool) -> SPIError | None:
+    async def _ready(self, reader: Reader) -> SPIError | None:
         """A new group is durable before it begins; who goes on is told of what was cut meanwhile."""
-        if is_new and reader.config is not None:
+        if reader.config is not None:
             await self._kernel.lane.durable()
         errors: list[OutOfRange] = []
         for cursor in reader.cursors.values():

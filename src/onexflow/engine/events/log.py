@@ -92,6 +92,10 @@ class Log:
                 found.append(located)
         return found, rows[-1].offset + rows[-1].count
 
+    def is_over(self, shard: int, located: Located) -> bool:
+        """Is it of a topic that was deleted since?"""
+        return located.offset < self._topics.begins(located.event.key.namespace, located.topic, shard)
+
     async def at(self, shard: int, offset: int) -> Located | None:
         """The event at that offset; None when it was cut, or is none that the bus knows."""
         rows = await self._kernel.store.read_shard(shard, offset, 1)
@@ -109,7 +113,7 @@ class Log:
             return False
         if where.topics and located.topic not in where.topics:
             return False
-        return located.offset >= self._topics.begins(where.namespace, located.topic, shard)
+        return not self.is_over(shard, located)
 
     # ---- whose rows they are
 

@@ -225,8 +225,9 @@ class Publisher:
         seq = await stream.inner_sequence(self._kernel.store, external, first, kept)
         if seq == kept > 1:
             earliest = await stream.published_number(self._kernel.store, external, kept)
+            earliest = min(earliest, external.state.head + 1)
             if first < earliest:  # what is asked for may have been before the cut
-                raise _cut(key, min(earliest, external.state.head + 1))
+                raise _cut(key, earliest)
         found: list[EventRecord] = []
         while len(found) < limit:
             rows = await self._kernel.store.read_run(shard, iid, seq, min(limit, PAGE))

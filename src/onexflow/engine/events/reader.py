@@ -215,15 +215,19 @@ class Reader:
             if not _serves(cursor, member):
                 cursor.wait(offset, due)
                 return True
-            if located is None:  # cut after it was delivered once: nothing can be done for it
+            if located is None or self._log.is_over(cursor.shard, located):
                 del cursor.open[offset]
                 self._changed(cursor)
+                if located is None:
+                    self.end(self._out_of_range(cursor.shard, offset, offset + 1, 1))
+                    return True
                 continue
             self._deliver(cursor, member, [located])
         start, head = cursor.next, self._kernel.shards[cursor.shard].durable
-        if member.room <= 0 or start >= head or len(cursor.open) >= MAX_OPEN:
+        room = min(member.room, BATCH, MAX_OPEN - len(cursor.open))
+        if room <= 0 or start >= head:
             return False
-        found, following = await self._log.page(cursor.shard, start, self.where, min(member.room, BATCH))
+        found, following = await self._log.page(cursor.shard, start, self.where, room)
         if not _serves(cursor, member) or cursor.next != start or cursor.not_before > now:
             return True
         cursor.next = following
@@ -463,7 +467,10 @@ class Reader:
 
     async def lost(self, cursor: Cursor) -> OutOfRange | None:
         """What was cut away from under the reader in this shard, if anything: told once."""
-        low = min((offset for offset, entry in cursor.open.items() if entry.member is None), default=cursor.next)
+        if self.is_projection:
+            low = max(1, cursor.saved)
+        else:
+            low = min((offset for offset, entry in cursor.open.items() if entry.member is None), default=cursor.next)
         await self._kernel.lane.durable()  # a cut may be on its way
         graves = await self._kernel.store.tombstones(cursor.shard, low)
         fresh = [grave for grave in graves if grave.at > cursor.told]
@@ -475,11 +482,13 @@ class Reader:
         if not missed:
             return None
         earliest = max(grave.last_offset for grave in missed) + 1
+        return self._out_of_range(cursor.shard, low, earliest, sum(grave.count for grave in missed))
+
+    def _out_of_range(self, shard: int, position: int, earliest: int, events: int) -> OutOfRange:
         return OutOfRange(
-            f"events before {cursor.shard}:{earliest} were cut out of histories before they were read here",
-            {"shard": cursor.shard, "earliest": earliest, "position": low, "group": self.name,
-             "events": sum(grave.count for grave in missed)},
-        )  # fmt: skip
+            f"events before {shard}:{earliest} were cut out of histories before they were read here",
+            {"shard": shard, "earliest": earliest, "position": position, "group": self.name, "events": events},
+        )
 
     async def _concerns(self, shard: int, grave: Tombstone) -> bool:
         return any(matches(source, self.where) for source in await self._log.sources(shard, [grave.iid]))
