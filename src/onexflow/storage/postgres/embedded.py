@@ -51,6 +51,7 @@ _SETTINGS: Final = {
     "log_checkpoints": "off",
     "wal_level": "replica",
     "hot_standby": "on",
+    "wal_retrieve_retry_interval": "100ms",
 }
 
 
@@ -124,6 +125,13 @@ class EmbeddedPostgres:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
+
+    async def wipe(self) -> None:
+        """Kill it and forget its data: the next `start` is another database, on the same port, with the same password."""
+        await self.kill()
+        if self._root is not None:
+            await asyncio.to_thread(shutil.rmtree, self._root, ignore_errors=True)
+        self._root = None
 
     async def restart(self, **settings: str) -> None:
         """An orderly restart, with these settings changed."""

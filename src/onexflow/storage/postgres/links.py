@@ -60,9 +60,9 @@ class Session:
         """Let a new connection be used only if its server is safe, is the one we know, and has all we were told."""
         limit = self.settings.connect_timeout
         promised = self.promises.current()
-        server = await look_at(connection, self.settings)
+        self.promises.recognise(await look_at(connection, self.settings))
         found = await connection.fetch(sql.HEADS, list(promised), timeout=limit)
-        self.promises.hold_against(server, [tuple(row) for row in found], promised)
+        self.promises.hold_against([tuple(row) for row in found], promised)
         self.learn_time(await connection.fetchval(sql.CLOCK, timeout=limit))
 
 

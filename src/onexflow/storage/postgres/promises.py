@@ -31,14 +31,17 @@ class Promises:
         """As they are now; later ones are not in it."""
         return dict(self._heads)
 
-    def hold_against(
-        self, server: Server, found: Iterable[tuple[int, int, int]], promised: Mapping[int, tuple[int, int]]
-    ) -> None:
+    def recognise(self, server: Server) -> None:
+        """Raises a fatal StoreUnavailable when it is not the server that was promised to, nor a copy of it."""
+        known, self._server = self._server or server, server
+        if known.system != server.system:
+            raise self._lost("is another database than before", {"system": server.system, "before": known.system})
+        if known.timeline != server.timeline:
+            _log.warning("store.failed_over", store=self._shown, timeline=server.timeline, before=known.timeline)
+
+    def hold_against(self, found: Iterable[tuple[int, int, int]], promised: Mapping[int, tuple[int, int]]) -> None:
         """`found` are (shard, epoch, head), read after `promised` was taken. Raises a fatal StoreUnavailable when
         anything is missing."""
-        known, self._server = self._server, server
-        if known is not None and known.system != server.system:
-            raise self._lost("is another database than before", {"system": server.system, "before": known.system})
         has = {shard: (epoch, head) for shard, epoch, head in found}
         for shard, (epoch, head) in promised.items():
             epoch_there, head_there = has.get(shard, (0, 0))
@@ -47,8 +50,6 @@ class Promises:
                     f"has lost acknowledged events: shard {shard} is at epoch {epoch_there}, head {head_there}",
                     {"shard": shard, "epoch": epoch_there, "head": head_there, "promised": [epoch, head]},
                 )
-        if known is not None and known.timeline != server.timeline:
-            _log.warning("store.failed_over", store=self._shown, timeline=server.timeline, before=known.timeline)
 
     def _lost(self, what: str, context: dict[str, object]) -> StoreUnavailable:
         _log.critical("store.lost_events", store=self._shown, problem=what, **context)
