@@ -2,8 +2,7 @@
 
 A block is named by the line of its opening fence. Its text is unchanged but for the module that it imports from and
 `UUID("req-abc123")`, which no Python accepts; it runs inside an async function, after PRELUDE and the names that its test
-gives it. What cannot run yet is in WAITING, with the reason: a list that only shrinks, for a block of it that begins to
-pass fails its test.
+gives it.
 """
 
 from __future__ import annotations
@@ -14,13 +13,16 @@ import re
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 from uuid import UUID, uuid4
 
 import pytest
 
-from onexflow import Client, Worker, onex
+from onexflow import Client, Worker, connect, onex
 from onexflow.client.remote import RemoteService
 from onexflow.testing.conformance.onex_event_bus import Seen
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
@@ -63,14 +65,7 @@ DECLARED = {
 #: Blocks that declare literals.
 LITERALS = (573, 684)
 #: Blocks with a test of their own below.
-EXAMPLES = (502, 722, 750, 777, 828, 866, 922, 982, 1027, 1073, 1136, 1238, 1257, 1269, 1336)
-
-_PERSISTENCE = ("get_workflow_persistence", "there is no persistence yet")
-#: What cannot run yet: the name that `onexflow.onex` will have when it can, and the reason.
-WAITING = {
-    210: _PERSISTENCE,
-    1187: _PERSISTENCE,
-}
+EXAMPLES = (502, 722, 750, 777, 828, 866, 922, 982, 1027, 1073, 1136, 1187, 1238, 1257, 1269, 1336)
 
 
 def _blocks() -> dict[int, str]:
@@ -178,20 +173,7 @@ def _nodes() -> AbstractAsyncContextManager[Client]:
 
 def test_every_block_is_judged() -> None:
     assert len(BLOCKS) == 31
-    assert set(BLOCKS) == {*DECLARED, *LITERALS, *EXAMPLES, *WAITING}
-    assert not {*LITERALS, *EXAMPLES} & set(WAITING)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param(line, marks=pytest.mark.xfail(reason=reason, raises=(AttributeError, NameError)))
-        for line, (_, reason) in WAITING.items()
-    ],
-)
-async def test_a_block_that_waits(line: int) -> None:
-    await run(line)
-    getattr(onex, WAITING[line][0])
+    assert sorted(BLOCKS) == sorted([*DECLARED, *LITERALS, *EXAMPLES])
 
 
 # ---- declarations
@@ -244,6 +226,13 @@ async def test_a_declared_node_is_satisfied_by_ours(line: int, handler: str) -> 
     declared = (await run(line))[DECLARED[line]]
     async with _nodes() as client:
         assert isinstance(await client.node(handler), declared)
+
+
+async def test_the_declared_persistence_is_satisfied_by_ours() -> None:
+    declared = (await run(210))["ProtocolWorkflowPersistence"]
+    assert isinstance(onex.get_workflow_persistence(), declared)
+    ours = members(onex.WorkflowPersistence)
+    assert {name: shape for name, shape in members(declared).items() if ours[name] != shape} == {}
 
 
 @pytest.mark.parametrize("line", LITERALS)
@@ -476,6 +465,33 @@ async def test_1073_node_execution_errors(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(ValueError, match="Unknown node type"):
             await execute(await onex.get_node("a-reducer"), [])
         await onex.close()
+
+
+async def test_1187_persistence_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(onex, "connect", partial(connect, timeout=0.3))
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:
+            monkeypatch.setenv("ONEXFLOW_ADDRESS", client._channels.address)
+
+    save = (await run(1187, asyncio=SimpleNamespace(sleep=sleep)))["save_workflow_with_retry"]
+    persistence, instance = onex.get_workflow_persistence(), uuid4()
+    state = onex.WorkflowState(workflow_type="elsewhere", instance_id=instance, state="running", sequence_number=2)
+    ins = (persistence, "elsewhere", instance)
+    async with grpc_cluster() as client:
+        monkeypatch.setenv("ONEXFLOW_ADDRESS", "127.0.0.1:1")  # nobody is there, until the first wait is over
+        assert await save(*ins, state) is True
+        assert waits == [1]
+        assert await save(*ins, replace(state, sequence_number=1)) is False
+        assert await persistence.load_workflow_state("elsewhere", instance) == state
+    await onex.close()
+    monkeypatch.setenv("ONEXFLOW_ADDRESS", "127.0.0.1:1")
+    waits.append(0)
+    with pytest.raises(onex.HandlerInitializationError):
+        await save(*ins, state)
+    assert waits[2:] == [1, 2]
 
 
 async def test_1257_workflow_lifecycle(orchestrator: onex.WorkflowOrchestrator, script: Script) -> None:

@@ -24,6 +24,8 @@ QUEUE: Final = "src/onexflow/testing/conformance/work_queue.py"
 BUS: Final = "src/onexflow/testing/conformance/onex_event_bus.py"
 PROJECTIONS: Final = "src/onexflow/testing/conformance/onex_projections.py"
 COORDINATOR: Final = "src/onexflow/testing/conformance/onex_event_coordinator.py"
+PERSISTENCE: Final = "src/onexflow/testing/conformance/onex_persistence.py"
+CUTS: Final = "tests/properties/test_cut_histories.py"
 QUEUES: Final = "tests/integration/test_work_queue_engine.py"
 HERE: Final = "tests/acceptance/test_spec_rows.py"
 TYPES: Final = "tests/unit/spi/test_spi_types.py"
@@ -127,6 +129,14 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
             (BUS, "test_a_replay_has_both_its_ends_and_reaches_only_its_handler"),
             (SUITE, "test_a_replay_has_both_its_ends"),
             (SUITE, "test_the_history_is_numbered_from_one_without_a_gap"),
+            (PERSISTENCE, "test_a_run_s_events_are_its_history"),
+        ],
+    ),
+    19: (
+        "an unknown instance: an error, or nothing",
+        [
+            (SUITE, "test_an_unknown_run_is_a_registry_error"),
+            (PERSISTENCE, "test_what_is_not_known_loads_as_nothing"),
         ],
     ),
     20: (
@@ -211,6 +221,17 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
             (BUS, "test_a_target_topic_is_where_it_is_delivered"),
         ],
     ),
+    33: (
+        "what a snapshot holds, and a clean-up of what replay needs",
+        [
+            (PERSISTENCE, "test_a_snapshot_is_the_state_at_exactly_that_event"),
+            (PERSISTENCE, "test_there_is_no_snapshot_beyond_the_head"),
+            (PERSISTENCE, "test_a_clean_up_leaves_a_snapshot_and_the_rest"),
+            (PERSISTENCE, "test_what_was_cut_is_out_of_range_and_never_silence"),
+            (PERSISTENCE, "test_a_run_goes_on_after_a_clean_up"),
+            (CUTS, "test_a_run_is_what_its_whole_history_says"),
+        ],
+    ),
     34: (
         "no table of transitions",
         [
@@ -269,13 +290,15 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
             (BLOCKS, "test_502_nodes_of_every_role"),
         ],
     ),
+    46: (
+        "getters and a maker of events that are called and not defined",
+        [(HERE, "test_there_are_the_getters_and_the_maker_of_events_that_the_examples_call")],
+    ),
 }
 
 #: Rows that wait for a part that is not built.
 WAITING: Final = {
-    "persistence": {19, 33},
     "compensation": {45},
-    "the other three getters": {46},
 }
 
 
@@ -301,6 +324,7 @@ def test_what_waits_is_not_there() -> None:
         "get_workflow_event_coordinator",
         "get_workflow_node_registry",
         "get_workflow_orchestrator",
+        "get_workflow_persistence",
     }, "move its rows from WAITING to TESTED"
 
 
@@ -326,6 +350,21 @@ def test_a_result_has_both_words_for_its_error() -> None:
     assert (good.error, good.message, good.result_data, good.error_code) == (None, "done", {"n": 1}, None)
     assert (bad.error, bad.message, bad.result_data, bad.error_code) == ("no", "no", None, "OXF-2001")
     assert good.timestamp.tzinfo is not None
+
+
+def test_there_are_the_getters_and_the_maker_of_events_that_the_examples_call() -> None:
+    made = {
+        "get_workflow_orchestrator": onex.ProtocolWorkflowOrchestrator,
+        "get_work_queue": onex.ProtocolWorkQueue,
+        "get_workflow_event_bus": onex.ProtocolWorkflowEventBus,
+        "get_workflow_node_registry": onex.ProtocolWorkflowNodeRegistry,
+        "get_workflow_event_coordinator": onex.ProtocolWorkflowEventCoordinator,
+        "get_workflow_persistence": onex.ProtocolWorkflowPersistence,
+    }
+    assert all(isinstance(getattr(onex, name)(), protocol) for name, protocol in made.items())
+    event = onex.create_workflow_event("task_completed", "order", uuid4())
+    assert (event.event_type, event.sequence_number, event.data) == ("task.completed", 0, {})
+    assert event.idempotency_key == str(event.event_id)
 
 
 def test_context_values_are_any_json() -> None:
