@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -181,27 +183,29 @@ async def test_what_a_lost_connection_still_has_to_do_is_never_done_after_what_c
 ) -> None:
     """An append without rows moves no head: a late twin of it would undo what was stored since."""
     monkeypatch.setattr(writer_module, "APPEND_SECONDS", 0.3)
+
+    def park(wake_at: int) -> list[ShardAppend]:
+        return [ShardAppend(shard=0, epoch=1, head=1, next=1, parked=[ParkedRecord(1, wake_at, "x")])]
+
     url = new_schema(postgres)
     async with opened(url) as store, beside(postgres, url) as connection:
         await store.claim(0, 0, "me")
-        await connection.execute(
-            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$ BEGIN PERFORM pg_advisory_xact_lock(78); RETURN NEW; END $$;"
-            " CREATE TRIGGER wait BEFORE INSERT ON parked FOR EACH ROW WHEN (NEW.wake_at = 1) EXECUTE FUNCTION wait()"
-        )
-        await connection.execute("SELECT pg_advisory_lock(78)")
-
-        def park(wake_at: int) -> list[ShardAppend]:
-            return [ShardAppend(shard=0, epoch=1, head=1, next=1, parked=[ParkedRecord(1, wake_at, "x")])]
-
-        with pytest.raises(StoreUnavailable):
-            await store.append(park(1))
-        await until_stored(store, park(2))
-        await connection.execute("SELECT pg_advisory_unlock(78)")
-        async with asyncio.timeout(5):
-            while await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'"):
+        await until_stored(store, park(1))
+        backends = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%write'"
+        backend = await connection.fetchval(backends)
+        os.kill(backend, signal.SIGSTOP)  # it has the statement to read, and is in no hurry
+        try:
+            with pytest.raises(StoreUnavailable):
+                await store.append(park(2))
+            later = asyncio.ensure_future(until_stored(store, park(3)))
+            await asyncio.wait({later}, timeout=0.5)
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        async with asyncio.timeout(10):
+            while backend in [row["pid"] for row in await connection.fetch(backends)]:
                 await asyncio.sleep(0.01)
-        assert await store.get_parked(0, 1) == ParkedRecord(1, 2, "x")
+        await later
+        assert await store.get_parked(0, 1) == ParkedRecord(1, 3, "x")
 
 
 async def test_reads_outlive_their_connections(postgres: EmbeddedPostgres) -> None:  # noqa: F811 - the fixture
