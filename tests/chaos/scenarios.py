@@ -136,13 +136,17 @@ async def kill_orchestrations(runs: int = 50, steps: int = 8) -> Figures:
             starts = (client.start("chaos-lead", {"steps": steps}) for _ in range(runs))
             handles = list(await asyncio.gather(*starts))
             done = runs * steps
+
+            async def wait_for_calls(number: int) -> None:
+                await until(lambda: len(traces.ledger_keys(cluster.folder)) > number, "calls made")
+
             for part in (1, 2):
-                await until(lambda: len(traces.ledger_keys(cluster.folder)) > part * done // 5, "calls made")
+                await wait_for_calls(part * done // 5)
                 victim = cluster.workers[f"lead-{part}"]
                 cluster.kill(victim)
                 await victim.wait()
                 await cluster.start_worker(f"lead-{part}", 16, "--roles=orchestrator")
-            await until(lambda: len(traces.ledger_keys(cluster.folder)) > 3 * done // 5, "more calls made")
+            await wait_for_calls(3 * done // 5)
             assert cluster.orchestrator is not None
             cluster.kill(cluster.orchestrator)
             await cluster.orchestrator.wait()

@@ -172,3 +172,106 @@ async def test_a_worker_that_breaks_the_protocol_loses_its_stream_and_the_work_g
     assert json.loads(answer.outcome.result.data) == {"sum": 9}
     worker.stream.cancel()
     await asyncio.gather(working, return_exceptions=True)
+
+
+LEAD = {"workflow_type": "led", "version": 1, "tasks": [{"name": "lead", "role": "orchestrator"}]}
+
+
+async def test_an_orchestration_makes_its_calls_once(channel: grpc.aio.Channel) -> None:
+    worker = PlainWorker(channel)
+    await worker.open()
+    working = asyncio.create_task(worker.run())
+    stub: Any = workflow_pb2_grpc.WorkflowServiceStub(channel)
+    await stub.RegisterDefinition(workflow_pb2.RegisterDefinitionRequest(definition=json.dumps(LEAD).encode()))
+
+    leader: Any = worker_pb2_grpc.WorkerServiceStub(channel).Session()
+    lead = worker_pb2.HandlerInfo(role="orchestrator", name="lead")
+    hello = worker_pb2.Hello(
+        protocol_version=1, worker_id="leader", incarnation="1", handlers=[lead], slots={"orchestrator": 1}
+    )
+    await leader.write(worker_pb2.SessionRequest(hello=hello))
+    await leader.write(worker_pb2.SessionRequest(credits=worker_pb2.Credits(granted={"orchestrator": 1})))
+    led = asyncio.ensure_future(
+        stub.StartWorkflow(workflow_pb2.StartWorkflowRequest(workflow_type="led", correlation_id="c", wait=True))
+    )
+    while (message := await leader.read()).WhichOneof("message") != "assignments":
+        pass
+    (one,) = message.assignments.assignments
+    assert one.role == "orchestrator"
+
+    def call(value: int, workflow_type: str = "sum", number: str = "1") -> Any:
+        run = common_pb2.RunKey(namespace=one.namespace, workflow_type=one.workflow_type, instance_id=one.instance_id)
+        caller = workflow_pb2.Caller(run=run, task=one.task, number=number)
+        payload = common_pb2.Payload(data=str(value).encode())
+        request = workflow_pb2.StartWorkflowRequest(
+            workflow_type=workflow_type, input=payload, wait=True, caller=caller
+        )
+        return stub.StartWorkflow(request)
+
+    first, again = await call(4), await call(4)
+    assert (first.start.created, again.start.created) == (True, False)
+    assert first.outcome == again.outcome
+    assert json.loads(first.outcome.result.data) == {"sum": 9}
+    described = await stub.DescribeRun(workflow_pb2.DescribeRunRequest(key=first.start.key))
+    assert described.run.correlation_id == "c"
+    for wrong in (call(5), call(4, "led")):
+        with pytest.raises(grpc.aio.AioRpcError, match="not deterministic") as caught:
+            await wrong
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(4, number="")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    other = await call(5, number="2.1")
+    assert other.start.created
+
+    payload = common_pb2.Payload(data=b'"done"')
+    result = worker_pb2.AttemptResult(token=one.token, status="completed", result=payload)
+    await leader.write(worker_pb2.SessionRequest(results=worker_pb2.Results(results=[result])))
+    assert json.loads((await led).outcome.result.data) == "done"
+    with pytest.raises(grpc.aio.AioRpcError, match="makes no more calls"):
+        await call(4)
+    for stream in (leader, worker.stream):
+        stream.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+
+async def test_a_worker_tells_the_life_of_its_nodes(channel: grpc.aio.Channel) -> None:
+    workflows: Any = workflow_pb2_grpc.WorkflowServiceStub(channel)
+    definition = {
+        "workflow_type": "node.effect.api",
+        "tasks": [{"name": "execute", "role": "effect", "handler": "api"}],
+    }
+    await workflows.RegisterDefinition(
+        workflow_pb2.RegisterDefinitionRequest(definition=json.dumps(definition).encode())
+    )
+    stream: Any = worker_pb2_grpc.WorkerServiceStub(channel).Session()
+
+    def told(state: str, name: str = "api") -> Any:
+        return worker_pb2.HandlerInfo(role="effect", name=name, state=state)
+
+    hello = worker_pb2.Hello(
+        protocol_version=1, worker_id="w", incarnation="1", handlers=[told("initializing")], slots={"effect": 1}
+    )
+    await stream.write(worker_pb2.SessionRequest(hello=hello))
+    assert (await stream.read()).HasField("welcome")
+    call = workflow_pb2.StartWorkflowRequest(workflow_type="node.effect.api")
+    with pytest.raises(grpc.aio.AioRpcError, match="is initializing") as caught:
+        await workflows.StartWorkflow(call)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await stream.write(worker_pb2.SessionRequest(credits=worker_pb2.Credits(granted={"effect": 1})))
+    await stream.write(worker_pb2.SessionRequest(lifecycle=worker_pb2.Lifecycle(handlers=[told("ready")])))
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await workflows.StartWorkflow(call)
+                break
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.01)
+    while (message := await stream.read()).WhichOneof("message") != "assignments":
+        pass
+    assert message.assignments.assignments[0].handler == "api"
+    await stream.write(worker_pb2.SessionRequest(lifecycle=worker_pb2.Lifecycle(handlers=[told("ready", "other")])))
+    with pytest.raises(grpc.aio.AioRpcError, match="none of the handlers") as caught:
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

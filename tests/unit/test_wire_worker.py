@@ -58,6 +58,7 @@ ASSIGNMENT = link.Assignment(
         link.Held(3, 9, [TOKEN]),
         link.Progress(TOKEN, Payload(b'"half"')),
         link.WorkerDraining(),
+        link.Lifecycle((link.HandlerInfo("effect", "charge", True, "ready"), link.HandlerInfo("orchestrator", "lead"))),
         link.Goodbye(),
         link.Pong(5),
     ],
@@ -163,6 +164,7 @@ def _hello(**fields: Any) -> worker_pb2.SessionRequest:
         (_hello(slots={"boss": 1}), "hello.slots"),
         (_hello(handlers=[worker_pb2.HandlerInfo(role="effect")]), "hello.handlers.name"),
         (_hello(handlers=[worker_pb2.HandlerInfo(role="boss", name="x")]), "hello.handlers.role"),
+        (_hello(handlers=[worker_pb2.HandlerInfo(role="effect", name="x", state="odd")]), "hello.handlers.state"),
         (_hello(labels={str(n): "" for n in range(65)}), "hello.labels"),
     ],
 )

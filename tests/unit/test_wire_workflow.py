@@ -35,6 +35,7 @@ EVENT = link.EventView(
 START = link.StartRequest(
     namespace="n", workflow_type="order", instance_id=RUN, version=2, input=Payload(b"[1]"), correlation_id="c",
     causation_id="d", request_id="r", delay=1.0, timeout=2.0, trace="t",
+    caller=link.Caller(KEY, "lead", 3, "2.1"),
 )  # fmt: skip
 NODE = link.NodeView(
     node_id="w", kind="effect", incarnation="i", address="a", status="ready", handlers=("h",), slots=4, running=1,

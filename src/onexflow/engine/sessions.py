@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from onexflow.core.errors import ProtocolViolation, Unavailable
@@ -282,11 +283,13 @@ class Sessions:
 
     def on_lifecycle(self, session: WorkerSession, message: Lifecycle) -> None:
         """Nodes have become ready, or have failed: what may be sent to the worker changes."""
-        self.hub.leave(session)
         for info in message.handlers:
             if (info.role, info.name) not in session.infos:
                 raise ProtocolViolation(f"{info.role} {info.name!r} is none of the handlers that Hello named")
-            session.infos[info.role, info.name] = info
+        self.hub.leave(session)
+        for info in message.handlers:
+            known = session.infos[info.role, info.name]
+            session.infos[info.role, info.name] = msgspec.structs.replace(known, state=info.state)
         self.lifecycle.joined(session)
         self.hub.join(session)
         self.hub.on_credits(session)
