@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4  # noqa: TID251 - the id of a message that its publisher gave none, so that repeating the call is harmless
 
 from onexflow.codec.payload import encode_value
-from onexflow.core.errors import DeadlineExceeded, InvalidArgument
+from onexflow.core.errors import DeadlineExceeded
 from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.engine.protocols import bus_records
 from onexflow.engine.protocols.subscriptions import Handler
@@ -54,8 +54,7 @@ class BaseEventBus:
 
     async def publish_envelope(self, envelope: Any, topic: str) -> None:
         """Publish in this topic. As `publish`."""
-        if not topic or not isinstance(topic, str):
-            raise InvalidArgument("topic: a name is needed", field="topic")
+        bus_records.name(topic, "topic")
         if _is_workflow_event(envelope):
             await self._bus.publish(envelope, topic)
         else:
@@ -64,11 +63,10 @@ class BaseEventBus:
     async def subscribe(self, topic: str, handler: Callable[[Any], Awaitable[None]]) -> Unsubscribe:
         """Call the handler with what is published in this topic from now on, or in its bus's group from where that was.
         Returns the way to end that: call it, and await it or not."""
-        if not topic or not isinstance(topic, str):
-            raise InvalidArgument("topic: a name is needed", field="topic")
+        bus_records.name(topic, "topic")
         called = Handler(handler, bus_records.content_of, plain=True)
         filter_ = Filter(namespace=self._bus.namespace, topics=(topic,))
-        subscription_id = await self._bus.subscribe(filter_, called)
+        subscription_id = await self._bus.subscribe(filter_, called, place="/messages")
         self._own.add(subscription_id)
         if not self._consuming:
             self._bus.pause((subscription_id,))
@@ -106,14 +104,15 @@ class BaseEventBus:
 
     async def _publish(self, message: Any, topic: str) -> None:
         given = next((value for name in _IDS if (value := _field(message, name))), "")
-        identity = to_uuid(given) if given else uuid4()
+        identity = to_uuid(bus_records.text(given, "event_id")) if given else uuid4()
         correlation = _field(message, "correlation_id")
+        bus_records.name(topic, "topic")
         key = RunKey(self._bus.namespace, topic, derived_uuid(f"topic:{topic}"))
         record = EventRecord(
             key=key,
             type=bus_records.MESSAGE,
             event_id=identity,
-            correlation_id=correlation,
+            correlation_id=bus_records.text(correlation, "correlation_id"),
             idempotency_key=str(identity),
             payload=encode_value(bus_records.builtins_of(message)),
             metadata=encode_value({}),

@@ -12,6 +12,7 @@ import msgspec
 
 from onexflow.codec.payload import decode_value, encode_value
 from onexflow.core.errors import HandlerFailed, InvalidArgument
+from onexflow.core.ids import RunKey
 from onexflow.core.payload import Failure
 from onexflow.engine.protocols import records
 from onexflow.engine.protocols.work_queue import InvalidValue
@@ -26,6 +27,12 @@ TYPES: Final[tuple[str, ...]] = get_args(LiteralWorkflowEventType)
 #: The event type of a message of the base bus.
 MESSAGE: Final = "message"
 
+#: As a workflow type to subscribe to: all of them.
+ALL: Final = "*"
+#: Characters of a name, and of a key.
+MOST_NAME: Final = 255
+MOST_KEY: Final = 1020
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TRACEBACK: Final = 16 * 1024
 _TEXT: Final = 64 * 1024
@@ -34,10 +41,8 @@ _TEXT: Final = 64 * 1024
 def record_of(event: Any, namespace: str) -> EventRecord:
     """What is published of an event of ours, or of anything that has its attributes (`data` or `payload`, either spelling
     of the type). Raises InvalidArgument, which is a ValueError too where a value cannot be what it is."""
-    key = records.run_key(namespace, _attribute(event, "workflow_type"), _attribute(event, "instance_id"))
-    sequence = getattr(event, "sequence_number", None) or 0
-    if not isinstance(sequence, int) or sequence < 0:
-        raise InvalidValue(f"sequence_number must not be negative, not {sequence!r}", field="sequence_number")
+    key = key_of(namespace, _attribute(event, "workflow_type"), _attribute(event, "instance_id"))
+    sequence = whole(getattr(event, "sequence_number", None) or 0, "sequence_number")
     body = getattr(event, "payload", None)
     if body is None:
         body = getattr(event, "data", None)
@@ -53,12 +58,12 @@ def record_of(event: Any, namespace: str) -> EventRecord:
         type=event_type(_attribute(event, "event_type")),
         sequence=sequence,
         event_id=identity,
-        correlation_id=records.correlation_text(correlation),
+        correlation_id=text(records.correlation_text(correlation), "correlation_id"),
         causation_id=str(causation) if causation else "",
         correlation_chain=tuple(str(link) for link in getattr(event, "correlation_chain", None) or ()),
         timestamp=_nanoseconds(getattr(event, "timestamp", None)),
-        source=str(getattr(event, "source", None) or ""),
-        idempotency_key=str(getattr(event, "idempotency_key", None) or identity),
+        source=text(str(getattr(event, "source", None) or ""), "source"),
+        idempotency_key=text(str(getattr(event, "idempotency_key", None) or identity), "idempotency_key"),
         payload=encode_value(_object(body, "payload")),
         metadata=encode_value(_object(notes, "metadata")),
     )
@@ -122,6 +127,36 @@ def value_of(record: EventRecord) -> bytes:
             "metadata": records.plain(record.metadata),
         }
     )
+
+
+def text(given: Any, field: str, *, most: int = MOST_KEY) -> str:
+    """Text of printable characters, which may be empty. Raises InvalidValue (a ValueError)."""
+    if not isinstance(given, str):
+        raise InvalidValue(f"{field}: text is needed, not {type(given).__name__}", field=field)
+    if len(given) > most or not given.isprintable():
+        raise InvalidValue(f"{field}: at most {most} printable characters are needed", field=field)
+    return given
+
+
+def name(given: Any, field: str) -> str:
+    """A name: of a topic, a workflow type, a group. Raises InvalidValue (a ValueError)."""
+    if not text(given, field, most=MOST_NAME).strip() or given == ALL:
+        raise InvalidValue(f"{field}: a name is needed", field=field)
+    return str(given)
+
+
+def whole(given: Any, field: str, least: int = 0, most: int = 2**62) -> int:
+    """A whole number within bounds. Raises InvalidValue (a ValueError)."""
+    if not isinstance(given, int) or isinstance(given, bool) or not least <= given <= most:
+        raise InvalidValue(f"{field} must be a whole number from {least} to {most}, not {given!r}", field=field)
+    return given
+
+
+def key_of(namespace: str, workflow_type: Any, instance_id: Any) -> RunKey:
+    """The name of a run or a stream. Raises InvalidArgument."""
+    if isinstance(instance_id, str):
+        text(instance_id, "instance_id")
+    return records.run_key(namespace, name(workflow_type, "workflow_type"), instance_id)
 
 
 def event_type(spelling: object) -> str:

@@ -143,7 +143,8 @@ class WorkflowEventCoordinator:
         it. `result_data["subscription_id"]` is for the action `unsubscribe`."""
         try:
             types = bus_records.event_types(event_types or None)
-            wanted = to_uuid(correlation_id) if correlation_id else None
+            given = bus_records.text(str(correlation_id or ""), "correlation_id")
+            wanted = to_uuid(given) if given else None
             handler = Handler(
                 callback,
                 bus_records.event_of,
@@ -167,7 +168,7 @@ class WorkflowEventCoordinator:
     async def get_event_status(self, event_id: str) -> Context | None:
         """What became of a published event: `state` is published, pending, acknowledged or dead_lettered by what the durable
         groups that read it have said, who are named beside. None for an id that was never published."""
-        status = await self._service.find_event(self._namespace, to_uuid(str(event_id)))
+        status = await self._service.find_event(self._namespace, to_uuid(bus_records.text(str(event_id), "event_id")))
         return None if status is None else _status(status)
 
     async def health_check(self) -> Context:
@@ -277,7 +278,8 @@ class WorkflowEventCoordinator:
             return None
         record = bus_records.record_of(event, self._namespace)
         if correlation_id:
-            record = msgspec.structs.replace(record, correlation_id=records.correlation_text(correlation_id))
+            given = bus_records.text(records.correlation_text(correlation_id), "correlation_id")
+            record = msgspec.structs.replace(record, correlation_id=given)
         notes = records.mapping(record.metadata)
         if scenario_id and "scenario_id" not in notes:
             record = msgspec.structs.replace(record, metadata=encode_value({**notes, "scenario_id": scenario_id}))

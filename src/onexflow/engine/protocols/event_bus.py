@@ -16,9 +16,9 @@ import msgspec
 
 from onexflow.codec.payload import decode_value
 from onexflow.core.definition import RetryPolicy
-from onexflow.core.errors import InvalidArgument, InvalidTransition, UnknownGroup, UnknownProjection
+from onexflow.core.errors import InvalidTransition, UnknownGroup, UnknownProjection
 from onexflow.core.ids import DEFAULT_NAMESPACE
-from onexflow.engine.protocols import bus_records, projections, records
+from onexflow.engine.protocols import bus_records, projections
 from onexflow.engine.protocols.base_bus import BaseEventBus
 from onexflow.engine.protocols.projections import ProjectionRunner, ProjectionStatus
 from onexflow.engine.protocols.subscriptions import (
@@ -49,9 +49,7 @@ from onexflow.spi.protocols import ProtocolLiteralWorkflowStateProjection, Proto
 from onexflow.spi.types import Context, WorkflowEvent
 
 Start = Literal["latest", "earliest"]
-#: As a workflow type to subscribe to: all of them.
-ALL: Final = "*"
-
+ALL: Final = bus_records.ALL
 _PAGE: Final = 1000
 _numbers = count(1)
 
@@ -103,13 +101,15 @@ class WorkflowEventBus:
         take to come into force."""
         if start not in {"latest", "earliest"}:
             raise InvalidValue(f"start must be latest or earliest, not {start!r}", field="start")
-        if concurrency < 1 or window < 1:
-            raise InvalidValue("concurrency and window must be at least 1", field="window")
-        if ack_timeout <= 0 or max_deliveries < 0:
-            raise InvalidValue("ack_timeout must be above 0, max_deliveries not below", field="ack_timeout")
+        if ack_timeout <= 0:
+            raise InvalidValue(f"ack_timeout must be above 0, not {ack_timeout}", field="ack_timeout")
+        bus_records.whole(concurrency, "concurrency", 1, 10_000)
+        bus_records.whole(window, "window", 1, 100_000)
+        bus_records.whole(max_deliveries, "max_deliveries", 0, 1_000_000)
+        bus_records.name(namespace, "namespace")
         self._service = service
         self._namespace = namespace
-        self._group = group or ""
+        self._group = "" if group is None else bus_records.name(group, "group")
         self._start: Start = start
         self._options = Options(
             retries=retries,
@@ -137,12 +137,10 @@ class WorkflowEventBus:
     def group(self, name: str, *, start: Start | None = None) -> WorkflowEventBus:
         """The same bus for subscriptions that take part in the durable group `name`. `start` is for a group that is new
         (default: as this bus). It shares this bus's subscriptions and projections: closing either closes both."""
-        if not name or not isinstance(name, str):
-            raise InvalidArgument("a group needs a name", field="group")
         bus = WorkflowEventBus(
             self._service,
             namespace=self._namespace,
-            group=name,
+            group=bus_records.name(name, "group"),
             start=start or self._start,
             **msgspec.structs.asdict(self._options),
         )
@@ -173,7 +171,9 @@ class WorkflowEventBus:
 
     async def publish_record(self, record: EventRecord, topic: str = "", partition_key: str = "") -> Published:
         """As `publish`, of an event as the port has it."""
-        return await self._service.publish_event(Publish(event=record, topic=topic, partition_key=partition_key))
+        topic = bus_records.name(topic, "target_topic") if topic else ""
+        key = bus_records.text(partition_key, "partition_key")
+        return await self._service.publish_event(Publish(event=record, topic=topic, partition_key=key))
 
     # ---- subscribe
 
@@ -189,13 +189,14 @@ class WorkflowEventBus:
         called = None if handler is None else Handler(handler, bus_records.event_of)
         return await self.subscribe(filter_, called)
 
-    async def subscribe(self, filter_: Filter, handler: Handler | None = None) -> str:
-        """As subscribe_to_workflow_events, to whatever the filter lets through."""
+    async def subscribe(self, filter_: Filter, handler: Handler | None = None, *, place: str = "") -> str:
+        """As subscribe_to_workflow_events, to whatever the filter lets through. `place` tells apart what reads one topic in
+        one group for another purpose."""
         topic = ",".join(filter_.topics) or ALL
         subscription_id = f"subscription-{next(_numbers)}"
         request = Consume(
             filter=filter_,
-            group=self._group_name(topic),
+            group=self._group_name(topic + place),
             start=self._start,
             window=self._options.window,
             # What waits to be pulled, or for its handler, is not overdue; what was pulled is timed here.
@@ -263,7 +264,8 @@ class WorkflowEventBus:
     async def dead_letters(self, workflow_type: str = ALL, limit: int = 100) -> list[DeadLetter]:
         """What was given up, with its error: of this bus's group and topic; without a group, of all subscriptions of the
         namespace that have none, on this topic."""
-        letters = await self._service.list_dead_letters(self._namespace, self._group_name(workflow_type), limit)
+        most = bus_records.whole(limit, "limit", 1, 10_000)
+        letters = await self._service.list_dead_letters(self._namespace, self._group_name(workflow_type), most)
         if self._group or workflow_type == ALL:
             return list(letters)
         return [letter for letter in letters if letter.delivery.topic == workflow_type]
@@ -295,13 +297,12 @@ class WorkflowEventBus:
         """The events of a run or an external stream from one sequence number to another, both in it; 0 is as 1. The handler
         gets each in order, and nobody else does. Raises RegistryError for an unknown instance, ProtocolHandlerError when
         the handler raises or the history was cut (`earliest` in the context)."""
-        for field, value in (("from_sequence", from_sequence), ("to_sequence", to_sequence)):
-            if value is not None and value < 0:
-                raise InvalidValue(f"{field} must not be negative, not {value}", field=field)
-        key = records.run_key(self._namespace, workflow_type, instance_id)
+        wanted = max(1, bus_records.whole(from_sequence, "from_sequence"))
+        if to_sequence is not None:
+            bus_records.whole(to_sequence, "to_sequence")
+        key = bus_records.key_of(self._namespace, workflow_type, instance_id)
         called = None if handler is None else Handler(handler, bus_records.event_of)
         events: list[WorkflowEvent] = []
-        wanted = max(1, from_sequence)
         try:
             while True:
                 page = await self._service.read_events(key, wanted, to_sequence, _PAGE)
@@ -368,7 +369,8 @@ class WorkflowEventBus:
         """The stored state. If the projection is registered here, all events that were durable at the call are in it; if it
         has none for this instance, its own get_state is asked. {} when there is none. Raises RegistryError for a name that
         was never registered, ProtocolHandlerError while an event cannot be applied (it is tried again)."""
-        key = records.run_key(self._namespace, workflow_type, instance_id)
+        key = bus_records.key_of(self._namespace, workflow_type, instance_id)
+        bus_records.name(projection_name, "projection_name")
         found = await self._service.load_projection(self._namespace, projection_name, key)
         known = self._projections.get(projection_name)
         if known is not None and found.offset < found.head:
@@ -409,14 +411,14 @@ class WorkflowEventBus:
     async def create_workflow_topic(self, workflow_type: str, partition_count: int) -> bool:
         """Create the topic of a workflow type with so many partitions; False when there is one. A topic that nobody
         created comes with its first use, with one partition."""
-        if partition_count < 1:
-            raise InvalidValue("partition_count must be at least 1", field="partition_count")
-        return await self._service.create_topic(self._namespace, _topic(workflow_type), partition_count)
+        topic = bus_records.name(workflow_type, "workflow_type")
+        partitions = bus_records.whole(partition_count, "partition_count", 1, 100_000)
+        return await self._service.create_topic(self._namespace, topic, partitions)
 
     async def delete_workflow_topic(self, workflow_type: str) -> bool:
         """Delete a topic: its subscriptions end, and what it had is not delivered by a later one of that name. The events
         stay in the histories of their instances. False when there is none."""
-        return await self._service.delete_topic(self._namespace, _topic(workflow_type))
+        return await self._service.delete_topic(self._namespace, bus_records.name(workflow_type, "workflow_type"))
 
     # ---- life
 
@@ -435,7 +437,7 @@ class WorkflowEventBus:
     # ---- helpers
 
     def _filter(self, workflow_type: str, types: tuple[str, ...]) -> Filter:
-        topics = () if workflow_type == ALL else (_topic(workflow_type),)
+        topics = () if workflow_type == ALL else (bus_records.name(workflow_type, "workflow_type"),)
         return Filter(namespace=self._namespace, topics=topics, event_types=types)
 
     def _group_name(self, topic: str) -> str:
@@ -466,12 +468,6 @@ async def _stop(known: tuple[ProjectionRunner, asyncio.Task[None]]) -> None:
     start.cancel()
     await asyncio.gather(start, return_exceptions=True)
     await runner.close()
-
-
-def _topic(workflow_type: str) -> str:
-    if not workflow_type or workflow_type == ALL:
-        raise InvalidArgument("workflow_type: a name is needed", field="workflow_type")
-    return workflow_type
 
 
 __all__ = ["ALL", "BusOptions", "ProjectionStatus", "SubscriptionStatus", "WorkflowEventBus", "WorkflowEventMessage"]

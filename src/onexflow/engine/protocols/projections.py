@@ -31,8 +31,9 @@ log = structlog.get_logger("onexflow.projection")
 #: Events whose states are stored in one transaction, at most.
 _BATCH: Final = 256
 _WINDOW: Final = 1024
-#: States of runs that are kept at hand, for each shard.
+#: States of runs that are kept at hand, for each shard, and how many are asked for at the same time.
 _AT_HAND: Final = 4096
+_AT_ONCE: Final = 64
 #: Seconds between tries: of an event that fails, and of looking whether another member has got somewhere.
 _FIRST_TRY: Final = 0.1
 _LAST_TRY: Final = 30.0
@@ -261,6 +262,7 @@ class _ShardRunner:
             await self._wait(self._hurry, _IDLE_SAVE)
             if self._queue:
                 return
+        await self._fetch(batch)
         changed: dict[RunKey, Payload] = {}
         applied, failed = 0, None
         for delivery in batch:
@@ -289,11 +291,18 @@ class _ShardRunner:
         self._moved(position)
         return position
 
+    async def _fetch(self, batch: Sequence[Delivery]) -> None:
+        """States of the batch's runs that are not at hand, many at the same time."""
+        wanted = list({delivery.event.key for delivery in batch} - self._states.keys())
+        for first in range(0, len(wanted), _AT_ONCE):
+            keys = wanted[first : first + _AT_ONCE]
+            found = await asyncio.gather(
+                *(self._service.load_projection(self._namespace, self._name, key) for key in keys)
+            )
+            self._states.update((key, one.state) for key, one in zip(keys, found, strict=True))
+
     async def _apply(self, delivery: Delivery, changed: dict[RunKey, Payload]) -> None:
         key = delivery.event.key
-        if key not in self._states:
-            found = await self._service.load_projection(self._namespace, self._name, key)
-            self._states[key] = found.state
         before = changed[key] if key in changed else self._states[key]
         facts: Context = {
             "projection": self._name,
@@ -373,9 +382,7 @@ class _ShardRunner:
 
 def name_of(projection: Any) -> str:
     """Its name. Raises InvalidArgument when it is no projection."""
-    name = getattr(projection, "projection_name", None)
-    if not isinstance(name, str) or not name:
-        raise InvalidArgument("projection_name: a projection needs a name", field="projection_name")
+    name = bus_records.name(getattr(projection, "projection_name", None), "projection_name")
     if not callable(getattr(projection, "apply_event", None)):
         raise InvalidArgument(f"apply_event: projection {name} has none", field="apply_event")
     return name

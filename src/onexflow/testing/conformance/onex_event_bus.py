@@ -264,6 +264,40 @@ class EventBusConformance:
         await control.got(2)
         assert got == [0]
 
+    async def test_wrong_values_are_refused_where_they_are_said(self, bus: WorkflowEventBus) -> None:
+        instance = uuid4()
+        wrong = ("", " ", "*", "a\0b", "\ud800", "x" * 256, 7)
+        for name in wrong:
+            with pytest.raises(ValueError, match="needed"):
+                await bus.publish_workflow_event(event(instance, workflow_type=cast("Any", name)))
+            with pytest.raises(ValueError, match="needed"):
+                await bus.create_workflow_topic(cast("Any", name), 1)
+            with pytest.raises(ValueError, match="needed"):
+                await bus.base_event_bus.subscribe(cast("Any", name), cast("Any", Seen()))
+            with pytest.raises(ValueError, match="needed"):
+                bus.group(cast("Any", name))
+        for name in ("a\0b", "\ud800", "x" * 1021):
+            for fields in ({"partition_key": name}, {"target_topic": name}):
+                with pytest.raises(ValueError, match="needed"):
+                    await bus.publish_workflow_event(event(instance), **cast("Any", fields))
+            for field in ("idempotency_key", "source"):
+                with pytest.raises(ValueError, match=field):
+                    await bus.publish_workflow_event(event(instance, **cast("Any", {field: name})))
+        for data in ({"a": "\ud800"}, {"a": float("nan")}, {"a": object()}, {"a": "x" * 3_000_000}):
+            with pytest.raises(InvalidArgument):
+                await bus.publish_workflow_event(event(instance, data=cast("Any", data)))
+        for number in (2**70, -1, 1.5, "1"):
+            with pytest.raises(ValueError, match="sequence"):
+                await bus.publish_workflow_event(event(instance, sequence_number=cast("Any", number)))
+            with pytest.raises(ValueError, match="sequence"):
+                await bus.replay_workflow_events(ORDER, instance, cast("Any", number))
+            with pytest.raises(ValueError, match="partition"):
+                await bus.create_workflow_topic("billing", cast("Any", number))
+        for kind in ("$stream:x", "$queue:x"):
+            with pytest.raises(InvalidArgument):
+                await bus.publish_workflow_event(event(instance, workflow_type=kind))
+        assert (await bus.publish(event(instance))).sequence == 1
+
     # ---- runs
 
     async def test_events_of_runs_are_delivered_and_replayed(
@@ -593,6 +627,18 @@ class EventBusConformance:
             await bus.pull(subscription)
         with pytest.raises(RegistryError):
             await bus.pull("subscription-none")
+
+    async def test_a_group_has_one_filter_a_topic(self, make: Connect) -> None:
+        group, seen = make(group="billing"), Seen()
+        letters: list[Any] = []
+        await group.subscribe_to_workflow_events(ORDER, ["task.completed"], seen)
+        with pytest.raises(InvalidProtocolStateError):
+            await group.subscribe_to_workflow_events(ORDER, ["task.failed"], seen)
+        await group.subscribe_to_workflow_events("another", ["task.failed"], seen)
+        await group.base_event_bus.subscribe(ORDER, cast("Any", letters.append))
+        await group.publish_workflow_event(event(data={"n": 1}))
+        await seen.got(1)
+        await until(lambda: letters)
 
     # ---- failures and groups
 
