@@ -1,4 +1,4 @@
-"""Whatever is asked of them, the SQLite store and the memory store give the same answers."""
+"""Whatever is asked of them, the SQLite and the PostgreSQL store give the answers that the memory store gives."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -30,8 +31,11 @@ from onexflow.ports.event_store import (
     Tombstone,
 )
 from onexflow.storage.memory import MemoryStore
+from onexflow.storage.postgres import PostgresStore
+from onexflow.storage.postgres.embedded import EmbeddedPostgres
 from onexflow.storage.sqlite import SqliteStore
 from onexflow.testing.conformance.store_kit import key
+from postgres_support import new_schema, postgres  # noqa: F401 - a fixture
 from support.store_clock import SettableClock
 
 T = TypeVar("T")
@@ -72,6 +76,10 @@ EMPTY: dict[str, list[Any]] = {
 
 
 class StoresAgree(RuleBasedStateMachine):
+    """The memory store beside another one, `other`."""
+
+    other: EventStore
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
@@ -82,34 +90,43 @@ class StoresAgree(RuleBasedStateMachine):
         self.heads = [1] * SHARDS
         self.seqs: dict[tuple[int, int], int] = {}
 
+    def make(self) -> EventStore:
+        return SqliteStore(Path(self.folder.name) / "store.db", SHARDS, self.clock)
+
     @initialize()
     def open(self) -> None:
-        self.sqlite = SqliteStore(Path(self.folder.name) / "store.db", SHARDS, self.clock)
-        self.runner.run(self.sqlite.open())
+        self.other = self.make()
+        self.runner.run(self.other.open())
         self.runner.run(self.memory.open())
-        assert self.sqlite.now() == self.memory.now()
+        self.compare_clocks()
+
+    def compare_clocks(self) -> None:
+        assert self.other.now() == self.memory.now()
+
+    def comparable(self, answer: T) -> T:
+        return answer
 
     def teardown(self) -> None:
-        self.runner.run(self.sqlite.close())
+        self.runner.run(self.other.close())
         self.runner.close()
         self.folder.cleanup()
 
     def both(self, ask: Callable[[EventStore], Awaitable[T]]) -> T:
         async def answers() -> tuple[T, T]:
-            return await ask(self.memory), await ask(self.sqlite)
+            return await ask(self.memory), await ask(self.other)
 
         expected, actual = self.runner.run(answers())
-        assert actual == expected
+        assert self.comparable(actual) == self.comparable(expected)
         return expected
 
     @rule(nanoseconds=times)
     def time_passes(self, nanoseconds: int) -> None:
         self.clock.value = nanoseconds
-        assert self.memory.now() == self.sqlite.now()
+        self.compare_clocks()
 
     @rule()
     def restart(self) -> None:
-        self.runner.run(self.sqlite.close())
+        self.runner.run(self.other.close())
         self.clock.value = max(self.clock.value, self.memory.now())
         self.open()
 
@@ -260,5 +277,31 @@ async def listed(store: EventStore, where: RunFilter, limit: int) -> list[object
             return found
 
 
+class PostgresAgrees(StoresAgree):
+    """Its clock is the server's, and is not compared."""
+
+    server: ClassVar[EmbeddedPostgres]
+
+    def make(self) -> EventStore:
+        if not hasattr(self, "url"):
+            self.url = new_schema(self.server)
+        return PostgresStore(self.url, SHARDS, self.clock)
+
+    def compare_clocks(self) -> None:
+        """There is nothing to compare."""
+
+    def comparable(self, answer: T) -> T:
+        if isinstance(answer, AppendOutcome):
+            return cast("T", answer._replace(now=0))
+        return answer
+
+
+@pytest.fixture
+def shared_postgres(postgres: EmbeddedPostgres) -> None:  # noqa: F811 - the fixture by its name
+    PostgresAgrees.server = postgres
+
+
 TestStoresAgree = StoresAgree.TestCase
+TestPostgresAgrees = pytest.mark.usefixtures("shared_postgres")(pytest.mark.timeout(120)(PostgresAgrees.TestCase))
+TestPostgresAgrees.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 TestStoresAgree.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
