@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 from typing import Any
 
 import pytest
@@ -400,3 +401,105 @@ def test_a_graph_may_hold_an_orchestration_among_other_tasks() -> None:
     first = made.compute("first")
     made.orchestrator("lead", depends_on=[first])
     assert [task.role for task in made.build().tasks] == ["compute", "orchestrator"]
+
+
+@virtual_time
+async def test_a_worker_that_drains_gives_its_orchestrations_to_others_at_once() -> None:
+    async def code(contract: Any, ctx: Context) -> Any:
+        node = await ctx.node("charge", "effect")
+        return [await node.execute_effect(1), await (await ctx.node("work", "compute")).execute_compute(2)]
+
+    script, conductor = Script(), Conductor()
+    conductor.code = code
+    script.gate("work")
+    async with Cluster() as cluster:
+        await begin(cluster, script, conductor)
+        key = (await cluster.start("flow")).key
+        await until(lambda: script.running["work"] == 1)
+        await cluster.add_worker(conductor.worker(), "second", slots=SLOTS)
+        began = asyncio.get_running_loop().time()
+        await cluster.workers["conductor"].runtime.drain(3600.0)
+        assert asyncio.get_running_loop().time() - began < 5.0
+        await until(lambda: conductor.begun == 2)
+        script.gates["work"].set()
+        assert await cluster.result(key) == [1, 2]
+        assert (script.count("charge"), script.count("work")) == (1, 1)
+        assert (await cluster.task(key, "lead")).attempt == 2
+
+
+@virtual_time
+async def test_items_of_a_mapped_orchestration_have_calls_of_their_own() -> None:
+    async def code(contract: Any, ctx: Context) -> Any:
+        assert ctx.item in {0, 1, 2}
+        return await (await ctx.node("calc", "compute")).execute_compute(contract)
+
+    script, conductor = Script(), Conductor()
+    script.answers["calc"] = lambda n: n * n
+    conductor.code = code
+    async with Cluster() as cluster:
+        await begin(cluster, script, conductor)
+        made = workflow("mapped")
+        made.orchestrator("lead", "conduct", map="input")
+        await cluster.register(made.build())
+        assert await cluster.run("mapped", [2, 3, 4]) == [4, 9, 16]
+        assert script.count("calc") == 3
+
+
+class _Program:
+    """A random orchestration: calls in a row and side by side, nested, and what it gives."""
+
+    def __init__(self, random: Random) -> None:
+        self.calls = 0
+        self.tree = self._grow(random, 3)
+
+    def _grow(self, random: Random, depth: int) -> Any:
+        if depth == 0 or random.random() < 0.3:
+            self.calls += 1
+            return self.calls
+        kind = random.choice(["row", "side"])
+        return [kind, *(self._grow(random, depth - 1) for _ in range(random.randint(1, 3)))]
+
+    async def run(self, node: Any, tree: Any) -> Any:
+        if isinstance(tree, int):
+            return await node.execute_effect(tree)
+        if tree[0] == "row":
+            return [await self.run(node, part) for part in tree[1:]]
+        return list(await asyncio.gather(*(self.run(node, part) for part in tree[1:])))
+
+    def result(self, tree: Any) -> Any:
+        return tree if isinstance(tree, int) else [self.result(part) for part in tree[1:]]
+
+
+@pytest.mark.parametrize("seed", range(25))
+@virtual_time
+async def test_whatever_it_calls_and_whenever_its_workers_die_each_call_is_made_once(seed: int) -> None:
+    random = Random(seed)
+    program = _Program(random)
+    made: list[int] = []
+
+    async def code(contract: Any, ctx: Context) -> Any:
+        return await program.run(await ctx.node("pay", "effect"), program.tree)
+
+    async def pay(contract: Any) -> Any:
+        made.append(contract)
+        await asyncio.sleep(random.uniform(0.0, 2.0))
+        return contract
+
+    conductor = Conductor()
+    conductor.code = code
+    hands = Worker("hands")
+    hands.effect("pay")(pay)
+    async with Cluster(seed=seed) as cluster:
+        await cluster.add_worker(hands, "hands", slots=SLOTS)
+        await cluster.add_worker(conductor.worker(), "lead-0", slots=SLOTS)
+        await cluster.register(flow())
+        key = (await cluster.start("flow")).key
+        for number in range(2):
+            await asyncio.sleep(random.uniform(0.0, 3.0))
+            cluster.kill_worker(f"lead-{number}")
+            if random.random() < 0.5:
+                await cluster.crash_orchestrator()
+                await cluster.restart_orchestrator()
+            await cluster.add_worker(conductor.worker(), f"lead-{number + 1}", slots=SLOTS)
+        assert await cluster.result(key) == program.result(program.tree)
+        assert sorted(made) == list(range(1, program.calls + 1))

@@ -190,12 +190,16 @@ class WorkerRuntime:
             raise
 
     async def drain(self, timeout: float) -> None:
-        """Stop in good order: take nothing new, give back what has not begun, let the rest run for `timeout` seconds,
-        cancel what is left then, wait briefly for the acknowledgements, say Goodbye and close."""
+        """Stop in good order: take nothing new, give back what has not begun, and orchestrations, which another worker
+        goes on with; let the rest run for `timeout` seconds, cancel what is left then, wait briefly for the
+        acknowledgements, say Goodbye and close."""
         if self._closed:
             return
         self._take_nothing_new()
         self._broadcast(WorkerDraining())
+        for attempt in list(self._attempts.values()):
+            if attempt.assignment.role == "orchestrator":
+                self._stop(attempt, "the worker is stopping")
         await self._until(lambda: not self._attempts, self.idle, timeout)
         # Links may still come back here, so that what ends now is not left without one to go out on.
         await self._wind_down()
