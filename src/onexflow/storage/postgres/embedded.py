@@ -52,6 +52,7 @@ _SETTINGS: Final = {
     "wal_level": "replica",
     "hot_standby": "on",
     "wal_retrieve_retry_interval": "100ms",
+    **({"recovery_init_sync_method": "syncfs"} if sys.platform == "linux" else {}),
 }
 
 
