@@ -210,7 +210,12 @@ class FakeClient:
             NodeView(
                 node_id="w1", kind="effect", incarnation="i2", address="127.0.0.1:40001", status="draining",
                 handlers=("charge", "reserve_stock"), slots=8, running=3, connected=True, registered=False,
-                started_at=NOON,
+                started_at=NOON, health="unavailable",
+            ),
+            NodeView(
+                node_id="agent-7", kind="guest", incarnation="i3", address="10.0.0.7:8080", status="ready",
+                handlers=("paint",), slots=2, running=1, connected=False, registered=True, started_at=NOON,
+                health="healthy",
             ),
         ]  # fmt: skip
 

@@ -46,14 +46,19 @@ def node_views(
 
 
 def with_health(views: Sequence[NodeView], entries: Iterable[NodeEntry]) -> list[NodeView]:
-    """The views of workers and guests with how they are."""
-    health = {(entry.node_id, entry.incarnation): entry.health for entry in entries}
+    """The views of workers and guests with how they are, and with the tasks that guests have."""
+    found = {(entry.node_id, entry.incarnation): entry for entry in entries}
     return [
-        view
-        if view.kind == "orchestrator"
-        else msgspec.structs.replace(view, health=health.get((view.node_id, view.incarnation), ""))
+        view if view.kind == "orchestrator" else _with_health(view, found.get((view.node_id, view.incarnation)))
         for view in views
     ]
+
+
+def _with_health(view: NodeView, entry: NodeEntry | None) -> NodeView:
+    if entry is None:
+        return view
+    running = entry.current_tasks if entry.guest else view.running
+    return msgspec.structs.replace(view, health=entry.health, running=running)
 
 
 def _running(session: WorkerSession, role: str) -> int:
