@@ -15,6 +15,7 @@ from uuid import UUID
 import grpc
 import msgspec
 
+from onexflow.client.channels import is_answer
 from onexflow.client.ids import new_request_id
 from onexflow.codec.wire import common as wire_common
 from onexflow.codec.wire import events as wire
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 #: Keeps what is under way; returns the way to stop it.
 Keep = Callable[[Coroutine[Any, Any, None], Callable[[SPIError], None]], Callable[[], None]]
+
+#: How gRPC itself says that a stream has broken, beside UNAVAILABLE: when that was in the middle of a write, for one.
+_BROKEN: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
 
 #: Answers of one message.
 MAX_ANSWERS: Final = 1024
@@ -246,6 +250,9 @@ class RemoteConsumer:
             except grpc.aio.AioRpcError as failed:
                 channels.ask_again(failed)  # and if it was no answer, the next orchestrator is asked
                 error = channels.error_of(failed)
+                if failed.code() in _BROKEN and not is_answer(failed):
+                    channels.failed(address)
+                    error = Unavailable(f"{address}: {failed.details()}")
             except asyncio.InvalidStateError:  # how grpc.aio says that the stream ended before the write
                 error = Unavailable(f"{address}: {await stream.details()}")
                 channels.failed(address)
