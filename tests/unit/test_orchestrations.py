@@ -122,14 +122,19 @@ async def test_a_lost_worker_repeats_no_call_and_gets_the_results_of_those_that_
         assert len(await children(cluster, key)) == 5
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @virtual_time
-async def test_chains_of_calls_side_by_side_keep_their_numbers_whichever_is_faster() -> None:
+async def test_chains_of_calls_side_by_side_keep_their_numbers_whichever_is_faster(wide: bool) -> None:
     async def code(contract: Any, ctx: Context) -> Any:
         async def chain(name: str) -> list[Any]:
             node = await ctx.node("charge", "effect")
             return [await node.execute_effect([name, step]) for step in range(3)]
 
-        sides = await asyncio.gather(chain("a"), chain("b"))
+        async def wide(name: str) -> list[Any]:
+            node = await ctx.node("charge", "effect")
+            return [list(await asyncio.gather(*(node.execute_effect([name, step]) for _ in (0, 1)))) for step in (0, 1)]
+
+        sides = await asyncio.gather(*((wide if contract else chain)(name) for name in "ab"))
         return [*sides, await (await ctx.node("work", "compute")).execute_compute("end")]
 
     script, conductor = Script(), Conductor()
@@ -151,15 +156,17 @@ async def test_chains_of_calls_side_by_side_keep_their_numbers_whichever_is_fast
         helper = Worker("work")
         helper.compute("work")(script._handler("work", "work"))
         await cluster.add_worker(helper, "work", slots=SLOTS)
-        key = (await cluster.start("flow")).key
+        key = (await cluster.start("flow", wide)).key
         await until(lambda: script.running["work"] == 1)
         cluster.kill_worker("conductor")
         await cluster.add_worker(conductor.worker(), "second", slots=SLOTS)
         await until(lambda: conductor.begun == 2)
         gate.set()
-        sides = [[["a", step] for step in range(3)], [["b", step] for step in range(3)]]
+        sides: list[Any] = [[[name, step] for step in range(3)] for name in "ab"]
+        if wide:
+            sides = [[[[name, step]] * 2 for step in range(2)] for name in "ab"]
         assert await cluster.result(key) == [*sides, "end"]
-        assert len(await children(cluster, key)) == 7
+        assert len(await children(cluster, key)) == (9 if wide else 7)
 
 
 @pytest.mark.parametrize("change", ["contract", "node"])

@@ -255,7 +255,7 @@ class Client:
     async def node(self, node_id: str, node_type: str = "", *, timeout: float = 0.0) -> Node:
         """The node of that id that workers serve: a class node by its node_id, a handler by its name. Its `execute_…` is
         a durable run of one task there; `timeout` seconds are what a call may take (0: any). `node_type` is needed when
-        two roles have one of that name. Raises UnknownNode."""
+        two roles have one of that name; with "orchestrator" the id may be the type of a workflow. Raises UnknownNode."""
         return await find_node(self._service, node_id, node_type, namespace=self.namespace, timeout=timeout)
 
     # ---- work queues

@@ -20,6 +20,7 @@ from onexflow.codec.payload import JsonCodec
 from onexflow.core.errors import InvalidConfiguration, NodeNotReady
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL, Failure, Payload, PayloadCodec
+from onexflow.ports import orchestration
 from onexflow.ports.clock import Clock
 from onexflow.ports.orchestration import NodeCaller
 from onexflow.ports.worker_link import (
@@ -174,6 +175,8 @@ class WorkerRuntime:
                 self._ready[handler.role, handler.name] = (handler, self._programs.program(handler))
                 if handler.node is not None:
                     self._states[handler.role, handler.name] = "initializing"
+        if "orchestrator" in self._lanes:
+            orchestration.watch_tasks()
         self._verbose = logging.getLogger("onexflow.worker").isEnabledFor(logging.DEBUG)
         self._started = True
 

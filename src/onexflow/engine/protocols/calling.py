@@ -10,7 +10,7 @@ from onexflow.core.errors import RunFailed
 from onexflow.engine.protocols import reading
 from onexflow.engine.protocols.nodes import Node, called_node
 from onexflow.ports.client_link import RunService, StartRequest
-from onexflow.ports.orchestration import next_call
+from onexflow.ports.orchestration import calling
 
 
 class ServiceCaller:
@@ -25,16 +25,18 @@ class ServiceCaller:
         return await called_node(self._service, node_id, node_type, namespace, timeout)
 
     async def run(self, namespace: str, workflow_type: str, input: Any, version: int, timeout: float) -> Any:
-        request = StartRequest(
-            namespace=namespace,
-            workflow_type=workflow_type,
-            input=encode_value(input),
-            version=version,
-            timeout=timeout,
-            caller=next_call(),
-        )
-        started = await reading.start(self._service, request)
-        outcome = await reading.end_of(self._service, started.key)
+        payload = encode_value(input)
+        with calling() as caller:
+            request = StartRequest(
+                namespace=namespace,
+                workflow_type=workflow_type,
+                input=payload,
+                version=version,
+                timeout=timeout,
+                caller=caller,
+            )
+            started = await reading.start(self._service, request)
+            outcome = await reading.end_of(self._service, started.key)
         if outcome.state == "completed":
             return None if outcome.result is None else decode_value(outcome.result)
         failure = outcome.error

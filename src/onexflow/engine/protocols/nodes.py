@@ -13,10 +13,11 @@ from onexflow.codec.payload import decode_value, encode_value
 from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import BY_CODE, HandlerFailed, InvalidArgument, TaskTimedOut, UnknownNode, UnknownWorkflowType
 from onexflow.core.ids import DEFAULT_NAMESPACE
+from onexflow.core.payload import Payload
 from onexflow.engine.one_task import one_task
 from onexflow.engine.protocols import reading
-from onexflow.ports.client_link import RunOutcome, RunService, StartRequest
-from onexflow.ports.orchestration import next_call
+from onexflow.ports.client_link import Caller, RunOutcome, RunService, StartRequest
+from onexflow.ports.orchestration import calling, outside
 from onexflow.ports.registry import role_of
 from onexflow.ports.worker_link import Role
 from onexflow.spi.exceptions import InvalidProtocolStateError, ProtocolHandlerError, RegistryError, SPIError
@@ -60,18 +61,9 @@ class _Node:
         """The node's result. Raises ProtocolHandlerError when it failed or took too long, and as the same class what it
         raised of the specification's errors; their context has node_id, node_type and run. A caller that is cancelled
         leaves the run to itself; in an orchestration the same call of another execution has the same run."""
-        request = StartRequest(
-            namespace=self._namespace,
-            workflow_type=self._workflow_type,
-            input=encode_value(contract),
-            timeout=self._timeout,
-            caller=next_call(),
-        )
-        if self._definition is not None:
-            await self._service.register_definition(self._namespace, dump_definition(self._definition))
-            self._definition = None
-        started = await reading.start(self._service, request)
-        outcome = await reading.end_of(self._service, started.key)
+        payload = encode_value(contract)
+        with calling() as caller:
+            outcome = await self._outcome(payload, caller)
         if outcome.state == "completed":
             return None if outcome.result is None else decode_value(outcome.result)
         facts: Context = {"node_id": self._node_id, "node_type": self.role, "run": str(outcome.key)}
@@ -79,6 +71,20 @@ class _Node:
             what = f"node {self._node_id} has not answered within {self._timeout:g} s"
             raise TaskTimedOut(what, {**facts, "timeout": self._timeout}) from TimeoutError(what)
         raise _failed(outcome, facts)
+
+    async def _outcome(self, payload: Payload, caller: Caller | None) -> RunOutcome:
+        request = StartRequest(
+            namespace=self._namespace,
+            workflow_type=self._workflow_type,
+            input=payload,
+            timeout=self._timeout,
+            caller=caller,
+        )
+        if self._definition is not None:
+            await self._service.register_definition(self._namespace, dump_definition(self._definition))
+            self._definition = None
+        started = await reading.start(self._service, request)
+        return await reading.end_of(self._service, started.key)
 
 
 class EffectNode(_Node):
@@ -157,6 +163,11 @@ async def find_node(
     A class node that is not initialised yet, or was shut down, is found: its calls tell. Raises UnknownNode (a
     RegistryError) when no worker serves it.
     """
+    with outside():
+        return await _found(service, node_id, node_type, namespace, timeout)
+
+
+async def _found(service: RunService, node_id: str, node_type: str, namespace: str, timeout: float) -> Node:
     wanted = _role_of(node_type)
     if wanted == "orchestrator" and await _is_workflow(service, namespace, node_id):
         return OrchestratorNode(service, node_id, namespace=namespace, timeout=timeout, workflow_type=node_id)
@@ -176,8 +187,9 @@ async def called_node(service: RunService, node_id: str, node_type: str, namespa
     """As `find_node` for orchestrations: when its type is said, whether a worker serves the node now is not asked, for
     the answer may be another one in the next execution. A call waits for a worker."""
     wanted = _role_of(node_type)
-    if not wanted or (wanted == "orchestrator" and await _is_workflow(service, namespace, node_id)):
-        return await find_node(service, node_id, node_type, namespace=namespace, timeout=timeout)
+    with outside():
+        if not wanted or (wanted == "orchestrator" and await _is_workflow(service, namespace, node_id)):
+            return await _found(service, node_id, node_type, namespace, timeout)
     return _KINDS[wanted](service, node_id, namespace=namespace, timeout=timeout)
 
 
