@@ -22,7 +22,8 @@ from onexflow.engine.kernel import Kernel
 from onexflow.engine.recovery import fold, read_rows, read_run
 from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import Row
-from onexflow.testing import Cluster, run_virtual
+from onexflow.testing import Cluster
+from onexflow.testing.clock import run_virtual
 from onexflow.worker.handlers import Worker
 from support.random_graphs import INPUT, graphs
 

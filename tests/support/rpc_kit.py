@@ -54,6 +54,10 @@ class FakeService:
     """An OrchestratorService without an engine. Runs of type "echo" end with their input, of "stuck" never."""
 
     orchestrator_id = "o1"
+    #: Nobody of these tests asks them.
+    events: Any = None
+    node_registry: Any = None
+    records: Any = None
 
     def __init__(self) -> None:
         self.peers: list[RecordingPeer] = []
