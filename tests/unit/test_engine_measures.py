@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from onexflow.core.errors import UnknownWorkflowType
+from onexflow.core.ids import Token
 from onexflow.engine.measures import percentile
+from onexflow.engine.tally import Tally
+from onexflow.ports.worker_link import AttemptResult
 from onexflow.testing import Cluster, virtual_time
 from support.engine_kit import Script, ready, single
 
@@ -61,3 +64,11 @@ async def test_figures_are_those_of_what_is_stored() -> None:
         after = await cluster.engine.measure_runs("default", "quick")
         assert (after.by_state, after.events, after.p99) == (before.by_state, before.events, before.p99)
         script.gates["charge"].set()
+
+
+def test_a_worker_that_tells_no_times_spoils_no_mean() -> None:
+    tally = Tally("w.1")
+    for started, finished in ((10, 30), (0, 1_800_000_000_000_000_000), (0, 0), (50, 40), (7, 0)):
+        tally.add(AttemptResult(Token(1, 1, 1), "completed", started_at=started, finished_at=finished))
+    tally.add(AttemptResult(Token(1, 1, 1), "returned", finished_at=5))
+    assert (tally.completed, tally.nanoseconds, list(tally.durations)) == (5, 20, [20, 0, 0, 0, 0])

@@ -98,7 +98,8 @@ def figures(state: QueueState, now: int) -> Figures:
         throughput=len(ended) / window if window > 0 else 0.0,
         strategy=state.strategy,
         by_priority=dict(by_priority),
-        wait=_spread((task.started_at - task.created_at) / SECOND for task in ended),
+        # Who was to come later has not waited before.
+        wait=_spread((task.started_at - max(task.created_at, task.not_before)) / SECOND for task in ended),
         run=_spread((task.finished_at - task.started_at) / SECOND for task in ended),
         queues=queues,
     )

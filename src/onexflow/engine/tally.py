@@ -16,7 +16,7 @@ KEPT_WORKERS: Final = 1000
 class Tally:
     """Of one worker, in one life of it."""
 
-    __slots__ = ("completed", "durations", "failed", "incarnation", "nanoseconds")
+    __slots__ = ("completed", "durations", "failed", "incarnation", "nanoseconds", "saved")
 
     def __init__(self, incarnation: str, completed: int = 0, failed: int = 0, nanoseconds: int = 0) -> None:
         self.incarnation = incarnation
@@ -24,6 +24,8 @@ class Tally:
         self.failed = failed
         #: That all of them took.
         self.nanoseconds = nanoseconds
+        #: How many had ended when it was written last (engine.tally_store).
+        self.saved = 0
         self.durations: deque[int] = deque(maxlen=KEPT_DURATIONS)
 
     def add(self, result: AttemptResult) -> None:
@@ -35,7 +37,9 @@ class Tally:
             self.failed += 1
         else:
             return
-        duration = result.finished_at - result.started_at
+        began = result.started_at
+        # Who tells no times, or whose clock was set back, took none: one such must not spoil the mean.
+        duration = max(0, result.finished_at - began) if began else 0
         self.nanoseconds += duration
         self.durations.append(duration)
 
@@ -49,6 +53,8 @@ class Tallies:
 
     def __init__(self) -> None:
         self.by_worker: dict[str, Tally] = {}
+        #: Workers whose tallies were dropped, and are to be dropped from the store.
+        self.forgotten: set[str] = set()
 
     def of(self, worker: str, incarnation: str) -> Tally:
         tally = self.by_worker.pop(worker, None)
@@ -56,5 +62,8 @@ class Tallies:
             tally = Tally(incarnation)
         self.by_worker[worker] = tally  # the last that came stands last
         if len(self.by_worker) > KEPT_WORKERS:
-            del self.by_worker[next(iter(self.by_worker))]
+            oldest = next(iter(self.by_worker))
+            del self.by_worker[oldest]
+            self.forgotten.add(oldest)
+        self.forgotten.discard(worker)
         return tally
