@@ -449,3 +449,25 @@ async def test_figures_of_many_tasks_on_two_workers() -> None:
         cluster.reconnect("w1")
         again = await cluster.engine.node_registry.measure_node("w1")
         assert again.completed == figures[0].completed
+
+
+@virtual_time
+async def test_figures_go_on_after_a_crash_and_begin_anew_with_a_new_life() -> None:
+    script = Script()
+    async with Cluster(seed=1) as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        for number in range(7):
+            await cluster.run("single", number)
+        await asyncio.sleep(3)
+        await restart(cluster)
+        await cluster.run("single", 8)
+        figures = await cluster.engine.node_registry.measure_node("w1")
+        assert figures.completed == 8
+        await cluster.stop_orchestrator()  # in good order: nothing is lost
+        await cluster.restart_orchestrator()
+        await asyncio.sleep(1)
+        assert (await cluster.engine.node_registry.measure_node("w1")).completed == 8
+        cluster.kill_worker("w1")
+        await cluster.add_worker(script.worker("w1"), "w1")
+        await cluster.run("single", 9)
+        assert (await cluster.engine.node_registry.measure_node("w1")).completed == 1

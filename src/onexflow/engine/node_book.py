@@ -21,6 +21,7 @@ from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.pins import Pins
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.sessions import Sessions, WorkerSession
+from onexflow.engine.tally_store import SAVE_SECONDS, TallyStore
 from onexflow.ports.client_link import ControlOutcome, ControlRequest
 from onexflow.ports.clock import Clock, IdSource
 from onexflow.ports.nodes import (
@@ -81,6 +82,7 @@ class NodeBook:
         book: AttemptBook,
         queues: QueueBook,
         pins: Pins,
+        figures: TallyStore,
         control: Control,
         *,
         clock: Clock,
@@ -93,6 +95,7 @@ class NodeBook:
         self._book = book
         self._queues = queues
         self._pins = pins
+        self._figures = figures
         self._control = control
         self._clock = clock
         self._ids = ids
@@ -112,6 +115,7 @@ class NodeBook:
 
     def start(self) -> None:
         self._unsubscribe = self._registry.subscribe(self._on_member)
+        self._later(SAVE_SECONDS, self._save_figures)
         self._later(_RETURN_SECONDS, self._look_for_absent)
 
     async def stop(self, error: SPIError) -> None:
@@ -119,6 +123,7 @@ class NodeBook:
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
+        self._figures.save()
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
@@ -365,6 +370,14 @@ class NodeBook:
         if session is None:
             return 0
         return self._clock.now() - int((asyncio.get_running_loop().time() - session.heard_at) * 1e9)
+
+    async def load(self) -> None:
+        """Go on counting where the orchestrator before was."""
+        await self._figures.load()
+
+    def _save_figures(self) -> None:
+        self._figures.save()
+        self._later(SAVE_SECONDS, self._save_figures)
 
     # ---- assignments
 

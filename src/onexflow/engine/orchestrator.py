@@ -54,6 +54,7 @@ from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.engine.shard import Entity
+from onexflow.engine.tally_store import TallyStore
 from onexflow.ports.client_link import (
     Caller,
     ControlOutcome,
@@ -145,6 +146,7 @@ class Orchestrator:
             self._book,
             self._queues,
             self._pins,
+            TallyStore(self._kernel, self._book.tallies),
             self.control,
             clock=clock,
             ids=ids,
@@ -184,6 +186,7 @@ class Orchestrator:
         await self.events.start()
         recovered = await self._kernel.recover()
         self._bridge.start()
+        await self.node_registry.load()
         self.node_registry.start()
         if recovered:
             self._adoption = asyncio.get_running_loop().call_later(ADOPTION_SECONDS, self._end_adoption)
