@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import grpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -26,6 +26,8 @@ from onexflow.v1 import (
 )
 
 Answer = TypeVar("Answer")
+#: Codes of calls that may have reached nobody.
+_UNREACHED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 def parse_addresses(addresses: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -121,7 +123,9 @@ class Channels:
 
     def ask_again(self, error: BaseException) -> bool:
         """Is this no answer to the call, but only to the question whom to ask? Then the next orchestrator is."""
-        if not isinstance(error, grpc.aio.AioRpcError) or error.code() is not grpc.StatusCode.UNAVAILABLE:
+        # CANCELLED: by the other end, which has ended in the middle of the call. One that this end gives up raises
+        # CancelledError.
+        if not isinstance(error, grpc.aio.AioRpcError) or error.code() not in _UNREACHED:
             return False
         if not is_answer(error) or isinstance(self.error_of(error), (Draining, ShardMoved)):
             self.failed(self.address)
