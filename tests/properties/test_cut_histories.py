@@ -22,9 +22,11 @@ from onexflow.engine.kernel import Kernel
 from onexflow.engine.recovery import fold, read_rows, read_run
 from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import Row
+from onexflow.ports.persistence import CutView, StateRecord
 from onexflow.testing import Cluster
 from onexflow.testing.clock import run_virtual
 from onexflow.worker.handlers import Worker
+from support.bus_kit import publish, stream
 from support.random_graphs import INPUT, graphs
 
 
@@ -183,3 +185,54 @@ async def _go(graph: Graph, seed: int, steps: int) -> None:
 @given(graphs(), st.integers(0, 2**32), st.integers(1, 12))
 def test_a_run_is_what_its_whole_history_says(graph: Graph, seed: int, steps: int) -> None:
     run_virtual(_go(graph, seed, steps))
+
+
+async def _stream(seed: int, steps: int) -> None:
+    chance = random.Random(seed)
+    key = stream()
+    kept: list[int] = []
+    saved = head = deleted = 0
+    async with Cluster(seed=seed) as cluster:
+        for _ in range(steps):
+            records = cluster.engine.records
+            action = chance.choice(("publish", "publish", "publish", "save", "cut", "crash", "read"))
+            note(action)
+            match action:
+                case "publish":
+                    gap = chance.choice((0, 0, 1, 1, 2, 7))  # 0: the bus numbers it
+                    number = (await publish(cluster.engine.events, key, "x", sequence=gap and head + gap)).sequence
+                    assert number == head + max(1, gap)
+                    head = number
+                    kept.append(number)
+                case "save":
+                    number = chance.randint(0, head + 2)
+                    assert await records.save_state(
+                        StateRecord(key=key, state="running", sequence=number)
+                    ) is (number >= saved)  # fmt: skip
+                    saved = max(saved, number)
+                case "cut" if head:
+                    before = chance.randint(0, head + 3)
+                    gone = [number for number in kept if number < min(before, saved + 1)]
+                    kept = [number for number in kept if number not in gone]
+                    deleted += len(gone)
+                    left = await records.cut_history(key, before)
+                    assert left == CutView(deleted=len(gone), earliest=kept[0] if deleted and kept else left.earliest)
+                    assert kept or left.earliest == head + 1
+                case "crash":
+                    await cluster.crash_orchestrator()
+                    await cluster.restart_orchestrator()
+                case "read" if head:
+                    first, last = chance.randint(0, head + 2), chance.choice((None, chance.randint(0, head + 2)))
+                    earliest = kept[0] if kept else head + 1
+                    if deleted and max(1, first) < earliest:
+                        with pytest.raises(OutOfRange) as raised:
+                            await records.load_events(key, first, last)
+                        assert raised.value.context["earliest"] == earliest
+                    else:
+                        found = [event.sequence for event in await records.load_events(key, first, last)]
+                        assert found == [n for n in kept if first <= n and (last is None or n <= last)]
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40))
+def test_a_stream_is_what_was_published_less_what_was_cut(seed: int, steps: int) -> None:
+    run_virtual(_stream(seed, steps))
