@@ -122,7 +122,7 @@ class EmbeddedPostgres:
         """SIGKILL to all of its processes, as when its machine fails; `start` brings it back with its data."""
         if self._process is None:
             return
-        for pid in self._processes():
+        for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
@@ -243,7 +243,7 @@ class EmbeddedPostgres:
 
     # ---------------------------------------------------------------------------------------------------- its processes
 
-    def _processes(self) -> list[int]:
+    def processes(self) -> list[int]:
         """The server and its children."""
         if self._process is None or self._process.poll() is not None:
             return []
@@ -254,7 +254,7 @@ class EmbeddedPostgres:
         return found
 
     def _signal_all(self, number: signal.Signals) -> None:
-        for pid in self._processes():
+        for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -82,9 +81,9 @@ class Link:
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def run(self, work: Callable[[Connection], Coroutine[Any, Any, T]], seconds: float = READ_SECONDS) -> T:
+    async def run(self, work: Callable[[Connection], Awaitable[T]], seconds: float = READ_SECONDS) -> T:
         """Do `work`, undisturbed by what becomes of the caller. Raises errors of ours alone."""
-        task = asyncio.get_running_loop().create_task(self._run(work, seconds), name=f"store-{self._role}")
+        task = asyncio.get_running_loop().create_task(self.run_here(work, seconds), name=f"store-{self._role}")
         self._running.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
@@ -105,30 +104,24 @@ class Link:
         if not task.cancelled():
             task.exception()  # the caller may have left
 
-    async def _run(self, work: Callable[[Connection], Coroutine[Any, Any, T]], seconds: float) -> T:
+    async def run_here(self, work: Callable[[Connection], Awaitable[T]], seconds: float = READ_SECONDS) -> T:
+        """As `run`, for a caller that is not cancelled."""
         async with self._lock:
             self._session.check()
             connection = await self._connected()
-            doing = asyncio.get_running_loop().create_task(work(connection), name=f"store-{self._role}-statement")
+            overdue = asyncio.get_running_loop().call_later(seconds, connection.terminate)
             try:
-                await asyncio.wait({doing}, timeout=seconds)
-                if not doing.done():
-                    raise StoreUnavailable(
-                        f"The store {self._session.settings.shown} did not answer within {seconds:g} s.",
-                        {"store": self._session.settings.shown},
-                    )
-                return doing.result()
+                return await work(connection)
             except DriverError as error:
-                if is_lost(error):
+                shown = self._session.settings.shown
+                if connection.is_closed() or is_lost(error):
                     self._drop()
-                raise self._session.note(translate(error, self._session.settings.shown)) from error
+                if overdue.when() <= asyncio.get_running_loop().time():
+                    message = f"The store {shown} did not answer within {seconds:g} s."
+                    raise StoreUnavailable(message, {"store": shown, "overdue": True}) from error
+                raise self._session.note(translate(error, shown)) from error
             finally:
-                if not doing.done():
-                    self._drop()
-                    await asyncio.wait({doing}, timeout=_CLOSE_SECONDS)
-                    doing.cancel()
-                    with suppress(*DriverError, asyncio.CancelledError):
-                        await doing
+                overdue.cancel()
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -192,11 +185,15 @@ class Readers:
         for link in reversed(self._links):
             self._free.put_nowait(link)
 
-    async def run(self, read: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    async def run(self, read: Callable[[Connection], Awaitable[T]]) -> T:
         try:
             return await self._once(read)
         except StoreUnavailable as error:
-            if error.context.get("fatal") or not isinstance(error.__cause__, DriverError):
+            if (
+                error.context.get("fatal")
+                or error.context.get("overdue")
+                or not isinstance(error.__cause__, DriverError)
+            ):
                 raise
             if not is_lost(error.__cause__):
                 raise
@@ -208,7 +205,7 @@ class Readers:
     async def _once(self, read: Callable[[Connection], Awaitable[T]]) -> T:
         link = await self._free.get()
         try:
-            return await link.run(read)  # type: ignore[arg-type]  # it is what `run` was given
+            return await link.run(read)
         finally:
             self._free.put_nowait(link)
 

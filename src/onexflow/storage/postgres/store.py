@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -202,14 +202,14 @@ class PostgresStore:
             raise StoreUnavailable(f"The store {self.url} is not open.", {"store": self.url})
         return self._opened
 
-    async def _read(self, read: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    async def _read(self, read: Callable[[Connection], Awaitable[T]]) -> T:
         return await self._held().readers.run(read)
 
-    async def _read_of(self, shard: int, read: Callable[[Connection], Coroutine[Any, Any, T]], nothing: T) -> T:
+    async def _read_of(self, shard: int, read: Callable[[Connection], Awaitable[T]], nothing: T) -> T:
         opened = self._held()
         return await opened.readers.run(read) if 0 <= shard < self._shards else nothing
 
-    async def _control(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    async def _control(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         return await self._held().control.run(work)
 
     def _learn_time(self, stored: int) -> None:

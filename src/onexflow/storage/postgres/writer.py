@@ -60,7 +60,7 @@ class Writer:
         while True:
             sections, arguments = Load(left.values(), self._kinds).arguments()
             text = sql.append(sections)
-            for shard, now in await self._link.run(_fetch(text, *arguments), APPEND_SECONDS):
+            for shard, now in await self._link.run_here(_fetch(text, *arguments), APPEND_SECONDS):
                 part = left.pop(shard)
                 stored.add(shard)
                 self._session.promises.keep(shard, part.epoch, part.next)
@@ -80,7 +80,7 @@ class Writer:
         if not left:
             return
         there: set[int] = set()
-        found = await self._link.run(_fetch(sql.HEADS, list(left)))
+        found = await self._link.run_here(_fetch(sql.HEADS, list(left)))
         for shard, epoch, head in found:
             part = left[shard]
             if (epoch, head) == (part.epoch, part.head):
@@ -92,7 +92,7 @@ class Writer:
         if there:
             # It was stored before, by a statement whose answer was lost. The caller takes this for an acknowledgement,
             # and perhaps no standby has it yet: a write of ours waits until it has.
-            for shard, epoch, head, now in await self._link.run(_fetch(sql.CONFIRM, list(there)), APPEND_SECONDS):
+            for shard, epoch, head, now in await self._link.run_here(_fetch(sql.CONFIRM, list(there)), APPEND_SECONDS):
                 refused[shard] = (epoch, head)
                 self._session.promises.keep(shard, epoch, head)
                 self._session.learn_time(now)
@@ -112,7 +112,7 @@ class Writer:
                 found = await connection.fetch(sql.KINDS, digests)
             return found
 
-        for kind, namespace, workflow_type in await self._link.run(number, APPEND_SECONDS):
+        for kind, namespace, workflow_type in await self._link.run_here(number, APPEND_SECONDS):
             self._kinds[namespace, workflow_type] = kind
 
 
