@@ -30,7 +30,7 @@ def number() -> str:
 
 
 async def call(delay: float = 0.0) -> str:
-    await asyncio.sleep(delay)
+    await asyncio.sleep(delay)  # one task is slower than another
     return number()
 
 

@@ -104,7 +104,7 @@ def test_an_error_of_ours_keeps_its_own_words(module) -> None:
         """
         class Boss:
             node_id, node_type = "boss", "orchestrator"
-            async def execute_orchestration(self, contract): ...
+            def execute_orchestration(self, contract): ...
         worker = Worker("w")
         worker.add_node(Boss())
         """
