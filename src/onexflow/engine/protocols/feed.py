@@ -69,6 +69,7 @@ class Feed:
         #: Acknowledged, but not said to be durable; and, bounded, what needs no second look when it comes again.
         self._unconfirmed: dict[Position, list[Done]] = {}
         self._acknowledged: OrderedDict[Position, None] = OrderedDict()
+        self._quiet = asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -108,6 +109,16 @@ class Feed:
         self._answered(position)
         if self._consumer is not None:
             self._consumer.bury(position, failure)
+
+    async def settle(self, seconds: float) -> None:
+        """Return when what was acknowledged is durable, or after so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._unconfirmed and self.connected:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        except TimeoutError:
+            return
 
     def close(self) -> None:
         """End; idempotent."""
@@ -194,6 +205,7 @@ class Feed:
     def _lost(self, error: SPIError) -> None:
         self._life += 1
         self._consumer = None
+        self._quiet.set()
         if self._end is not None:
             return
         if not self._again(error):
@@ -225,6 +237,8 @@ class Feed:
                 return  # said again to the next consumer
             for done in self._unconfirmed.pop(position, ()):
                 done(error)
+            if not self._unconfirmed:
+                self._quiet.set()
 
         self._consumer.ack((position,), confirmed)
 

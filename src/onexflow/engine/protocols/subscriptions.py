@@ -29,6 +29,8 @@ from onexflow.spi.types import Context, WorkflowEvent
 
 log = structlog.get_logger("onexflow.bus")
 
+#: Seconds that the end of a subscription waits for acknowledgements that are under way.
+_SETTLE: Final = 2.0
 #: A handler that raises is called again after 0.1, 0.2, 0.4 … seconds, five times in all. `worker.Fatal` ends that.
 RETRIES: Final = RetryPolicy(max_attempts=5, initial_delay=0.1, max_delay=30.0, jitter=0.0, non_retryable=("Fatal",))
 
@@ -98,7 +100,9 @@ class Subscription(Listener):
         log.error("subscription.ended", subscription=self.id, topic=self._topic, error=str(error))
 
     async def close(self) -> None:
-        """End; what was not acknowledged is delivered to the group again."""
+        """End; what was acknowledged is durable, and what was not is delivered to the group again."""
+        self._here.clear()
+        await self._feed.settle(_SETTLE)
         self._feed.close()
         self._here.clear()
 
@@ -157,13 +161,14 @@ class HandlerSubscription(Subscription):
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        await super().close()
+        self._paused = True
         self._lanes.clear()
         self._ready.clear()
         tasks = [task for task in self._tasks if task is not _working.get()]  # a handler may end its own subscription
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await super().close()
 
     def _dispatch(self) -> None:
         while self._ready and not self._paused and len(self._tasks) < self._options.concurrency:
@@ -359,6 +364,8 @@ class BufferedSubscription(Subscription):
         self._news = asyncio.Event()
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
+        if self.error is not None:
+            return  # it is ending
         for delivery in deliveries:
             if delivery.position not in self._here:
                 self._here[delivery.position] = delivery
@@ -396,15 +403,15 @@ class BufferedSubscription(Subscription):
             yield found[0]
 
     async def close(self) -> None:
-        await super().close()
+        self.error = self.error or _Closed(
+            "the subscription has ended", {"current_state": "closed", "required_state": "active"}
+        )
         self._waiting.clear()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        self.error = self.error or _Closed(
-            "the subscription has ended", {"current_state": "closed", "required_state": "active"}
-        )
         self._news.set()
+        await super().close()
 
     def _take(self) -> WorkflowEventMessage:
         position = self._waiting.popleft()
