@@ -58,7 +58,8 @@ class EtcdRegistry(BaseRegistry):
         self._keeper.start()
         self._spawn(self._watcher.run())
         try:
-            await asyncio.wait_for(self._ready.wait(), self._settings.start_timeout)
+            async with asyncio.timeout(self._settings.start_timeout):
+                await self._ready.wait()
         except TimeoutError as error:
             why = self._lease_failure or self._watcher.failure or "no answer"
             await self._end()
@@ -168,7 +169,8 @@ class EtcdRegistry(BaseRegistry):
         self._settled.add(future)
         self._dirty.set()
         try:
-            await asyncio.wait_for(future, _SETTLE)
+            async with asyncio.timeout(_SETTLE):
+                await future
         except TimeoutError:  # remembered: written as soon as etcd answers
             pass
         finally:

@@ -81,7 +81,8 @@ class Watcher:
         entry = (revision, future)
         self._waiters.append(entry)
         try:
-            await asyncio.wait_for(future, timeout)
+            async with asyncio.timeout(timeout):  # unlike wait_for, it lets no cancellation get lost
+                await future
         except TimeoutError:
             return False
         finally:
