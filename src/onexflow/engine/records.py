@@ -273,7 +273,7 @@ class RecordBook:
             if kept is not None and kept.of_run and kept.sequence <= sequence:
                 packed.append((kept.sequence, kept.data))
         for seq, data in sorted(packed, reverse=True):
-            if (seq >= earliest - 1 or seq == sequence) and (state := decode_snapshot(data)) is not None:
+            if seq >= earliest - 1 and (state := decode_snapshot(data)) is not None:
                 return state
         return None
 
