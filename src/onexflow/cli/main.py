@@ -24,6 +24,7 @@ COMMANDS: Final = (
     ("dev", "onexflow.app.dev:dev", "Start a whole cluster on this machine."),
     ("run", "onexflow.cli.run:app", "Start runs, look at them, steer them."),
     ("node", "onexflow.cli.node:app", "The orchestrators and workers of the cluster."),
+    ("event", "onexflow.cli.event:app", "The event bus: its groups and dead letters."),
     ("definition", "onexflow.cli.definition:app", "Workflow definitions: check and register."),
     ("audit", "onexflow.cli.audit:audit", "Prove that a store's log tells one consistent story."),
     ("explain", "onexflow.cli.explain:explain", "What an error code means and what to do."),
