@@ -37,7 +37,7 @@ def definitions(draw: st.DrawFn, least: int = 1) -> WorkflowDefinition:
         tasks.append(
             TaskSpec(
                 name=f"t-{number}",
-                role=draw(st.sampled_from(("effect", "compute", "reducer"))),
+                role=draw(st.sampled_from(("effect", "compute", "reducer", "orchestrator"))),
                 depends_on=tuple(f"t-{one}" for one in above[:cut]),
                 after=tuple(f"t-{one}" for one in above[cut:]),
                 setup=number < setups,

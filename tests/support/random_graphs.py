@@ -32,7 +32,7 @@ def graphs(draw: st.DrawFn) -> Graph:
         tasks.append(
             TaskSpec(
                 name=f"t{number}",
-                role=draw(st.sampled_from(("effect", "compute", "reducer"))),
+                role=draw(st.sampled_from(("effect", "compute", "reducer", "orchestrator"))),
                 depends_on=tuple(hard),
                 after=tuple(soft),
                 input="input",

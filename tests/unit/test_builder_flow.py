@@ -108,7 +108,7 @@ def test_build_may_be_called_again_after_more_tasks() -> None:
     assert (len(first.tasks), len(flow.build().tasks)) == (1, 2)
 
 
-@pytest.mark.parametrize("role", ["effect", "compute", "reducer"])
+@pytest.mark.parametrize("role", ["effect", "compute", "reducer", "orchestrator"])
 def test_an_unknown_option_is_an_error(role: str) -> None:
     with pytest.raises(TypeError, match="retries"):
         getattr(workflow("w"), role)("a", retries=3)

@@ -163,7 +163,7 @@ def test_a_returned_effect_is_sent_again_whatever_it_is() -> None:
 # ---- losses
 
 
-@pytest.mark.parametrize("role", ["effect", "compute", "reducer"])
+@pytest.mark.parametrize("role", ["effect", "compute", "reducer", "orchestrator"])
 def test_three_lost_workers_end_a_task(role: str) -> None:
     model = Model(one_task(role))
     for number in (1, 2, 3):
@@ -187,6 +187,15 @@ def test_a_child_process_that_dies_is_a_lost_worker() -> None:
 
 
 # ---- retries
+
+
+def test_an_orchestration_is_tried_again_when_a_call_could_not_be_made() -> None:
+    model = Model(one_task("orchestrator"))
+    model.fail(error=Failure("UnknownNode", "no worker serves it"))
+    assert model.item().status == "retrying"
+    model = Model(one_task("orchestrator"))
+    model.fail(error=Failure("ValueError", "what it called has failed"))
+    assert model.task().status == "failed"
 
 
 def test_a_failed_attempt_is_tried_again_after_its_delay() -> None:

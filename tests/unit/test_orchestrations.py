@@ -510,3 +510,30 @@ async def test_whatever_it_calls_and_whenever_its_workers_die_each_call_is_made_
             await cluster.add_worker(conductor.worker(), f"lead-{number + 1}", slots=SLOTS)
         assert await cluster.result(key) == program.result(program.tree)
         assert sorted(made) == list(range(1, program.calls + 1))
+
+
+@virtual_time
+async def test_a_node_object_outlives_the_store_that_it_was_registered_in() -> None:
+    script = Script()
+
+    class Latest:
+        """Whichever cluster is there: an orchestrator that came back with an empty store."""
+
+        cluster: Cluster
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.cluster.engine, name)
+
+    service: Any = Latest()
+    node = OrchestratorNode(service, "conduct")
+    conductor = Conductor()
+
+    async def code(contract: Any, ctx: Context) -> Any:
+        return contract
+
+    conductor.code = code
+    for seed in range(2):
+        async with Cluster(seed=seed) as cluster:
+            service.cluster = cluster
+            await begin(cluster, script, conductor)
+            assert await node.execute_orchestration(seed) == seed

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from onexflow.codec.payload import decode_value, encode_value
 from onexflow.core.errors import RunFailed
 from onexflow.engine.protocols import reading
-from onexflow.engine.protocols.nodes import Node, called_node
+from onexflow.engine.protocols.nodes import Node, OrchestratorNode, called_node
 from onexflow.ports.client_link import RunService, StartRequest
 from onexflow.ports.orchestration import calling
+from onexflow.telemetry import tracing
+
+#: Node objects that are kept.
+KEPT: Final = 1000
 
 
 class ServiceCaller:
@@ -20,9 +24,17 @@ class ServiceCaller:
         """`close` ends what belongs to the service."""
         self._service = service
         self._close = close
+        #: Those whose type was said: each registers the definition of its calls once.
+        self._nodes: dict[tuple[str, str, str, float], Node] = {}
 
     async def node(self, namespace: str, node_id: str, node_type: str, timeout: float) -> Node:
-        return await called_node(self._service, node_id, node_type, namespace, timeout)
+        key = (namespace, node_id, node_type, timeout)
+        node = self._nodes.get(key)
+        if node is None:
+            node = await called_node(self._service, node_id, node_type, namespace, timeout)
+            if node_type and not isinstance(node, OrchestratorNode) and len(self._nodes) < KEPT:
+                self._nodes[key] = node  # what it is depends on nothing else
+        return node
 
     async def run(self, namespace: str, workflow_type: str, input: Any, version: int, timeout: float) -> Any:
         payload = encode_value(input)
@@ -33,6 +45,7 @@ class ServiceCaller:
                 input=payload,
                 version=version,
                 timeout=timeout,
+                trace=tracing.traceparent(),
                 caller=caller,
             )
             started = await reading.start(self._service, request)

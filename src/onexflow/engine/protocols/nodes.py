@@ -22,6 +22,7 @@ from onexflow.ports.registry import role_of
 from onexflow.ports.worker_link import Role
 from onexflow.spi.exceptions import InvalidProtocolStateError, ProtocolHandlerError, RegistryError, SPIError
 from onexflow.spi.types import Context
+from onexflow.telemetry import tracing
 
 _PASSED_ON: Final[tuple[type[SPIError], ...]] = (InvalidProtocolStateError, ProtocolHandlerError, RegistryError)
 _ALL: Final[tuple[type[SPIError], ...]] = (*_PASSED_ON, *BY_CODE.values())
@@ -45,6 +46,7 @@ class _Node:
         self._timeout = timeout
         self._definition = one_task("node", self.role, node_id, f"One call to node {node_id}")
         self._workflow_type = self._definition.workflow_type
+        self._is_registered = False
 
     @property
     def node_id(self) -> str:
@@ -78,13 +80,24 @@ class _Node:
             workflow_type=self._workflow_type,
             input=payload,
             timeout=self._timeout,
+            trace=tracing.traceparent(),
             caller=caller,
         )
+        if not self._is_registered:
+            await self._register()
+        try:
+            started = await reading.start(self._service, request)
+        except UnknownWorkflowType:
+            if self._definition is None:
+                raise
+            await self._register()  # the orchestrator has another store than when it was registered
+            started = await reading.start(self._service, request)
+        return await reading.end_of(self._service, started.key)
+
+    async def _register(self) -> None:
         if self._definition is not None:
             await self._service.register_definition(self._namespace, dump_definition(self._definition))
-            self._definition = None
-        started = await reading.start(self._service, request)
-        return await reading.end_of(self._service, started.key)
+        self._is_registered = True
 
 
 class EffectNode(_Node):
