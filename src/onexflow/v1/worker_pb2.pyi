@@ -48,6 +48,11 @@ slots only. Demand says how many attempts wait; share the credits by it. Recall 
 return up to that many as Results with status "returned". To take back credits that are not used, send Reclaim; the
 Reclaimed that answers it says how many were unused and are void: the others were used before it arrived.
 
+Lifecycle. A handler whose Hello says a state has a life: it is sent attempts while it is "ready" only. Say each change
+with Lifecycle, on every stream. A handler without a state is ready.
+
+Orchestrations. An attempt of role "orchestrator" may make calls: StartWorkflow with `caller`, each with its number.
+
 Results and acks. Keep each result until an Ack names its token; send it again on every new stream of the shard's
 owner. "durable" and "discarded" (superseded or unknown) both mean: forget it. An attempt is reported once per stream.
 
