@@ -199,6 +199,43 @@ async def test_an_effect_of_unknown_outcome_waits_and_so_does_its_task() -> None
         assert (await queue.get_task_status("a")).result == "found out"
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_was_taken_and_nobody_can_do_any_more_goes_back(restart: bool) -> None:
+    @virtual_time
+    async def scenario() -> None:
+        script = Script()
+        gates = script.gate("send"), script.gate("calc"), script.gate("charge")
+        async with Cluster() as cluster:
+            await cluster.add_worker(script.worker("w1"), "w1", slots={"effect": 1, "compute": 1, "reducer": 1})
+            queue = WorkQueue(cluster.engine)
+            await queue.enqueue_task(task("begun", "charge"))
+            await script.called("charge")
+            for name in ("waits", "stays"):
+                await queue.enqueue_task(task(name))
+            await queue.enqueue_task(task("pure", "calc", task_type="compute"))
+            await script.called("calc")
+            assert (await queue.get_queue_statistics())["in_progress"] == 3
+            cluster.kill_worker("w1")
+            if restart:
+                await cluster.crash_orchestrator()
+                await cluster.restart_orchestrator()
+                queue = WorkQueue(cluster.engine)
+            await asyncio.sleep(30)
+            # Nobody knows what became of the effect that was begun; the others are free, as if nothing had been.
+            got = await queue.dequeue_task("someone", max_tasks=10)
+            assert {str(one.task_id) for one in got} == {"waits", "stays", "pure"}
+            assert {one.retry_count for one in got} == {0}
+            assert await state(queue, "begun") == "running"
+            for one in got:
+                assert await queue.fail_task(one.task_id, "not for me")
+            for gate in gates:
+                gate.set()
+            await cluster.add_worker(script.worker("w2"), "w2")
+            await reached(queue, "completed", "waits", "stays", "pure")
+
+    scenario()
+
+
 @pytest.mark.parametrize(("handler", "wanted", "calls"), [("charge", "failed", 1), ("send", "completed", 2)])
 def test_a_timeout_repeats_only_what_may_happen_twice(handler: str, wanted: str, calls: int) -> None:
     @virtual_time

@@ -8,13 +8,14 @@ from collections import Counter
 from random import Random
 from typing import Any
 
-from onexflow.codec.payload import decode_value
+from onexflow.codec.payload import decode_value, encode_value
 from onexflow.codec.rows import decode_row
 from onexflow.core.events import TaskCompleted
 from onexflow.core.queue_state import queue_key
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.engine.recovery import read_rows
-from onexflow.spi import SPIError, WorkTask
+from onexflow.ports import queue as port
+from onexflow.spi import SPIError
 from onexflow.testing.clock import run_virtual
 from onexflow.testing.cluster import Cluster
 from onexflow.worker import Worker
@@ -59,23 +60,25 @@ class Storm:
     async def enqueue(self) -> None:
         role, handler = self.random.choice(KINDS)
         name = f"{handler}-{len(self.said)}"
-        task = WorkTask(
+        call = port.Enqueue(
             task_id=name,
-            task_name=handler,
-            task_type=role,
-            payload={"task": name},
+            name=handler,
+            type=role,
+            payload=encode_value({"task": name}),
             max_retries=40,
             priority=self.random.choice(("urgent", "normal", "low", "deferred")),
-            queue_name=self.random.choice(("p", "q")),
+            queue=self.random.choice(("p", "q")),
+            delay=self.random.choice((0.0, 0.0, 2.0)),
+            request_id=name,
         )
         self.said[name] = handler
-        await self.persist(task)
+        await self.persist(call)
 
-    async def persist(self, task: WorkTask) -> None:
-        """As a user does who wants the task to be in."""
+    async def persist(self, call: port.Enqueue) -> None:
+        """As the client does: the same call until it has an answer."""
         while True:
             try:
-                await WorkQueue(self.cluster.engine).enqueue_task(task, delay_seconds=self.random.choice((0, 0, 2)))
+                await self.cluster.engine.queue_call(call)
             except (SPIError, AssertionError):
                 await asyncio.sleep(0.1)
             else:
@@ -90,16 +93,18 @@ class Storm:
             for _ in range(random.choice((0, 0, 5))):
                 await asyncio.sleep(0.2)
             await cluster.restart_orchestrator()
-        elif chance < 0.35 and len(cluster.workers) > 1:
+        elif chance < 0.35 and cluster.workers:
             cluster.kill_worker(random.choice(sorted(cluster.workers)))
         elif chance < 0.45:
             await self.add_worker()
-        elif chance < 0.55:
+        elif chance < 0.55 and cluster.workers:
             cluster.cut(name := random.choice(sorted(cluster.workers)))
             cluster.reconnect(name)
         elif chance < 0.65:
             queue = WorkQueue(cluster.engine)
             await random.choice((queue.pause_queue, queue.resume_queue))(random.choice(("p", "q")))
+        elif chance < 0.7 and not cluster.workers:
+            await asyncio.sleep(15)  # what was taken goes back
 
     async def settle(self) -> None:
         """Resume, resolve what waits for a word, until every task has ended."""

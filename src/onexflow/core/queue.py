@@ -284,6 +284,11 @@ def give_back(turn: QueueTurn, task: QueueTask, kind: str) -> None:
         turn.emit(TaskRetry(task.number, task.retry_count, task.attempt + 1, turn.now, error, kind, task.worker))
 
 
+def put_back(turn: QueueTurn, task: QueueTask) -> None:
+    """Nothing was done under the lease: the task is free again, as if it had not been leased."""
+    turn.emit(TaskRetry(task.number, task.retry_count, task.attempt + 1, turn.now, None, "returned", task.worker))
+
+
 def expire(turn: QueueTurn) -> None:
     """End the leases that have run out."""
     while (task := turn.index.expired(turn.now)) is not None:

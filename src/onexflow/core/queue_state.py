@@ -235,7 +235,7 @@ def _retried(state: QueueState, event: TaskRetry) -> QueueTask:
     task = state.tasks[event.task]
     _release(state, task)
     task.status, task.due_at, task.error, task.retry_count = "retrying", event.due_at, event.error, event.item
-    task.lost += event.kind != ""
+    task.lost += event.kind in {"timeout", "lost"}
     return task
 
 

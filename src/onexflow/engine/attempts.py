@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -76,8 +76,8 @@ class AttemptBook:
         self._told: dict[str, int] = {}
         self._sessions: dict[WorkerSession, None] = {}
         self._lookups: set[asyncio.Task[None]] = set()
-        #: Called when a worker has joined, or has given credits.
-        self.on_room: Callable[[bool], None] = _ignore
+        #: Called when a worker has joined, has given credits, or has gone.
+        self.on_room: Callable[[Literal["joined", "credits", "gone"]], None] = _ignore
         self.tallies = Tallies()
         #: Results of attempts that the log does not wait for.
         self.superseded = 0
@@ -325,18 +325,19 @@ class AttemptBook:
         session.tally = self.tallies.of(session.worker_id, session.incarnation)
         self.dispatcher.add(session)
         session.send(Demand(self.dispatcher.waiting()))
-        self.on_room(True)
+        self.on_room("joined")
 
     def leave(self, session: WorkerSession) -> None:
         self._sessions.pop(session, None)
         self.dispatcher.remove(session)
+        self.on_room("gone")
 
     def pass_over(self, session: WorkerSession) -> None:
         self.dispatcher.pass_over(session)
 
     def on_credits(self, session: WorkerSession) -> None:
         self.dispatcher.pump(session)
-        self.on_room(False)
+        self.on_room("credits")
 
     def epochs(self) -> dict[int, int]:
         return {shard.id: shard.epoch for shard in self._kernel.shards.values()}
@@ -581,7 +582,7 @@ class AttemptBook:
             task.cancel()
 
 
-def _ignore(_: bool) -> None:
+def _ignore(_: str) -> None:
     """Until the orchestrator sets the real one."""
 
 

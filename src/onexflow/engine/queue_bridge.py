@@ -13,14 +13,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from hashlib import blake2b
-from typing import Final, cast
+from typing import Final, Literal, cast
 from uuid import UUID
 
 import structlog
 
 from onexflow.codec.definitions import dump_definition
 from onexflow.core import queue as core
+from onexflow.core.commands import CancelRun
 from onexflow.core.definition import Role
 from onexflow.core.errors import Coded, RunExists, RunFailed, UnknownWorkflowType, WorkerLost
 from onexflow.core.ids import QUEUE_CAUSE, QUEUE_RUN, RunKey
@@ -42,23 +44,29 @@ LOOK_AHEAD: Final = 1
 #: What could not be asked for (the store is full, the orchestrator overloaded) is asked for again after so long.
 AGAIN_SECONDS: Final = 5.0
 
+#: Why a run is cancelled that no worker has begun, and that none could begin.
+UNSERVED: Final = "no worker has the handler: the task goes back to its queue"
+
 Act = Callable[[QueueTurn], None]
 
 
 class _Held:
     """A task that the bridge holds a lease on, and the run that does it."""
 
-    __slots__ = ("asked", "counted", "give_up", "number", "queue", "role", "run", "token")
+    __slots__ = ("asked", "counted", "give_up", "handler", "number", "queue", "role", "run", "token", "unserved")
 
     def __init__(self, queue: RunKey, task: QueueTask) -> None:
         self.queue = queue
         self.number = task.number
         self.token = task.token
         self.role = cast("Role", task.spec.type)
+        self.handler = task.spec.name
         self.run = run_key(queue, task)
         #: The run was asked for; and until then, the task is counted as one that a slot is kept for.
         self.asked = False
         self.counted = False
+        #: At the last look no worker had the handler.
+        self.unserved = False
         self.give_up: Callable[[], None] = _nothing
 
 
@@ -100,9 +108,11 @@ class QueueBridge:
 
     # ---- taking
 
-    def on_room(self, joined: bool) -> None:
-        """A worker has joined, or has given credits."""
-        if joined and not (served := self._dispatcher.served()) <= self._watched:
+    def on_room(self, event: Literal["joined", "credits", "gone"]) -> None:
+        """A worker has joined, has given credits, or has gone."""
+        if event == "gone" and self._held:
+            self._arm()
+        if event == "joined" and not (served := self._dispatcher.served()) <= self._watched:
             self._watched |= served
             self._ready.update((queue.key, queue) for queue in self._kernel.queues())
         if self._ready:
@@ -182,6 +192,7 @@ class QueueBridge:
         for number in sorted(queue.index.held.get(STREAMS, ())):
             if (queue.key, number) not in self._held:
                 self._begin(self._keep(queue, queue.state.tasks[number]))
+                self._arm()  # is there a worker that has its handler?
 
     def _keep(self, queue: Queue, task: QueueTask) -> _Held:
         held = self._held[queue.key, task.number] = _Held(queue.key, task)
@@ -272,10 +283,26 @@ class QueueBridge:
     def _look(self) -> None:
         """The slow timer, while there is something to see to."""
         self._again = None
-        for held in [held for held in self._held.values() if not held.asked and not held.counted]:
-            self._begin(held)
+        served = self._dispatcher.served()
+        for held in list(self._held.values()):
+            if not held.asked and not held.counted:
+                self._begin(held)
+            was, held.unserved = held.unserved, (held.role, held.handler) not in served
+            if held.unserved:
+                self._arm()
+                if was:
+                    self._take_back(held)
         if self._ready:
             self._wake()
+
+    def _take_back(self, held: _Held) -> None:
+        """No worker has had the handler for a while. What none of them has begun is for those who dequeue, too."""
+        run = self._kernel.resident(held.run)
+        if run is None or any(attempt.sent for attempt in run.attempts.values()):
+            return
+        if run.state.status == "running" and run.state.tasks[0].status in {"pending", "scheduled"}:
+            with suppress(SPIError):  # it is read back just now
+                self._kernel.decide(run, CancelRun(UNSERVED))
 
     # ---- their ends
 
@@ -309,7 +336,9 @@ class QueueBridge:
         def act(turn: QueueTurn) -> None:
             task = turn.state.tasks[held.number]
             name = task.spec.task_id
-            if outcome.state == "completed":
+            if outcome.state == "cancelled" and outcome.error is not None and outcome.error.message == UNSERVED:
+                core.put_back(turn, task)
+            elif outcome.state == "completed":
                 core.complete(turn, name, held.token, outcome.result or NULL)
             else:
                 error = outcome.error or Failure(outcome.state, f"run {outcome.key} ended as {outcome.state}")
