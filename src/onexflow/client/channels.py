@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -26,6 +26,7 @@ from onexflow.v1 import (
 )
 
 Answer = TypeVar("Answer")
+Stub = TypeVar("Stub")
 #: Codes of calls that may have reached nobody.
 _UNREACHED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
@@ -49,6 +50,8 @@ class Channels:
         self.addresses = addresses
         self._present = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
+        #: A stub has a callable for each of its methods: too much to make for each call.
+        self._stubs: dict[tuple[str, object], Any] = {}
 
     @property
     def address(self) -> str:
@@ -56,27 +59,34 @@ class Channels:
 
     @property
     def workflows(self) -> workflow_pb2_grpc.WorkflowServiceAsyncStub:
-        return workflow_pb2_grpc.WorkflowServiceStub(self._channel())
+        return self._stub(workflow_pb2_grpc.WorkflowServiceStub)
 
     @property
     def admin(self) -> admin_pb2_grpc.AdminServiceAsyncStub:
-        return admin_pb2_grpc.AdminServiceStub(self._channel())
+        return self._stub(admin_pb2_grpc.AdminServiceStub)
 
     @property
     def queues(self) -> queue_pb2_grpc.WorkQueueServiceAsyncStub:
-        return queue_pb2_grpc.WorkQueueServiceStub(self._channel())
+        return self._stub(queue_pb2_grpc.WorkQueueServiceStub)
 
     @property
     def nodes(self) -> nodes_pb2_grpc.NodeRegistryServiceAsyncStub:
-        return nodes_pb2_grpc.NodeRegistryServiceStub(self._channel())
+        return self._stub(nodes_pb2_grpc.NodeRegistryServiceStub)
 
     @property
     def events(self) -> events_pb2_grpc.EventBusServiceAsyncStub:
-        return events_pb2_grpc.EventBusServiceStub(self._channel())
+        return self._stub(events_pb2_grpc.EventBusServiceStub)
 
     @property
     def persistence(self) -> persistence_pb2_grpc.PersistenceServiceAsyncStub:
-        return persistence_pb2_grpc.PersistenceServiceStub(self._channel())
+        return self._stub(persistence_pb2_grpc.PersistenceServiceStub)
+
+    def _stub(self, kind: Callable[[grpc.aio.Channel], Stub]) -> Stub:
+        place = (self.address, kind)
+        if place not in self._stubs:
+            self._stubs[place] = kind(self._channel())
+        stub: Stub = self._stubs[place]
+        return stub
 
     def _channel(self) -> grpc.aio.Channel:
         address = self.address
@@ -136,6 +146,7 @@ class Channels:
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
+        self._stubs.clear()
 
 
 def is_answer(error: grpc.aio.AioRpcError) -> bool:

@@ -281,7 +281,7 @@ class EventCoordinatorConformance:
     @pytest.mark.parametrize(
         ("state", "said"),
         [
-            ({"action": "publsh"}, "did you mean publish"),
+            ({"action": "publis"}, "did you mean publish"),
             ({}, "there are"),
             ({"action": ["publish"]}, "is none"),
             (None, "a dict is needed"),
