@@ -261,6 +261,11 @@ class WorkflowEventBus:
         """The durable groups of the namespace, those of projections too. A group of this bus is called NAME/TOPIC."""
         return await self._service.list_groups(self._namespace)
 
+    async def delete_group(self, name: str) -> bool:
+        """Forget the place and the dead letters of a group, or the states of a projection, by its name in `list_groups`.
+        False when there is none. Raises InvalidProtocolStateError while it has members."""
+        return await self._service.delete_group(self._namespace, bus_records.name(name, "group"))
+
     async def dead_letters(self, workflow_type: str = ALL, limit: int = 100) -> list[DeadLetter]:
         """What was given up, with its error: of this bus's group and topic; without a group, of all subscriptions of the
         namespace that have none, on this topic."""

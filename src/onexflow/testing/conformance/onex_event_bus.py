@@ -724,6 +724,23 @@ class EventBusConformance:
         assert second.numbers == [1, 3]
         assert [context["delivery_attempt"] for context in second.contexts] == [2, 2]
 
+    async def test_groups_are_listed_and_forgotten(self, make: Connect) -> None:
+        bus, seen, instance = make(group="billing"), Seen(), uuid4()
+        subscription = await bus.subscribe_to_workflow_events(ORDER, handler=seen)
+        await self.numbered(bus, instance, 1)
+        await seen.got(1)
+        [view] = await bus.list_groups()
+        assert (view.name, view.members, view.projection) == (f"billing/{ORDER}", 1, False)
+        with pytest.raises(InvalidProtocolStateError):
+            await bus.delete_group(view.name)
+        await bus.unsubscribe_from_workflow_events(subscription)
+        async with asyncio.timeout(5):
+            while (await bus.list_groups())[0].members:  # noqa: ASYNC110 - as in until
+                await asyncio.sleep(0.005)
+        assert await bus.delete_group(view.name) is True
+        assert await bus.delete_group(view.name) is False
+        assert await bus.list_groups() == []
+
     async def test_members_share_and_groups_do_not(self, make: Connect) -> None:
         members, other = [Seen(), Seen()], Seen()
         for seen in members:
