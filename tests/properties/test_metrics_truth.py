@@ -18,7 +18,8 @@ from onexflow.core.queue_state import PRIORITIES
 from onexflow.engine.protocols import WorkflowNodeRegistry, WorkflowOrchestrator, WorkQueue
 from onexflow.ports.client_link import EventView
 from onexflow.spi import Percentiles, WorkTask
-from onexflow.testing import Cluster, run_virtual
+from onexflow.testing.clock import run_virtual
+from onexflow.testing.cluster import Cluster
 from onexflow.worker import Context, Worker
 
 SECOND = 1_000_000_000
