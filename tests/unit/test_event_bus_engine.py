@@ -220,6 +220,20 @@ async def test_a_window_bounds_what_is_unanswered_and_hurts_nobody_else() -> Non
 
 
 @virtual_time
+async def test_a_window_is_bounded_in_bytes_too() -> None:
+    async with Cluster(seed=1) as cluster:
+        bus = cluster.engine.events
+        reader = await Reader(bus, group="g").begin()
+        for n in range(12):
+            await publish(bus, stream(str(n)), {"n": n, "pad": "x" * 2_000_000})
+        await asyncio.sleep(1)
+        assert 8 <= len(reader.got) <= 10
+        await reader.ack()
+        await reader.have(12)
+        assert sorted(value["n"] for value in reader.values) == list(range(12))
+
+
+@virtual_time
 async def test_a_reader_goes_on_from_its_positions() -> None:
     async with Cluster(seed=1) as cluster:
         bus = cluster.engine.events

@@ -85,7 +85,7 @@ class Cursor:
         for offset in [offset for offset in self.open if offset >= first]:
             entry = self.open.pop(offset)
             if entry.member is not None:
-                entry.member.unanswered.pop((self.shard, offset), None)
+                entry.member.release((self.shard, offset))
                 self.out -= 1
 
 

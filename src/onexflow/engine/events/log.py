@@ -30,7 +30,9 @@ from onexflow.ports.events import EventRecord, Filter
 log = structlog.get_logger("onexflow.events")
 
 #: Rows of one read.
-PAGE: Final = 256
+PAGE: Final = 128
+#: Bytes of events of one page, about.
+PAGE_BYTES: Final = 4 << 20
 #: Rows whose decoded events are kept, and runs whose names are.
 KEPT_ROWS: Final = 2048
 KEPT_BYTES: Final = 16 << 20
@@ -80,6 +82,7 @@ class Log:
             return [], max(offset, head)
         await self._know(shard, rows)
         found: list[Located] = []
+        size = 0
         for row in rows:
             source = self._sources.get((shard, row.iid))
             if source is None or not matches(source, where):
@@ -87,9 +90,10 @@ class Log:
             for located in await self._decoded(shard, row, source):
                 if located.offset < offset or not self._passes(shard, located, where):
                     continue
-                if len(found) == limit:
+                if len(found) == limit or size > PAGE_BYTES:
                     return found, located.offset
                 found.append(located)
+                size += size_of(located.event)
         return found, rows[-1].offset + rows[-1].count
 
     def is_over(self, shard: int, located: Located) -> bool:
@@ -193,6 +197,11 @@ class Log:
         if source.correlation_id is None:
             await self._read_source(shard, run.iid, source)
         return source
+
+
+def size_of(event: EventRecord) -> int:
+    """About how much memory it takes."""
+    return 512 + len(event.payload.data) + len(event.metadata.data)
 
 
 def matches(source: Source, where: Filter) -> bool:

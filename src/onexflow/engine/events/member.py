@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -13,6 +13,9 @@ from onexflow.spi.exceptions import SPIError
 
 if TYPE_CHECKING:
     from onexflow.engine.events.reader import Reader
+
+#: Bytes of what a consumer has not answered, beyond which it is given nothing more.
+WINDOW_BYTES: Final = 16 << 20
 
 log = structlog.get_logger("onexflow.events")
 
@@ -26,13 +29,25 @@ class Member:
         self.request = request
         #: (shard, offset) → loop time at which it comes again, in the order of delivery.
         self.unanswered: dict[tuple[int, int], float] = {}
+        self._sizes: dict[tuple[int, int], int] = {}
+        self._bytes = 0
         #: Why there is nothing more.
         self.end: SPIError | None = None
         self.is_over = False
 
     @property
     def room(self) -> int:
-        return self.request.window - len(self.unanswered)
+        """How many more it may be given now. What it has is bounded in bytes too, but for one that is larger alone."""
+        return self.request.window - len(self.unanswered) if self._bytes < WINDOW_BYTES else 0
+
+    def hold(self, place: tuple[int, int], deadline: float, size: int) -> None:
+        self.unanswered[place] = deadline
+        self._sizes[place] = size
+        self._bytes += size
+
+    def release(self, place: tuple[int, int]) -> None:
+        if self.unanswered.pop(place, None) is not None:
+            self._bytes -= self._sizes.pop(place)
 
     def tell(self, told: Told) -> None:
         """One that fails hurts nobody else."""

@@ -19,7 +19,7 @@ from onexflow.core.errors import Coded, InternalError, OutOfRange, Unavailable
 from onexflow.core.payload import Failure
 from onexflow.engine.events import names
 from onexflow.engine.events.cursor import Cursor, Open, shares
-from onexflow.engine.events.log import Located, Log, matches
+from onexflow.engine.events.log import Located, Log, matches, size_of
 from onexflow.engine.events.member import Member
 from onexflow.engine.events.names import GroupConfig
 from onexflow.engine.kernel import Kernel
@@ -254,7 +254,7 @@ class Reader:
                 attempt=entry.attempts,
             )
             cursor.out += 1
-            member.unanswered[cursor.shard, offset] = deadline
+            member.hold((cursor.shard, offset), deadline, size_of(event))
             deliveries.append(entry.delivery)
         member.tell(deliveries)
 
@@ -355,7 +355,7 @@ class Reader:
         """It is dealt with."""
         entry = cursor.open.pop(offset, None)
         if entry is not None and entry.member is not None:
-            entry.member.unanswered.pop((cursor.shard, offset), None)
+            entry.member.release((cursor.shard, offset))
             cursor.out -= 1
             self._inherit(cursor)
         self._wake.set()
@@ -369,7 +369,7 @@ class Reader:
         if member.request.max_deliveries and entry.attempts >= member.request.max_deliveries:
             self._give_up(cursor, offset, error)
             return
-        member.unanswered.pop((cursor.shard, offset), None)
+        member.release((cursor.shard, offset))
         cursor.out -= 1
         entry.member = entry.delivery = None
         cursor.wait(offset, due)
