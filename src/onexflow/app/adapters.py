@@ -26,20 +26,28 @@ def store_of(settings: StoreSettings, clock: Clock) -> EventStore:
 
         return MemoryStore(clock, settings.shards or LOCAL_SHARDS)
     if scheme in ("postgresql", "postgres"):
-        return _postgres(settings, clock)
+        return postgres_store(settings.url, settings.shards, clock, password=settings.password.reveal())
     from onexflow.storage.sqlite import SqliteStore
 
     return SqliteStore(path.removeprefix("//") or path, settings.shards or LOCAL_SHARDS, clock)
 
 
-def _postgres(settings: StoreSettings, clock: Clock) -> EventStore:
-    if importlib.util.find_spec("asyncpg") is None:
-        message = "A store on PostgreSQL needs asyncpg, which is not installed."
-        raise StoreUnusable(message, {"hint": "Install it: pip install 'onexflow[postgres]'."})
+def postgres_store(
+    url: str, shards: int = 0, clock: Clock | None = None, *, password: str = "", make: bool = True
+) -> EventStore:
+    """A store on PostgreSQL, not opened. Raises StoreUnusable when its driver is not installed."""
+    need_postgres_driver()
     from onexflow.storage.postgres import PostgresStore
     from onexflow.storage.postgres.store import DEFAULT_SHARDS
 
-    return PostgresStore(settings.url, settings.shards or DEFAULT_SHARDS, clock, password=settings.password.reveal())
+    return PostgresStore(url, shards or DEFAULT_SHARDS, clock, password=password, make=make)
+
+
+def need_postgres_driver() -> None:
+    """Raises StoreUnusable when there is none."""
+    if importlib.util.find_spec("asyncpg") is None:
+        message = "A store on PostgreSQL needs asyncpg, which is not installed."
+        raise StoreUnusable(message, {"hint": "Install it: pip install 'onexflow[postgres]'."})
 
 
 def registry_of(settings: RegistrySettings, cluster: str, clock: Clock) -> Registry:

@@ -11,6 +11,7 @@ from onexflow.audit import Report
 from onexflow.audit import audit as judge
 from onexflow.audit.rules import RULES
 from onexflow.cli.output import Output
+from onexflow.core.address import without_password
 from onexflow.core.errors import InvalidArgument
 
 
@@ -26,7 +27,8 @@ async def audit(
     Parameters
     ----------
     store
-        The store, as in the orchestrator's settings: sqlite:PATH.
+        The store, as in the orchestrator's settings: sqlite:PATH or postgresql://user@host:port/database?schema=NAME.
+        A password is best given in PGPASSWORD.
     output
         For people (table) or for programs (json).
     """
@@ -56,8 +58,11 @@ async def audit(
 
 async def _read(store: str) -> Report:
     scheme, _, path = store.partition(":")
+    if scheme in ("postgresql", "postgres"):
+        return await _read_postgres(store)
     if scheme != "sqlite" or not path:
-        raise InvalidArgument(f"{store!r} is no store that can be audited: sqlite:PATH is", field="store")
+        shown = without_password(store)
+        raise InvalidArgument(f"{shown!r} is neither sqlite:PATH nor postgresql://…", field="store")
     from onexflow.storage.sqlite.archive import SqliteArchive
 
     archive = SqliteArchive(path.removeprefix("//") or path)
@@ -66,3 +71,14 @@ async def _read(store: str) -> Report:
         return await judge(archive)
     finally:
         archive.close()
+
+
+async def _read_postgres(url: str) -> Report:
+    from onexflow.app.adapters import postgres_store
+
+    store = postgres_store(url, make=False)
+    await store.open()
+    try:
+        return await judge(store)
+    finally:
+        await store.close()

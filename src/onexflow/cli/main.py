@@ -27,6 +27,7 @@ COMMANDS: Final = (
     ("event", "onexflow.cli.event:app", "The event bus: its groups and dead letters."),
     ("definition", "onexflow.cli.definition:app", "Workflow definitions: check and register."),
     ("audit", "onexflow.cli.audit:audit", "Prove that a store's log tells one consistent story."),
+    ("store", "onexflow.cli.store:app", "Copy a store, from SQLite to PostgreSQL or back."),
     ("explain", "onexflow.cli.explain:explain", "What an error code means and what to do."),
 )
 OVERVIEW: Final = """\

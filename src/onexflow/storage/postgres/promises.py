@@ -27,6 +27,10 @@ class Promises:
     def keep(self, shard: int, epoch: int, head: int) -> None:
         self._heads[shard] = (epoch, head)
 
+    def forget(self) -> None:
+        """The heads were set anew, by ourselves."""
+        self._heads.clear()
+
     def current(self) -> Mapping[int, tuple[int, int]]:
         """As they are now; later ones are not in it."""
         return dict(self._heads)

@@ -65,6 +65,18 @@ async def migrate(connection: Connection, settings: PostgresSettings, known: lis
         return held or shards
 
 
+async def check(connection: Connection, settings: PostgresSettings, known: list[Migration], _: int) -> int:
+    """How many shards the store has. Raises StoreUnusable when there is none, or its tables are not this release's."""
+    if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{settings.schema}.migrations"):
+        raise StoreUnusable(f"There is no store in the schema {settings.schema} of {settings.shown}.")
+    found = await connection.fetch("SELECT number, name, checksum FROM migrations")
+    _check({row["number"]: (row["name"], row["checksum"]) for row in found}, known, settings)
+    if len(found) < len(known):
+        raise StoreUnusable(f"The store {settings.shown} is of an older release: start an orchestrator on it once.")
+    held: int = await connection.fetchval("SELECT count(*) FROM shards")
+    return held
+
+
 async def _applied(connection: Connection, settings: PostgresSettings) -> dict[int, tuple[str, str]]:
     schema = settings.schema
     if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", schema):

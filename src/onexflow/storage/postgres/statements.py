@@ -250,3 +250,28 @@ SELECT (SELECT coalesce(sum(head - 1), 0) FROM shards)::bigint AS events,
   (SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c
    WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r')::bigint AS bytes
 """
+
+# -------------------------------------------------------------------------------------------------------------- copies
+
+#: How many sessions of owners have connections.
+SESSIONS: Final = (
+    "SELECT count(DISTINCT s.session) FROM shards s JOIN pg_stat_activity a"
+    " ON starts_with(a.application_name, 'onexflow ' || s.session || ' ') WHERE s.session <> ''"
+)
+STATES: Final = "SELECT shard, epoch, owner, head, next_iid, now FROM shards ORDER BY shard"
+ADOPT: Final = (
+    "UPDATE shards s SET epoch = n.epoch, owner = n.owner, session = '', head = n.head, next_iid = n.next_iid, now = n.now"
+    " FROM unnest($1::int[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bigint[], $6::bigint[])"
+    " AS n(shard, epoch, owner, head, next_iid, now) WHERE s.shard = n.shard"
+)
+#: All records of a kind in a shard, each with what the next page begins behind. Parameters: shard, behind what, limit.
+EVERY: Final = {
+    "runs": _RUN.replace("SELECT ", "SELECT r.iid AS after, ", 1)
+    + "WHERE r.shard = $1 AND r.iid > $2 ORDER BY r.iid LIMIT $3",
+    "parked": ("SELECT iid, iid, wake_at, reason FROM parked WHERE shard = $1 AND iid > $2 ORDER BY iid LIMIT $3"),
+    "snapshots": "SELECT iid, iid, seq, data FROM snapshots WHERE shard = $1 AND iid > $2 ORDER BY iid LIMIT $3",
+    "requests": (
+        "SELECT digest, namespace, request_id, body_hash, response, at FROM requests WHERE shard = $1 AND digest > $2"
+        " ORDER BY digest LIMIT $3"
+    ),
+}

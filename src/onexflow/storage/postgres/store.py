@@ -57,15 +57,23 @@ _FORGET_AT_ONCE: Final = 1000
 class PostgresStore:
     """`ports.EventStore` on PostgreSQL. `shards` counts only for a store that does not exist yet.
 
-    `url` is as `parse_postgres_url` takes it. Beside the port's errors `open` raises StoreUnavailable when the server cannot be reached (now)."""
+    `url` is as `parse_postgres_url` takes it. Without `make` only a store that exists with this release's tables is
+    opened, and nothing is made or migrated. Beside the port's errors `open` raises StoreUnavailable when the server cannot be reached (now)."""
 
     def __init__(
-        self, url: str, shards: int = DEFAULT_SHARDS, clock: Clock | None = None, *, password: str = ""
+        self,
+        url: str,
+        shards: int = DEFAULT_SHARDS,
+        clock: Clock | None = None,
+        *,
+        password: str = "",
+        make: bool = True,
     ) -> None:
         if not 1 <= shards <= MAX_SHARDS:
             raise StoreUnusable(f"A store has 1 to {MAX_SHARDS} shards, not {shards}.")
         self._settings = parse_postgres_url(url, password)
         self._shards = shards
+        self._make = make
         # The server's clock counts; between two of its answers our own monotonic one.
         self._time = StoreTime(lambda: 0, time.monotonic if clock is None else clock.monotonic)
         self._opened: _Opened | None = None
@@ -89,7 +97,8 @@ class PostgresStore:
             raise unusable(error, self.url) from error
         try:
             await look_at(connection, self._settings)
-            self._shards = await schema.migrate(connection, self._settings, schema.migrations(), self._shards)
+            prepare = schema.migrate if self._make else schema.check
+            self._shards = await prepare(connection, self._settings, schema.migrations(), self._shards)
             await session.vet(connection)
         except DriverError as error:
             connection.terminate()
