@@ -9,17 +9,16 @@ import pytest
 
 from onexflow.app.system import SystemClock
 from onexflow.client.remote import RemoteService
-from onexflow.engine.protocols.persistence import RecordsService
 from onexflow.storage.sqlite import SqliteStore
 from onexflow.testing import Cluster
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
-from onexflow.testing.conformance.onex_persistence import PersistenceConformance
+from onexflow.testing.conformance.onex_persistence import PersistenceConformance, Service
 from support.grpc_cluster import grpc_cluster
 
 
 class TestInProcess(PersistenceConformance):
     @pytest.fixture
-    async def service(self, script: Script) -> AsyncIterator[RecordsService]:
+    async def service(self, script: Script) -> AsyncIterator[Service]:
         async with Cluster(seed=1) as cluster:
             for definition in definitions():
                 await cluster.register(definition)
@@ -29,7 +28,7 @@ class TestInProcess(PersistenceConformance):
 
 class TestInProcessOnSqlite(PersistenceConformance):
     @pytest.fixture
-    async def service(self, script: Script, tmp_path: Path) -> AsyncIterator[RecordsService]:
+    async def service(self, script: Script, tmp_path: Path) -> AsyncIterator[Service]:
         clock = SystemClock()
         async with Cluster(store=SqliteStore(tmp_path / "onex.db", clock=clock), clock=clock) as cluster:
             for definition in definitions():
@@ -40,7 +39,7 @@ class TestInProcessOnSqlite(PersistenceConformance):
 
 class TestOverGrpc(PersistenceConformance):
     @pytest.fixture
-    async def service(self, script: Script) -> AsyncIterator[RecordsService]:
+    async def service(self, script: Script) -> AsyncIterator[Service]:
         async with grpc_cluster(script.worker()) as client:
             for definition in definitions():
                 await client.register(definition)

@@ -2,7 +2,7 @@
 
 class TestMine(PersistenceConformance):
     @pytest.fixture
-    async def service(self, script: Script) -> AsyncIterator[RecordsService]:
+    async def service(self, script: Script) -> AsyncIterator[Service]:
         ...  # with onex_orchestrator.definitions() registered and `script.worker()` connected
 """
 
@@ -13,15 +13,16 @@ import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID, uuid4
 
 import pytest
 
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
-from onexflow.engine.protocols import WorkflowOrchestrator
+from onexflow.engine.protocols import WorkflowEventBus, WorkflowOrchestrator
 from onexflow.engine.protocols.persistence import RecordsService, WorkflowPersistence
 from onexflow.ports.client_link import EventView
+from onexflow.ports.events import EventService
 from onexflow.spi import (
     Context,
     InvalidProtocolStateError,
@@ -36,6 +37,13 @@ from onexflow.spi import (
 from onexflow.testing.conformance.onex_orchestrator import ORDER, TERMINAL, Script, state_when
 
 TYPE = "order-processing"
+
+
+class Service(RecordsService, Protocol):
+    """What the suite is given: the event bus must know of cuts, too."""
+
+    @property
+    def events(self) -> EventService: ...
 
 
 def event_of(instance: UUID, sequence: int | None = None, **fields: Any) -> WorkflowEvent:
@@ -58,11 +66,11 @@ class PersistenceConformance:
         return Script()
 
     @pytest.fixture
-    def orchestrator(self, service: RecordsService) -> WorkflowOrchestrator:
+    def orchestrator(self, service: Service) -> WorkflowOrchestrator:
         return WorkflowOrchestrator(service)
 
     @pytest.fixture
-    def persistence(self, service: RecordsService) -> WorkflowPersistence:
+    def persistence(self, service: Service) -> WorkflowPersistence:
         return WorkflowPersistence(service)
 
     async def ended(self, orchestrator: WorkflowOrchestrator, **data: Any) -> UUID:
@@ -434,7 +442,7 @@ class PersistenceConformance:
         assert await persistence.load_workflow_events(*ins, 6) == events[5:]
 
     async def test_what_was_cut_is_out_of_range_and_never_silence(
-        self, service: RecordsService, orchestrator: WorkflowOrchestrator, persistence: WorkflowPersistence
+        self, service: Service, orchestrator: WorkflowOrchestrator, persistence: WorkflowPersistence
     ) -> None:
         instance = await self.ended(orchestrator)
         ins = (TYPE, instance)
@@ -455,6 +463,30 @@ class PersistenceConformance:
                 await call()
             assert raised.value.context["earliest"] == 4
         assert (await follow(service, instance, 4))[0].sequence == 4
+
+    async def test_a_projection_holds_back_what_it_has_not_applied_and_a_replay_tells_of_the_rest(
+        self, service: Service, orchestrator: WorkflowOrchestrator, persistence: WorkflowPersistence
+    ) -> None:
+        bus, counting = WorkflowEventBus(service.events), Counting()
+        try:
+            await bus.register_projection(counting)
+            await bus.unregister_projection(counting.projection_name)
+            instance = await self.ended(orchestrator)
+            ins = (TYPE, instance)
+            last = (await orchestrator.get_workflow_state(*ins)).sequence_number
+            assert await persistence.cleanup_old_events(*ins, last) == 0
+            await bus.register_projection(counting)
+            assert await bus.get_projection_state(counting.projection_name, *ins) == {"events": last}
+            assert await persistence.cleanup_old_events(*ins, last) == last - 1
+            assert await bus.get_projection_state(counting.projection_name, *ins) == {"events": last}
+            for bounds in ((0,), (1, 2), (last - 1,)):
+                with pytest.raises(ProtocolHandlerError) as raised:
+                    await bus.replay_workflow_events(*ins, *bounds)
+                assert raised.value.context["earliest"] == last
+            [event] = await bus.replay_workflow_events(*ins, last)
+            assert event.event_type == "workflow.completed"
+        finally:
+            await bus.close()
 
     async def test_after_a_clean_up_every_later_event_can_be_folded_to(
         self, orchestrator: WorkflowOrchestrator, persistence: WorkflowPersistence
@@ -542,13 +574,26 @@ class PersistenceConformance:
             await persistence.save_workflow_event(event_of(instance, 2))
 
 
+class Counting:
+    """A projection: how many events a run has."""
+
+    projection_name = "counting"
+
+    async def apply_event(self, event: WorkflowEvent, current_state: Context) -> Context:
+        before = current_state.get("events", 0)
+        return {"events": before + 1 if isinstance(before, int) else 1}
+
+    async def get_state(self, workflow_type: str, instance_id: UUID) -> Context:
+        return {}
+
+
 def replaced(event: WorkflowEvent, **fields: Any) -> WorkflowEvent:
     """The event with other fields."""
     given = {name: getattr(event, name) for name in WorkflowEvent.__slots__}
     return WorkflowEvent(**{**given, **fields})
 
 
-async def follow(service: RecordsService, instance: UUID, start: int) -> list[EventView]:
+async def follow(service: Service, instance: UUID, start: int) -> list[EventView]:
     """What a follower of an ended order is told, from an event on."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     heard: list[EventView] = []
