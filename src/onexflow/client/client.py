@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 from uuid import UUID
+from weakref import WeakSet
 
 from onexflow.client.calls import Calls
 from onexflow.client.channels import Channels, parse_addresses
@@ -94,7 +95,7 @@ class Client:
         self._call_timeout = call_timeout
         self._patience = patience
         self._service = RemoteService.of(self)
-        self._registries: list[WorkflowNodeRegistry] = []
+        self._registries: WeakSet[WorkflowNodeRegistry] = WeakSet()
         self._buses: list[WorkflowEventBus] = []
         self._calls = Calls()
         self._stream = ConnectStream(self._calls, channels, client_id=client_id, patience=patience)
@@ -119,7 +120,7 @@ class Client:
 
     async def close(self) -> None:
         """End the connection; calls that wait fail with Unavailable. Idempotent. What was started goes on."""
-        for registry in self._registries:
+        for registry in list(self._registries):
             await registry.close()
         for bus in self._buses:
             await bus.close()
@@ -275,7 +276,7 @@ class Client:
             ttl_seconds=ttl_seconds,
             environment=environment,
         )
-        self._registries.append(registry)
+        self._registries.add(registry)
         return registry
 
     # ---- the event bus

@@ -141,16 +141,18 @@ class NodeBook:
 
     async def register_node(self, registration: Registration) -> Registration:
         node = registration.node
+        mine = self._guests.get(node.node_id)
+        if mine is not None and mine.registration == registration:  # a heartbeat that says nothing new: by far the most
+            self._beat(mine)
+            return registration
         if not registration.incarnation:
             registration = msgspec.structs.replace(registration, incarnation=str(self._ids.uuid()), started_at=0)
         views.check(registration)
         self._refuse_taken(node.node_id)
-        mine = self._guests.get(node.node_id)
         held = self._guest_record(node.node_id)
         registration = self._admit(registration, held)
         if mine is not None and mine.incarnation == registration.incarnation and held is not None:
-            mine.beat_at = self._clock.now()
-            self._arm(mine, registration.ttl)
+            self._beat(mine)
             if mine.registration == registration:
                 return registration
         elif mine is None and len(self._guests) >= MAX_GUESTS:
@@ -203,6 +205,10 @@ class NodeBook:
         if before is None or before.incarnation != registration.incarnation:
             log.info("guest.registered", node=node_id, incarnation=registration.incarnation)
         return guest
+
+    def _beat(self, guest: _Guest) -> None:
+        guest.beat_at = self._clock.now()
+        self._arm(guest, guest.registration.ttl)
 
     def _arm(self, guest: _Guest, seconds: float) -> None:
         guest.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import platform
 import statistics
@@ -11,8 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+
+from benchmarks import counting, store_append
+from onexflow.storage.postgres.embedded import EmbeddedPostgres
 
 from .processes import Cluster, memory_mib
 from .workloads import Load, Sample
@@ -25,7 +30,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(CALLS)} [all]")
     parser.add_argument("--rounds", type=int, default=3, help="how often each workload is run [3]; medians are printed")
     parser.add_argument("--role", choices=("compute", "effect"), default="compute", help="role of the no-op tasks")
+    parser.add_argument(
+        "--store", choices=("sqlite", "postgres"), default="sqlite", help="what the cluster runs on [sqlite]"
+    )
+    parser.add_argument("--stores", action="store_true", help="instead: how long one append takes, on each store")
     parser.add_argument("--write", metavar="FILE", help="write the table to FILE as well (docs/measured/…)")
+    parser.add_argument(
+        "--counting", action="store_true", help="instead: what counting each worker's results costs, in turns with not"
+    )
     arguments = parser.parse_args()
     for name in arguments.workloads:
         if name not in CALLS:
@@ -89,14 +101,28 @@ def _at(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-async def main() -> int:
-    arguments = _arguments()
+def _report(file: str, heading: str, measured: Callable[[], str]) -> int:
+    sys.stderr.write(f"{heading}\n")
+    text = f"{heading}\n\n{measured()}\n"
+    sys.stdout.write(text)
+    if file:
+        Path(file).write_text(f"# Benchmark\n\n{text}")
+    return 0
+
+
+async def _measure(arguments: argparse.Namespace) -> int:
     wanted = arguments.workloads or list(CALLS)
     samples: dict[str, list[Sample]] = {}
-    setting = f"SQLite synchronous=FULL, one client, one orchestrator, one worker process, {arguments.role} tasks"
+    store = "SQLite synchronous=FULL" if arguments.store == "sqlite" else "PostgreSQL on this machine"
+    setting = f"{store}, one client, one orchestrator, one worker process, {arguments.role} tasks"
     heading = f"{machine()}; {setting}"
     print(heading, file=sys.stderr)
-    async with Cluster() as cluster:
+    async with contextlib.AsyncExitStack() as stack:
+        server = EmbeddedPostgres() if arguments.store == "postgres" else None
+        if server is not None:
+            stack.push_async_callback(server.stop)
+            await server.start()
+        cluster = await stack.enter_async_context(Cluster("" if server is None else server.url))
         load = await Load.open(cluster, arguments.role)
         await load.single(500)  # warm: imports, caches, the service time that credits go by
         for number in range(arguments.rounds):
@@ -113,5 +139,14 @@ async def main() -> int:
     return 0
 
 
+def main() -> int:
+    arguments = _arguments()
+    if arguments.counting:
+        return _report(arguments.write, f"{machine()}; one engine in process on SQLite, no gRPC", counting.table)
+    if arguments.stores:
+        return _report(arguments.write, f"{machine()}; PostgreSQL on this machine, too", store_append.table)
+    return asyncio.run(_measure(arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(main())
