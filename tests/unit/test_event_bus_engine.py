@@ -72,9 +72,15 @@ async def test_the_same_event_is_published_once_before_and_after_a_crash() -> No
             assert (again.created, again.position) == (False, by_key.position)
             # Elsewhere both are new.
             assert len(await bus.read_events(key)) == 2
+            # An id is a key too, as long as its event has no other.
+            as_key = await publish(bus, key, 1, event_id=uuid("c"), idempotency_key=str(uuid("a")))
+            assert (as_key.created, as_key.position) == (False, first.position)
             await restart(cluster)
-        assert (await publish(cluster.engine.events, stream("b"), 1, idempotency_key="k/1")).created
-        assert (await publish(cluster.engine.events, key, 3)).sequence == 3
+        bus = cluster.engine.events
+        assert (await publish(bus, key, 3, event_id=uuid("d"), idempotency_key="k/2")).sequence == 3
+        assert (await publish(bus, key, 4, event_id=uuid("e"), idempotency_key=str(uuid("d")))).sequence == 4
+        assert (await publish(bus, stream("b"), 1, idempotency_key="k/1")).created
+        assert (await publish(bus, key, 5)).sequence == 5
 
 
 @virtual_time

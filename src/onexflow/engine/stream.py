@@ -3,7 +3,7 @@
 A stream is an entity beside the runs, known by the key of what it tells of under a type of its own (`stream_key`). In the
 log its events are dense; their published numbers, which stand in the events, grow and may have gaps. What was published
 once is known for ever by registers of the stream's shard, written with the event: by its id, and by its idempotency key
-within its stream.
+within its stream when that is not its id.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Place(msgspec.Struct, array_like=True, frozen=True):
     number: int  #: as published
     topic: str
     partition: int
+    own_key: bool = False  #: its idempotency key is its id, so it has no register of its key
 
 
 class Stored(msgspec.Struct, array_like=True, frozen=True):

@@ -18,6 +18,7 @@ from onexflow.engine import event_records, stream, views
 from onexflow.engine.events.log import Located, Log
 from onexflow.engine.events.topics import Topics, partition_of
 from onexflow.engine.kernel import Kernel
+from onexflow.engine.shard import Shard
 from onexflow.engine.stream import Place, Stream, Streams
 from onexflow.ports.clock import IdSource
 from onexflow.ports.event_store import RunRecord
@@ -67,13 +68,12 @@ class Publisher:
         shard = kernel.shard_of(stream.stream_key(event.key))
         assert event.event_id is not None, "it was given one"
         by_id = stream.id_register(event.event_id)
-        by_key = stream.key_register(event.key, event.idempotency_key)
         known = await self._streams.get(event.key)
         places = stream.decode_places(await shard.register(kernel.store, by_id))
         name = event.key.to_bytes()
         before = next((place for place in places if place.key == name), None)
-        if before is None and known is not None:
-            before = next(iter(stream.decode_places(await shard.register(kernel.store, by_key))), None)
+        if before is None and known is not None and event.idempotency_key != str(event.event_id):
+            before = await self._of_key(shard, event.key, event.idempotency_key)
         if before is not None:
             return _published(shard.id, before, created=False)
         self._admit()
@@ -93,11 +93,22 @@ class Publisher:
         event = msgspec.structs.replace(event, sequence=number)
         into = known if known is not None else self._streams.create(event.key)
         offset = into.append(stream.stored_event(event, topic, partition_key, partition), kernel.store.now())
-        place = Place(name, offset, into.state.seq, number, topic, partition)
+        own = event.idempotency_key == str(event.event_id)
+        place = Place(name, offset, into.state.seq, number, topic, partition, own)
         shard.put(by_id, stream.encode_places([*places, place]))
-        shard.put(by_key, stream.encode_places([place]))
+        if not own:
+            shard.put(stream.key_register(event.key, event.idempotency_key), stream.encode_places([place]))
         kernel.lane.mark()
         return _published(shard.id, place, created=True)
+
+    async def _of_key(self, shard: Shard, key: RunKey, idempotency_key: str) -> Place | None:
+        """What was published to the stream under that key: under one of its own, or under an id that is its key too."""
+        store = self._kernel.store
+        found = stream.decode_places(await shard.register(store, stream.key_register(key, idempotency_key)))
+        if not found and (event_id := _uuid(idempotency_key)) is not None:
+            places = stream.decode_places(await shard.register(store, stream.id_register(event_id)))
+            found = [place for place in places if place.own_key and place.key == key.to_bytes()]
+        return found[0] if found else None
 
     async def _of_run(self, event: EventRecord) -> Published | None:
         """For a run only what it has recorded itself can be said again."""
@@ -287,6 +298,15 @@ def _cut(key: RunKey, earliest: int) -> OutOfRange:
         f"events of {key} before number {earliest} were cut out of its history",
         {"run": str(key), "earliest": earliest},
     )
+
+
+def _uuid(text: str) -> UUID | None:
+    """The id that this text is, as an id is written."""
+    try:
+        found = UUID(text)
+    except ValueError:
+        return None
+    return found if str(found) == text else None
 
 
 def _is_utf8(text: str) -> bool:
