@@ -471,3 +471,17 @@ async def test_figures_go_on_after_a_crash_and_begin_anew_with_a_new_life() -> N
         await cluster.add_worker(script.worker("w1"), "w1")
         await cluster.run("single", 9)
         assert (await cluster.engine.node_registry.measure_node("w1")).completed == 1
+
+
+@virtual_time
+async def test_an_orchestrator_that_stood_still_gives_its_guests_their_time_again() -> None:
+    async with Cluster(seed=1) as cluster:
+        registry = registry_of(cluster)
+        await registry.base_registry.register_node(guest(), 15)
+        book = cluster.engine.node_registry
+        now = asyncio.get_running_loop().time()
+        book._expire(book._guests["g"], now - 5)  # it should have been told five seconds ago
+        await asyncio.sleep(14)
+        assert await registry.base_registry.get_node("g") is not None
+        await asyncio.sleep(2)
+        assert await registry.base_registry.get_node("g") is None
