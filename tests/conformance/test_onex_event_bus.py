@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import cast
 from uuid import uuid4
 
 import pytest
 
+from onexflow.app.system import SystemClock
 from onexflow.client import Client
 from onexflow.client.remote import RemoteService
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.engine.protocols import WorkflowEventBus, WorkflowEventCoordinator
+from onexflow.storage.sqlite import SqliteStore
 from onexflow.testing.clock import virtual_time
 from onexflow.testing.cluster import Cluster
 from onexflow.testing.conformance.onex_event_bus import ORDER, QUICK, Connect, EventBusConformance, Seen, event
@@ -35,6 +38,27 @@ class InProcess:
     @pytest.fixture
     def connect(self, service: Orchestrator) -> Connect:
         return lambda **options: WorkflowEventBus(service.events, **options)
+
+
+class InProcessOnSqlite(InProcess):
+    """The same on a store with files and threads."""
+
+    @pytest.fixture
+    async def service(self, tmp_path: Path) -> AsyncIterator[Orchestrator]:
+        clock = SystemClock()
+        async with Cluster(store=SqliteStore(tmp_path / "onex.db", clock=clock), clock=clock) as cluster:
+            for definition in definitions():
+                await cluster.register(definition)
+            await cluster.add_worker(Script().worker())
+            yield cluster.engine
+
+
+class TestInProcessOnSqlite(InProcessOnSqlite, EventBusConformance):
+    pass
+
+
+class TestProjectionsInProcessOnSqlite(InProcessOnSqlite, ProjectionConformance):
+    pass
 
 
 class OverGrpc:
