@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from onexflow.core.errors import StoreUnavailable, StoreUnusable
-from onexflow.ports.event_store import ParkedRecord, Row, ShardAppend
+from onexflow.ports.event_store import ParkedRecord, Row, RunFilter, ShardAppend
 from onexflow.storage.postgres import PostgresStore, schema
 from onexflow.storage.postgres import store as store_module
 from onexflow.storage.postgres import writer as writer_module
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
-from onexflow.testing.conformance.store_kit import one_row
+from onexflow.testing.conformance.store_kit import key, one_row, run_record
 from onexflow.testing.faults.relay import Relay
 from postgres_support import beside, new_schema, postgres, schema_of  # noqa: F401 - a fixture
 
@@ -206,6 +206,35 @@ async def test_what_a_lost_connection_still_has_to_do_is_never_done_after_what_c
                 await asyncio.sleep(0.01)
         await later
         assert await store.get_parked(0, 1) == ParkedRecord(1, 3, "x")
+
+
+async def test_what_is_remembered_of_a_server_is_asked_anew_of_the_next(postgres: EmbeddedPostgres) -> None:  # noqa: F811 - the fixture
+    """Numbers of run types may be lost with a server that has every acknowledged event."""
+    url = new_schema(postgres)
+    async with opened(url) as store, beside(postgres, url) as connection:
+        await store.claim(0, 0, "me")
+        batch = [ShardAppend(shard=0, epoch=1, head=1, next=1, runs=[run_record(1)])]
+        await store.append(batch)
+        await connection.execute("DELETE FROM kinds; DELETE FROM runs")
+        await end_backends(postgres, "write")
+        await until_stored(store, batch)
+        assert await store.find_run(0, key(1)) == run_record(1)
+        assert len((await store.list_runs(RunFilter("default"))).runs) == 1
+
+
+async def test_a_role_without_any_privilege_but_its_schema_is_enough(postgres: EmbeddedPostgres) -> None:  # noqa: F811 - the fixture
+    schema_name = schema_of(new_schema(postgres))
+    async with beside(postgres) as connection:
+        await connection.execute(f"CREATE ROLE {schema_name} LOGIN PASSWORD 'plain'")
+        await connection.execute(f"CREATE SCHEMA {schema_name} AUTHORIZATION {schema_name}")
+    place = postgres.url.rpartition("@")[2]
+    url = f"postgresql://{schema_name}:plain@{place}?schema={schema_name}"
+    async with opened(url) as store, opened(url) as other:
+        await store.claim(0, 0, "me")
+        assert (await store.append([one_row(0, 1, 1)])).stored == {0}
+        assert await other.claim(0, 1, "other") is not None
+        await end_backends(postgres, "write")
+        await until_stored(other, [one_row(0, 2, 2, seq=2)])
 
 
 async def test_reads_outlive_their_connections(postgres: EmbeddedPostgres) -> None:  # noqa: F811 - the fixture

@@ -31,7 +31,10 @@ class Writer:
         self._link = link
         self._shards = shards
         self._now = now
+        #: Numbers of namespaces and types, as the connection `_known_to` has given them. Another one may come to a
+        #: server that has lost them.
         self._kinds: dict[Kind, int] = {}
+        self._known_to: Connection | None = None
 
     async def append(self, batch: Sequence[ShardAppend]) -> AppendOutcome:
         stored: set[int] = set()
@@ -42,7 +45,6 @@ class Writer:
                 known.append(part)
             else:
                 refused[part.shard] = (0, 0)
-        await self._know_kinds(known)
         for parts in statements_of(known):
             try:
                 await self._send(parts, stored, refused)
@@ -58,9 +60,9 @@ class Writer:
         loop = asyncio.get_running_loop()
         end, pause = loop.time() + LOCKED_SECONDS, 0.002
         while True:
-            sections, arguments = Load(left.values(), self._kinds).arguments()
-            text = sql.append(sections)
-            for shard, now in await self._link.run_here(_fetch(text, *arguments), APPEND_SECONDS):
+            sending = list(left.values())
+            found = await self._link.run_here(lambda connection: self._store(connection, sending), APPEND_SECONDS)  # noqa: B023 - it is awaited here
+            for shard, now in found:
                 part = left.pop(shard)
                 stored.add(shard)
                 self._session.promises.keep(shard, part.epoch, part.next)
@@ -97,22 +99,26 @@ class Writer:
                 self._session.promises.keep(shard, epoch, head)
                 self._session.learn_time(now)
 
-    async def _know_kinds(self, parts: Iterable[ShardAppend]) -> None:
+    async def _store(self, connection: Connection, parts: Sequence[ShardAppend]) -> Any:
+        """One statement; (shard, clock) of the shards that are stored."""
+        if connection is not self._known_to:
+            self._known_to = connection
+            self._kinds.clear()
+        await self._know_kinds(connection, parts)
+        sections, arguments = Load(parts, self._kinds).arguments()
+        return await connection.fetch(sql.append(sections), *arguments)
+
+    async def _know_kinds(self, connection: Connection, parts: Iterable[ShardAppend]) -> None:
         """Give numbers to the namespaces and types of runs that have none. They stay, whatever becomes of the append."""
         new = {kind for part in parts for run in part.runs if (kind := kind_of(run.key)) not in self._kinds}
         if not new:
             return
         digests = [digest_of(*kind) for kind in new]
-        namespaces, types = [kind[0] for kind in new], [kind[1] for kind in new]
-
-        async def number(connection: Connection) -> Any:
+        found = await connection.fetch(sql.KINDS, digests)
+        if len(found) < len(digests):
+            await connection.execute(sql.NEW_KINDS, digests, [kind[0] for kind in new], [kind[1] for kind in new])
             found = await connection.fetch(sql.KINDS, digests)
-            if len(found) < len(digests):
-                await connection.execute(sql.NEW_KINDS, digests, namespaces, types)
-                found = await connection.fetch(sql.KINDS, digests)
-            return found
-
-        for kind, namespace, workflow_type in await self._link.run_here(number, APPEND_SECONDS):
+        for kind, namespace, workflow_type in found:
             self._kinds[namespace, workflow_type] = kind
 
 
