@@ -213,6 +213,52 @@ async def test_answers_about_what_nobody_delivered_change_nothing() -> None:
         assert len(await deliveries(call, 1)) == 1
 
 
+HUGE = (1 << 64) - 1
+HOSTILE: list[tuple[str, Any]] = [
+    ("PublishEvent", events_pb2.PublishEventRequest()),
+    ("PublishEvent", events_pb2.PublishEventRequest(event=event(1, event_id="no uuid"))),
+    ("PublishEvent", events_pb2.PublishEventRequest(event=event(1, sequence=HUGE))),
+    ("PublishEvent", events_pb2.PublishEventRequest(event=event(1, timestamp=-1))),
+    ("PublishEvent", events_pb2.PublishEventRequest(event=event(1, idempotency_key="x" * 5000))),
+    ("PublishEvent", events_pb2.PublishEventRequest(event=event(1), topic="$queue")),
+    ("PublishEvent", events_pb2.PublishEventRequest(event=event(1), topic="\0")),
+    ("ReadEvents", events_pb2.ReadEventsRequest()),
+    ("ReadEvents", events_pb2.ReadEventsRequest(key=event(1).key, from_sequence=HUGE, limit=(1 << 32) - 1)),
+    ("FindEvent", events_pb2.FindEventRequest(event_id="x")),
+    ("DeleteGroup", events_pb2.DeleteGroupRequest()),
+    ("ListDeadLetters", events_pb2.ListDeadLettersRequest(group="x" * 300)),
+    ("RequeueDeadLetters", events_pb2.RequeueDeadLettersRequest(group="nobody")),
+    ("CreateTopic", events_pb2.CreateTopicRequest(name="t")),
+    ("DeleteTopic", events_pb2.DeleteTopicRequest()),
+    ("SaveProjection", events_pb2.SaveProjectionRequest()),
+    ("SaveProjection", events_pb2.SaveProjectionRequest(name="p", shard=99, offset=HUGE)),
+    ("LoadProjection", events_pb2.LoadProjectionRequest(name="p")),
+    ("ResetProjection", events_pb2.ResetProjectionRequest(name="p")),
+]
+
+
+@pytest.mark.parametrize(("method", "request_"), HOSTILE, ids=[f"{n}-{name}" for n, (name, _) in enumerate(HOSTILE)])
+async def test_wrong_calls_say_what_is_wrong(method: str, request_: Any) -> None:
+    async with grpc_cluster() as client:
+        stub: Any = events_pb2_grpc.EventBusServiceStub(client._channels._channel())
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await getattr(stub, method)(request_)
+        assert refused.value.code() in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
+
+
+async def test_huge_positions_end_the_stream_with_their_reason() -> None:
+    async with grpc_cluster() as client:
+        stub: Any = events_pb2_grpc.EventBusServiceStub(client._channels._channel())
+        call = stub.Consume()
+        await call.write(events_pb2.ConsumeRequest(open=events_pb2.ConsumeOpen(positions={0: HUGE})))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        places = [events_pb2.EventPosition(shard=1, offset=HUGE)]
+        request = events_pb2.DiscardDeadLettersRequest(group="g", positions=places)
+        assert (await stub.DiscardDeadLetters(request)).count == 0
+
+
 # ---- the client's side of the port
 
 

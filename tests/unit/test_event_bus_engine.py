@@ -13,6 +13,7 @@ from onexflow.core.errors import (
     InvalidArgument,
     InvalidTransition,
     StoreUnavailable,
+    UnknownProjection,
     UnknownRun,
 )
 from onexflow.core.ids import RunKey
@@ -154,7 +155,8 @@ async def test_what_is_wrong_is_refused() -> None:
         bus = cluster.engine.events
         wrong: list[dict[str, Any]] = [
             {"type": ""}, {"sequence": -1}, {"topic": "$x"}, {"source": "x" * 300}, {"correlation_id": "\ud800"},
-            {"type": "x" * 256},
+            {"type": "x" * 256}, {"sequence": 1 << 62}, {"timestamp": -1}, {"timestamp": 1 << 70},
+            {"correlation_chain": ("x",) * 300}, {"partition_key": "\udfff"}, {"idempotency_key": "x" * 1021},
         ]  # fmt: skip
         for fields in wrong:
             with pytest.raises(InvalidArgument):
@@ -169,6 +171,22 @@ async def test_what_is_wrong_is_refused() -> None:
         for window, timeout in ((0, 1.0), (1, -1.0), (100_000, 1.0)):
             with pytest.raises(InvalidArgument):
                 bus.consume(Consume(filter=Filter(), window=window, ack_timeout=timeout), lambda _: None)
+        for where in (Filter(topics=("\ud800",)), Filter(namespace=""), Filter(event_types=("x",) * 1001)):
+            with pytest.raises(InvalidArgument):
+                bus.consume(Consume(filter=where), lambda _: None)
+        for positions in ({0: -1}, {0: 1 << 70}):
+            with pytest.raises(InvalidArgument):
+                bus.consume(Consume(filter=Filter(), positions=positions), lambda _: None)
+        for call in (
+            bus.create_topic("default", "\ud800", 1), bus.delete_topic("default", ""), bus.delete_group("", "x"),
+            bus.list_dead_letters("default", "x" * 300), bus.find_event("\ud800", uuid("x")),
+            bus.load_projection("default", "\ud800", stream()), bus.reset_projection("", "x"),
+            bus.read_events(stream(namespace="\ud800")), bus.read_events(stream(), -1), bus.read_events(stream(), limit=0),
+        ):  # fmt: skip
+            with pytest.raises((InvalidArgument, UnknownProjection)):
+                await call
+        with pytest.raises(UnknownRun):
+            await bus.read_events(stream(), 1 << 80)
         with pytest.raises(UnknownRun):
             await bus.read_events(stream())
         for key in (stream_key(stream()), RunKey("default", "$queue", stream().instance_id)):

@@ -12,6 +12,7 @@ from onexflow.core.errors import (
     InvalidTransition,
     UnknownGroup,
 )
+from onexflow.core.payload import Failure
 from onexflow.engine.events import reader as engine_reader
 from onexflow.engine.stream import stream_key
 from onexflow.ports.events import Position
@@ -170,6 +171,19 @@ async def test_a_buried_delivery_is_a_dead_letter_at_once() -> None:
         assert await alone.have(1) == [{"n": 1}]
         assert await bus.discard_dead_letters("default", "g/with slash") == 1
         assert (await bus.list_groups("default"))[0].dead_letters == 0
+
+
+@virtual_time
+async def test_a_dead_letter_holds_whatever_a_handler_raised() -> None:
+    async with Cluster(seed=1) as cluster:
+        bus = cluster.engine.events
+        reader = await Reader(bus, group="g").begin()
+        await publish(bus, stream(), 1)
+        await reader.have(1)
+        error = Failure("Ooop\ud800", "m\udfff", context={"n": 1 << 80, "object": object(), "text": "\ud800"})
+        reader.consumer.bury(reader.places[0], error)
+        [letter] = await bus.list_dead_letters("default", "g")
+        assert letter.error.type == "Ooop?"
 
 
 @virtual_time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from onexflow.core.errors import (
@@ -19,6 +19,7 @@ from onexflow.core.errors import (
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.engine.events import names
+from onexflow.engine.events.checks import check_consume, check_names
 from onexflow.engine.events.cursor import Cursor
 from onexflow.engine.events.dead import DeadLetters
 from onexflow.engine.events.log import Log
@@ -50,8 +51,6 @@ from onexflow.ports.events import (
     TopicView,
 )
 from onexflow.spi.exceptions import SPIError
-
-MAX_WINDOW: Final = 10_000
 
 
 class EventBook:
@@ -153,7 +152,7 @@ class EventBook:
     def consume(self, request: Consume, listener: ConsumeListener) -> Consumer:
         if self._ended is not None:
             raise self._ended
-        _check(request)
+        check_consume(request)
         reader = self._reader_for(request)
         member = Member(reader, request, listener)
         self._joining[member] = None
@@ -255,6 +254,7 @@ class EventBook:
         return [view_of(self._kernel, reader, await self._dead.count(namespace, reader.name)) for reader in readers]
 
     async def delete_group(self, namespace: str, name: str) -> bool:
+        check_names(namespace, name)
         reader = self._groups.get((namespace, name))
         if reader is None:
             return False
@@ -282,24 +282,29 @@ class EventBook:
     # ---- dead letters
 
     async def list_dead_letters(self, namespace: str, group: str, limit: int = 100) -> Sequence[DeadLetter]:
+        check_names(namespace, group, needed=False)
         return await self._dead.letters(namespace, group, limit)
 
     async def requeue_dead_letters(self, namespace: str, group: str, positions: Sequence[Position] = ()) -> int:
+        check_names(namespace, group, needed=False)
         return await self._dead.requeue(namespace, group, positions)
 
     async def discard_dead_letters(self, namespace: str, group: str, positions: Sequence[Position] = ()) -> int:
+        check_names(namespace, group, needed=False)
         return await self._dead.discard(namespace, group, positions)
 
     # ---- topics
 
     async def create_topic(self, namespace: str, name: str, partitions: int) -> bool:
-        if not name or name.startswith("$"):
+        check_names(namespace, name)
+        if name.startswith("$"):
             raise InvalidArgument(f"{name!r} is no name of a topic", field="name")
         created = self._topics.create(namespace, name, partitions)
         await self._kernel.lane.durable()
         return created
 
     async def delete_topic(self, namespace: str, name: str) -> bool:
+        check_names(namespace, name)
         deleted = self._topics.delete(namespace, name)
         if deleted:
             error = UnknownTopic(f"topic {name!r} was deleted", {"topic": name})
@@ -337,12 +342,3 @@ def _concerns(where: Filter, namespace: str, topic: str) -> bool:
 
 def _words(where: Filter) -> str:
     return f"topics {', '.join(where.topics) or '*'}; types {', '.join(where.event_types) or '*'}"
-
-
-def _check(request: Consume) -> None:
-    if not 1 <= request.window <= MAX_WINDOW:
-        raise InvalidArgument(f"window must be between 1 and {MAX_WINDOW:,}", field="window")
-    if request.ack_timeout < 0 or request.max_deliveries < 0:
-        raise InvalidArgument("ack_timeout and max_deliveries must not be negative", field="ack_timeout")
-    if request.projection and not request.group:
-        raise InvalidArgument("a projection has a name", field="group")

@@ -7,6 +7,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from onexflow.codec.rows import storable
 from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.core.payload import Failure, Payload
 from onexflow.ports.events import DeadLetter, Delivery, Filter
@@ -118,7 +119,16 @@ def decode(data: bytes, type_: type[T]) -> T:
 
 
 def encode_dead(delivery: Delivery, error: Failure, at: int) -> bytes:
-    return encode(DeadRecord(encode(delivery), error, at))
+    return encode(DeadRecord(encode(delivery), _storable(error), at))
+
+
+def _storable(error: Failure) -> Failure:
+    """The failure in a form that can be stored: it may hold what a handler raised."""
+    texts = {
+        field: getattr(error, field).encode("utf-8", "replace").decode()
+        for field in ("type", "message", "traceback", "code")
+    }
+    return storable(msgspec.structs.replace(error, **texts))
 
 
 def decode_dead(data: bytes) -> DeadLetter:

@@ -10,6 +10,7 @@ from onexflow.core.errors import InvalidArgument, InvalidTransition, UnknownProj
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.engine.events import names
+from onexflow.engine.events.checks import check_key
 from onexflow.engine.events.names import StateRecord
 from onexflow.engine.events.reader import Reader
 from onexflow.engine.events.registers import registers
@@ -50,6 +51,8 @@ class Projections:
                 f"projection {name!r} is at {shard}:{cursor.saved}, not at {shard}:{expected}: another one writes it",
                 {"projection": name, "current_state": str(cursor.saved), "required_state": str(expected)},
             )
+        for key in states:
+            check_key(key)
         owned = self._kernel.shards[shard]
         if not expected <= offset <= owned.durable:
             raise InvalidArgument(f"offset must be between {expected} and {owned.durable}", field="offset")
@@ -70,6 +73,7 @@ class Projections:
         return bool(states)
 
     async def load(self, namespace: str, name: str, key: RunKey) -> ProjectionState:
+        check_key(key)
         while True:
             reader = self._known(namespace, name)
             assert reader.config is not None, "a projection is stored"

@@ -10,11 +10,11 @@ import msgspec
 
 from onexflow.codec.payload import decode_value
 from onexflow.codec.rows import decode_row
-from onexflow.core.errors import Coded, InternalError, InvalidArgument, InvalidTransition, OutOfRange, UnknownRun
+from onexflow.core.errors import InternalError, InvalidArgument, InvalidTransition, OutOfRange, UnknownRun
 from onexflow.core.ids import RunKey, derived_uuid
-from onexflow.core.payload import Payload
 from onexflow.core.queue_state import is_system_type
 from onexflow.engine import event_records, stream, views
+from onexflow.engine.events.checks import MAX_NUMBER, check_key, check_publish, check_text
 from onexflow.engine.events.log import Located, Log
 from onexflow.engine.events.topics import Topics, partition_of
 from onexflow.engine.kernel import Kernel
@@ -24,8 +24,6 @@ from onexflow.ports.clock import IdSource
 from onexflow.ports.event_store import RunRecord
 from onexflow.ports.events import EventRecord, Position, Publish, Published
 
-MAX_NAME: Final = 255
-MAX_SEQUENCE: Final = 1 << 62
 PAGE: Final = 1000
 
 
@@ -52,7 +50,7 @@ class Publisher:
     # ---- publish
 
     async def publish(self, request: Publish) -> Published:
-        self._check(request)
+        check_publish(request, self._payload_limit)
         event = self._completed(request)
         if (repeated := await self._of_run(event)) is not None:
             return repeated
@@ -158,30 +156,6 @@ class Publisher:
             timestamp=event.timestamp or self._kernel.store.now(),
         )
 
-    def _check(self, request: Publish) -> None:
-        event = request.event
-        for field, text in (("workflow_type", event.key.workflow_type), ("event_type", event.type)):
-            if not text:
-                raise InvalidArgument(f"{field} is empty", field=field)
-        texts = {
-            "namespace": event.key.namespace, "workflow_type": event.key.workflow_type, "event_type": event.type,
-            "target_topic": request.topic, "partition_key": request.partition_key, "source": event.source,
-            "idempotency_key": event.idempotency_key, "correlation_id": event.correlation_id,
-            "causation_id": event.causation_id,
-        }  # fmt: skip
-        for field, text in texts.items():
-            longest = 4 * MAX_NAME if field in {"idempotency_key", "partition_key"} else MAX_NAME
-            if len(text) > longest or not _is_utf8(text):
-                raise InvalidArgument(f"{field} must be text of at most {longest} characters", field=field)
-        if is_system_type(event.key.workflow_type) or request.topic.startswith("$"):
-            raise InvalidArgument("names that begin with $ are the engine's own", field="workflow_type")
-        if not 0 <= event.sequence < MAX_SEQUENCE:
-            raise InvalidArgument("sequence_number must not be negative", field="sequence_number")
-        if len(event.correlation_chain) > MAX_NAME:
-            raise InvalidArgument(f"the correlation chain is longer than {MAX_NAME}", field="correlation_chain")
-        _check_payload(event.payload, "payload", self._payload_limit)
-        _check_payload(event.metadata, "metadata", self._payload_limit)
-
     # ---- read
 
     async def read(self, key: RunKey, first: int, last: int | None, limit: int) -> Sequence[EventRecord]:
@@ -189,6 +163,8 @@ class Publisher:
             raise InvalidArgument("sequence numbers must not be negative", field="from_sequence")
         if limit < 1:
             raise InvalidArgument("limit must be at least 1", field="limit")
+        check_key(key)
+        first = min(MAX_NUMBER, first)  # beyond every head
         first = max(1, first)
         await self._kernel.lane.durable()
         shard = self._kernel.shard_of(key)
@@ -203,6 +179,7 @@ class Publisher:
 
     async def stream(self, key: RunKey) -> Stream | None:
         """The external stream of that key."""
+        check_key(key)
         if is_system_type(key.workflow_type):
             return None
         shard = self._kernel.shard_of(stream.stream_key(key))
@@ -266,6 +243,7 @@ class Publisher:
 
     async def find(self, namespace: str, event_id: UUID) -> tuple[int, Located] | None:
         """(shard, the event) of a published event."""
+        check_text(namespace, "namespace")
         await self._kernel.lane.durable()
         for shard, data in await self._kernel.store.find_register(stream.id_register(event_id)):
             for place in stream.decode_places(data):
@@ -307,20 +285,3 @@ def _uuid(text: str) -> UUID | None:
     except ValueError:
         return None
     return found if str(found) == text else None
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_payload(payload: Payload, field: str, limit: int) -> None:
-    if len(payload.data) > limit:
-        raise InvalidArgument(f"the {field} has {len(payload.data):,} bytes, the limit is {limit:,}", field=field)
-    try:
-        decode_value(payload)
-    except Coded as error:
-        raise InvalidArgument(f"{field}: {error}", field=field) from error
