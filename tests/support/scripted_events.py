@@ -34,6 +34,7 @@ class ScriptedConsumer:
         self.acks: list[int] = []
         self.buried: list[tuple[int, Failure]] = []
         self.dones: list[Done] = []
+        self.kept: list[Done] = []
         self.closed = False
 
     def ack(self, positions: Sequence[Position], done: Done | None = None) -> None:
@@ -46,6 +47,8 @@ class ScriptedConsumer:
 
     def bury(self, position: Position, error: Failure, done: Done | None = None) -> None:
         self.buried.append((position.offset, error))
+        if done is not None:
+            self.kept.append(done)
 
     def close(self) -> None:
         self.closed = True

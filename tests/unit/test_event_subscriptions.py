@@ -160,6 +160,55 @@ async def test_retries_wait_longer_each_time_and_fatal_ends_them() -> None:
 
 
 @virtual_time
+async def test_a_dead_letter_is_kept_over_a_loss() -> None:
+    events = ScriptedEvents(BEGUN)
+
+    async def handle(event: WorkflowEvent) -> None:
+        raise ValueError("no")
+
+    bus = WorkflowEventBus(events.service, retries=RetryPolicy(policy="none"))
+    subscription = await bus.subscribe_to_workflow_events("order", handler=cast("Any", handle))
+    events.last.deliver(1)
+    await turns()
+    first = events.last
+    assert [offset for offset, _ in first.buried] == [1]
+    first.tell(Unavailable("gone before it was kept"))
+    first.kept[0](Unavailable("gone"))
+    await asyncio.sleep(1)
+    assert events.last.request.positions == {0: 1}
+    events.last.begin()
+    events.last.deliver(1)
+    assert [offset for offset, _ in events.last.buried] == [1]
+    events.last.kept[0](None)
+    events.last.tell(Unavailable("gone"))
+    await asyncio.sleep(1)
+    assert events.last.request.positions == {0: 2}
+    events.last.begin(2)
+    await bus.unsubscribe_from_workflow_events(subscription)
+
+
+@virtual_time
+async def test_a_handler_that_is_cancelled_by_itself_has_failed() -> None:
+    events, calls = ScriptedEvents(BEGUN), []
+
+    async def handle(event: WorkflowEvent) -> None:
+        calls.append(event.sequence_number)
+        if len(calls) == 1:
+            raise asyncio.CancelledError
+        if event.sequence_number == 2:
+            await asyncio.Event().wait()
+
+    bus = WorkflowEventBus(events.service)
+    await bus.subscribe_to_workflow_events("order", handler=cast("Any", handle))
+    events.last.deliver(1, 2, 3)
+    await asyncio.sleep(1)
+    assert calls == [1, 1, 2]
+    await bus.close()
+    assert calls == [1, 1, 2]
+    assert events.last.buried == []
+
+
+@virtual_time
 async def test_handlers_run_for_so_many_instances_at_the_same_time() -> None:
     events, running, most, gate = ScriptedEvents(BEGUN), 0, 0, asyncio.Event()
 

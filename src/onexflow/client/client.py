@@ -96,7 +96,7 @@ class Client:
         self._patience = patience
         self._service = RemoteService.of(self)
         self._registries: WeakSet[WorkflowNodeRegistry] = WeakSet()
-        self._buses: list[WorkflowEventBus] = []
+        self._buses: WeakSet[WorkflowEventBus] = WeakSet()
         self._calls = Calls()
         self._stream = ConnectStream(self._calls, channels, client_id=client_id, patience=patience)
         self._running = asyncio.get_running_loop().create_task(self._stream.run(), name="onexflow-client")
@@ -122,7 +122,7 @@ class Client:
         """End the connection; calls that wait fail with Unavailable. Idempotent. What was started goes on."""
         for registry in list(self._registries):
             await registry.close()
-        for bus in self._buses:
+        for bus in list(self._buses):
             await bus.close()
         await self._service.close()
         self._running.cancel()
@@ -285,7 +285,7 @@ class Client:
         """The specification's event bus, with options of its class: `client.event_bus(start="earliest")`. The client ends
         its subscriptions and projections when it is closed."""
         bus = WorkflowEventBus(self._service.events, namespace=self.namespace, **options)
-        self._buses.append(bus)
+        self._buses.add(bus)
         return bus
 
     def event_coordinator(self, **options: Unpack[BusOptions]) -> WorkflowEventCoordinator:

@@ -35,7 +35,8 @@ class BaseEventBus:
         self._bus = bus
         self._own: set[str] = set()
         self._consuming = True
-        self._stopped = asyncio.Event()
+        #: Those who wait in start_consuming.
+        self._until_stopped: set[asyncio.Future[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -76,19 +77,24 @@ class BaseEventBus:
         """Go on after `stop_consuming` and return when that is called, or after so many seconds. Handlers are called
         without it, too: subscribing is enough."""
         self._consuming = True
-        self._stopped.clear()
         self._bus.resume(self._own)
+        stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._until_stopped.add(stopped)
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._stopped.wait()
+                await stopped
         except TimeoutError:
             return
+        finally:
+            self._until_stopped.discard(stopped)
 
     async def stop_consuming(self, timeout_seconds: float = 30.0) -> None:
         """Call no more handlers; returns when none is running. What comes meanwhile waits for `start_consuming`. Raises
         DeadlineExceeded when a handler still runs after so many seconds."""
         self._consuming = False
-        self._stopped.set()
+        for stopped in self._until_stopped:
+            if not stopped.done():
+                stopped.set_result(None)
         self._bus.pause(self._own)
         try:
             async with asyncio.timeout(timeout_seconds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import traceback
 from collections.abc import Iterable, Mapping
@@ -205,6 +206,12 @@ def handler_failed(what: str, error: BaseException, facts: Context) -> HandlerFa
     return HandlerFailed(
         f"{what} failed: {type(error).__name__}: {_said(error)}", {**facts, "error": type(error).__name__}
     )
+
+
+def is_cancelled(error: BaseException) -> bool:
+    """Is this task told to end? A handler may also raise CancelledError by itself, for what it waited for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
 
 
 def _said(error: BaseException) -> str:

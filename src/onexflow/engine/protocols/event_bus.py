@@ -52,6 +52,8 @@ Start = Literal["latest", "earliest"]
 ALL: Final = bus_records.ALL
 _PAGE: Final = 1000
 _numbers = count(1)
+#: Buses that have subscriptions or projections: these go on, whether or not anybody keeps the bus.
+_in_use: set[WorkflowEventBus] = set()
 
 
 class BusOptions(TypedDict, total=False):
@@ -209,6 +211,7 @@ class WorkflowEventBus:
         else:
             subscription = HandlerSubscription(self._service, request, self._options, subscription_id, topic, handler)
         self._subscriptions[subscription_id] = (subscription, handler)
+        _in_use.add(self)
         try:
             await subscription.start()
         except BaseException:
@@ -346,10 +349,11 @@ class WorkflowEventBus:
         has its name here, ProtocolHandlerError when an event cannot be applied: then it is not registered."""
         name = projections.name_of(projection)
         known = self._projections.get(name)
-        if known is None:
+        if known is None or known[0].loop.is_closed():
             runner = ProjectionRunner(self._service, self._namespace, projection, self._options.patience)
             start = runner.loop.create_task(runner.start(), name=f"onexflow-register-{name}")
             known = self._projections[name] = (runner, start)
+            _in_use.add(self)
         elif known[0].projection is not projection:
             context = {"projection": name, "current_state": "registered", "required_state": "not registered"}
             raise InvalidTransition(f"another projection is registered as {name}", context)
@@ -438,8 +442,14 @@ class WorkflowEventBus:
             if known[0].loop is loop:
                 del self._projections[name]
                 await _stop(known)
+        self._leave()
 
     # ---- helpers
+
+    def _leave(self) -> None:
+        """Who has nothing under way may be forgotten."""
+        if not self._subscriptions and not self._projections:
+            _in_use.discard(self)
 
     def _filter(self, workflow_type: str, types: tuple[str, ...]) -> Filter:
         topics = () if workflow_type == ALL else (bus_records.name(workflow_type, "workflow_type"),)
@@ -466,6 +476,7 @@ class WorkflowEventBus:
         await known[0].close()
         if known[1] is not None:
             known[1].close()
+        self._leave()
 
 
 async def _stop(known: tuple[ProjectionRunner, asyncio.Task[None]]) -> None:

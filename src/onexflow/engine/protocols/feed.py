@@ -69,6 +69,8 @@ class Feed:
         #: Acknowledged, but not said to be durable; and, bounded, what needs no second look when it comes again.
         self._unconfirmed: dict[Position, list[Done]] = {}
         self._acknowledged: OrderedDict[Position, None] = OrderedDict()
+        #: Given up, but not yet kept as dead letters; still open, so that they come again after a loss.
+        self._burying: dict[Position, Failure] = {}
         self._quiet = asyncio.Event()
 
     @property
@@ -105,16 +107,16 @@ class Feed:
         self._send_ack(position)
 
     def bury(self, position: Position, failure: Failure) -> None:
-        """Keep it as a dead letter. When the orchestrator is lost before that is durable, the delivery comes again."""
-        self._answered(position)
-        if self._consumer is not None:
-            self._consumer.bury(position, failure)
+        """Keep it as a dead letter; when the orchestrator is lost before that is durable, said to the next one."""
+        if self._end is None:
+            self._burying[position] = failure
+            self._send_bury(position)
 
     async def settle(self, seconds: float) -> None:
-        """Return when what was acknowledged is durable, or after so many seconds."""
+        """Return when what was answered is durable, or after so many seconds."""
         try:
             async with asyncio.timeout(seconds):
-                while self._unconfirmed and self.connected:
+                while (self._unconfirmed or self._burying) and self.connected:
                     self._quiet.clear()
                     await self._quiet.wait()
         except TimeoutError:
@@ -188,12 +190,15 @@ class Feed:
         for delivery in deliveries:
             position = delivery.position
             shard, offset = position
+            if position in self._burying:
+                self._send_bury(position)
+                continue
             if position in self._acknowledged:
                 self._send_ack(position)
                 continue
             if not self._request.group and offset < self._next.get(shard, 0):
                 known = self._open.get(shard, ())
-                if offset not in known:  # buried before the loss
+                if offset not in known:  # acknowledged long before the loss
                     self._send_ack(position)
                     continue
             self._next[shard] = max(offset + 1, self._next.get(shard, 0))
@@ -237,10 +242,19 @@ class Feed:
                 return  # said again to the next consumer
             for done in self._unconfirmed.pop(position, ()):
                 done(error)
-            if not self._unconfirmed:
-                self._quiet.set()
+            self._quiet.set()
 
         self._consumer.ack((position,), confirmed)
+
+    def _send_bury(self, position: Position) -> None:
+        def kept(error: SPIError | None) -> None:
+            if error is None:
+                self._burying.pop(position, None)
+                self._answered(position)
+                self._quiet.set()
+
+        if self._consumer is not None:
+            self._consumer.bury(position, self._burying[position], kept)
 
     def _answered(self, position: Position) -> None:
         self._open.get(position.shard, set()).discard(position.offset)

@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 
 from onexflow.codec.payload import decode_value, encode_value
-from onexflow.core.errors import Coded, InvalidArgument, InvalidTransition
+from onexflow.core.errors import Coded, DeadlineExceeded, InvalidArgument, InvalidTransition
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.engine.protocols import bus_records
@@ -87,10 +87,14 @@ class ProjectionRunner(Listener):
 
     async def reach(self, shard: int, head: int) -> None:
         """Return when all events of the shard before `head` are in durable states, whoever writes them. Raises what keeps
-        it from getting there."""
+        it from getting there; DeadlineExceeded when the position has not moved for so long as its patience is."""
+        position, since = -1, self.loop.time()
         while True:
             if self.lost is not None:
                 raise self.lost
+            if self.loop.time() - since > self._patience:
+                facts: Context = {"projection": self.name, "shard": shard, "position": position, "head": head}
+                raise DeadlineExceeded(f"projection {self.name} has not moved for {self._patience:g} s", facts)
             runner = self._shards.get(shard)
             if runner is not None:
                 runner.hurry()
@@ -99,8 +103,11 @@ class ProjectionRunner(Listener):
             else:
                 await asyncio.sleep(_LOOK)
             view = await self.view()
-            if view is not None and view.positions.get(shard, 0) >= head:
+            stored = view.positions.get(shard, 0) if view is not None else 0
+            if stored >= head:
                 return
+            if stored != position:
+                position, since = stored, self.loop.time()
 
     async def view(self) -> GroupView | None:
         return await find_view(self._service, self._namespace, self.name)
@@ -318,7 +325,9 @@ class _ShardRunner:
             if not isinstance(after, dict):
                 raise TypeError(f"apply_event returned {type(after).__name__}, not a dict")
             changed[key] = encode_value(after)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if bus_records.is_cancelled(error):
+                raise
             raise bus_records.handler_failed(f"projection {self._name}", error, facts) from error
 
     async def _store(self, through: int, changed: dict[RunKey, Payload], applied: Sequence[Delivery]) -> None:

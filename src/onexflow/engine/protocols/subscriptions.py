@@ -208,7 +208,9 @@ class HandlerSubscription(Subscription):
                 done = self._call(delivery.event, context)
                 if inspect.isawaitable(done):
                     await done
-            except Exception as error:  # noqa: BLE001 - whatever a handler raises is its event's fate, not ours
+            except (Exception, asyncio.CancelledError) as error:
+                if bus_records.is_cancelled(error):
+                    raise
                 failure = bus_records.failure_of(error)
             else:
                 self._feed.ack(delivery.position)

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from onexflow.core.errors import DeadlineExceeded
 from onexflow.engine.protocols import WorkflowOrchestrator
 from onexflow.engine.protocols.event_bus import WorkflowEventBus
 from onexflow.ports.client_link import RunService
@@ -22,7 +23,7 @@ from onexflow.spi import (
     RegistryError,
     WorkflowEvent,
 )
-from onexflow.testing.conformance.onex_event_bus import ORDER, Connect, event
+from onexflow.testing.conformance.onex_event_bus import ORDER, Connect, event, until
 from onexflow.testing.conformance.onex_orchestrator import state_when
 
 
@@ -36,9 +37,11 @@ class Totals:
         #: The number of an event that cannot be applied, and what is to be waited for before each.
         self.broken: int | None = None
         self.gate: asyncio.Event | None = None
+        self.waiting = 0
 
     async def apply_event(self, event: WorkflowEvent, current_state: Context) -> Context:
         if self.gate is not None:
+            self.waiting += 1
             await self.gate.wait()
         self.applied[event.event_id] += 1
         if event.event_type != "task_completed":
@@ -196,6 +199,18 @@ class ProjectionConformance:
         await bus.register_projection(Totals())
         assert (await bus.get_projection_state("totals", ORDER, instance))["count"] == 3
 
+    async def test_nobody_waits_for_ever_for_another_who_is_stuck(self, make: Connect) -> None:
+        theirs, ours, stuck, instance = make(), make(patience=0.3), Totals(), uuid4()
+        await theirs.register_projection(stuck)
+        stuck.gate = asyncio.Event()
+        await self.numbered(theirs, instance, 1, 2)
+        await until(lambda: stuck.waiting)
+        with pytest.raises(DeadlineExceeded):
+            await ours.register_projection(Totals())
+        stuck.gate.set()
+        await ours.register_projection(Totals())
+        assert (await ours.get_projection_state("totals", ORDER, instance))["count"] == 2
+
     async def test_it_is_rebuilt(self, make: Connect) -> None:
         bus, other, totals, theirs, instance = make(), make(), Totals(), Totals(), uuid4()
         await self.numbered(bus, instance, *range(10))
@@ -224,9 +239,12 @@ class ProjectionConformance:
     async def test_what_it_makes_must_be_json(self, bus: WorkflowEventBus) -> None:
         class Wrong(Totals):
             async def apply_event(self, event: WorkflowEvent, current_state: Context) -> Context:
-                return cast("Context", answers.pop(0) if answers else {"fine": True})
+                return cast("Context", answers.pop(0)() if answers else {"fine": True})
 
-        answers: list[Any] = [None, {"a": object()}]
+        def cancelled() -> Any:
+            raise asyncio.CancelledError
+
+        answers: list[Any] = [lambda: None, lambda: {"a": object()}, lambda: {"a": float("nan")}, cancelled, list]
         wrong, instance = Wrong("wrong"), uuid4()
         await bus.register_projection(wrong)
         await self.numbered(bus, instance, 1)
