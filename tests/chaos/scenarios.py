@@ -14,6 +14,7 @@ from onexflow.registry.etcd.url import EtcdSettings
 from onexflow.testing.faults.relay import Relay
 
 from . import traces
+from .events import kill_orchestrator_under_events
 from .processes import Processes, until
 
 Figures = dict[str, float]
@@ -310,6 +311,7 @@ SCENARIOS = {
     "kill-worker-once-only": kill_worker_once_only,
     "kill-orchestrations": kill_orchestrations,
     "kill-orchestrator": kill_orchestrator,
+    "kill-orchestrator-under-events": kill_orchestrator_under_events,
     "cut-streams": cut_streams,
     "kill-etcd": kill_etcd,
     "freeze-etcd": freeze_etcd,
