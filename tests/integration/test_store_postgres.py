@@ -98,7 +98,7 @@ async def test_a_failed_migration_changes_nothing(
 ) -> None:
     url = new_schema(postgres)
     ours = schema.migrations()
-    monkeypatch.setattr(schema, "migrations", lambda: [*ours, schema.Migration(9, "0009_bad", "CREATE TABL x ()")])
+    monkeypatch.setattr(schema, "migrations", lambda: [*ours, schema.Migration(9, "0009_bad", "NO SQL")])
     with pytest.raises(StoreUnusable):
         await PostgresStore(url).open()
     monkeypatch.undo()
