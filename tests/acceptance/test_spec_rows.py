@@ -22,6 +22,7 @@ NODES: Final = "src/onexflow/testing/conformance/onex_nodes.py"
 REGISTRY: Final = "src/onexflow/testing/conformance/onex_node_registry.py"
 QUEUE: Final = "src/onexflow/testing/conformance/work_queue.py"
 BUS: Final = "src/onexflow/testing/conformance/onex_event_bus.py"
+DELIVERY: Final = "src/onexflow/testing/conformance/onex_event_delivery.py"
 PROJECTIONS: Final = "src/onexflow/testing/conformance/onex_projections.py"
 COORDINATOR: Final = "src/onexflow/testing/conformance/onex_event_coordinator.py"
 PERSISTENCE: Final = "src/onexflow/testing/conformance/onex_persistence.py"
@@ -205,8 +206,8 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
         "from when a subscription has events, and without a handler",
         [
             (BUS, "test_what_is_published_before_is_not_delivered_and_after_unsubscribing_neither"),
-            (BUS, "test_messages_are_pulled_and_acknowledged"),
-            (BUS, "test_what_is_not_acknowledged_comes_again"),
+            (DELIVERY, "test_messages_are_pulled_and_acknowledged"),
+            (DELIVERY, "test_what_is_not_acknowledged_comes_again"),
         ],
     ),
     31: (

@@ -18,7 +18,9 @@ from onexflow.engine.protocols import WorkflowEventBus, WorkflowEventCoordinator
 from onexflow.storage.sqlite import SqliteStore
 from onexflow.testing.clock import virtual_time
 from onexflow.testing.cluster import Cluster
+from onexflow.testing.conformance.onex_base_bus import BaseBusConformance
 from onexflow.testing.conformance.onex_event_bus import ORDER, QUICK, Connect, EventBusConformance, Seen, event
+from onexflow.testing.conformance.onex_event_delivery import EventDeliveryConformance
 from onexflow.testing.conformance.onex_orchestrator import Script, definitions
 from onexflow.testing.conformance.onex_projections import ProjectionConformance, Totals
 from support.grpc_cluster import grpc_cluster
@@ -57,6 +59,14 @@ class TestInProcessOnSqlite(InProcessOnSqlite, EventBusConformance):
     pass
 
 
+class TestDeliveryInProcessOnSqlite(InProcessOnSqlite, EventDeliveryConformance):
+    pass
+
+
+class TestBaseBusInProcessOnSqlite(InProcessOnSqlite, BaseBusConformance):
+    pass
+
+
 class TestProjectionsInProcessOnSqlite(InProcessOnSqlite, ProjectionConformance):
     pass
 
@@ -86,11 +96,27 @@ class TestOverGrpc(OverGrpc, EventBusConformance):
     pass
 
 
+class TestDeliveryOverGrpc(OverGrpc, EventDeliveryConformance):
+    pass
+
+
+class TestBaseBusOverGrpc(OverGrpc, BaseBusConformance):
+    pass
+
+
 class TestProjectionsOverGrpc(OverGrpc, ProjectionConformance):
     pass
 
 
 class TestInProcess(InProcess, EventBusConformance):
+    pass
+
+
+class TestDeliveryInProcess(InProcess, EventDeliveryConformance):
+    pass
+
+
+class TestBaseBusInProcess(InProcess, BaseBusConformance):
     pass
 
 
