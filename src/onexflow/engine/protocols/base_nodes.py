@@ -110,7 +110,7 @@ class NodeRegistry:
     async def register_node(self, node_info: Any, ttl_seconds: int) -> bool:
         """Register a node until `ttl_seconds` after its last heartbeat. Raises InvalidProtocolStateError when its id is
         that of a live worker or orchestrator."""
-        await self._registry.register(node_info, (), float(ttl_seconds), beat=False)
+        await self._registry.register(node_info, (), ttl_seconds, beat=False)
         return True
 
     async def unregister_node(self, node_id: str) -> bool:
@@ -148,7 +148,7 @@ class NodeRegistry:
         ]
 
     async def get_node(self, node_id: str) -> WorkflowNodeInfo | None:
-        found = await self._registry.service.find_nodes(node_id) if node_id else ()
+        found = await self._registry.service.find_nodes(node_id) if node_id and node_id.isprintable() else ()
         return node_infos.info_of(found[0]) if found else None
 
     async def get_nodes_by_group(self, group: str) -> list[WorkflowNodeInfo]:

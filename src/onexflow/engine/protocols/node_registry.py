@@ -133,7 +133,7 @@ class WorkflowNodeRegistry:
 
     async def unregister_node(self, node_id: str) -> bool:
         """End a registration; False when there is none. A worker's own is not to be ended: InvalidProtocolStateError."""
-        kept = self._kept.get(node_id)
+        kept = self._kept.get(_name(node_id))
         ended = await self._service.unregister_node(node_id, self._incarnation(node_id))
         if kept is not None and self._kept.get(node_id) is kept:
             del self._kept[node_id]
@@ -144,7 +144,7 @@ class WorkflowNodeRegistry:
         """The nodes with a capability, or all. A worker's capabilities are its handlers and what its label `capabilities`
         lists. `healthy_only`: those that are healthy or available; the others, degraded and warning among them, come
         with False."""
-        found = await self._service.find_nodes("", capability or "")
+        found = await self._service.find_nodes("", _name(capability, "capability") if capability is not None else "")
         return [node_infos.info_of(node) for node in found if not healthy_only or node.health in HEALTHY]
 
     async def get_node_capabilities(self, node_id: str) -> list[WorkflowNodeCapability]:
@@ -156,7 +156,9 @@ class WorkflowNodeRegistry:
     async def update_node_health(self, node_id: str, health_status: LiteralHealthStatus) -> bool:
         """Say how a node is; every client of the cluster sees it. False when that was known. A worker that is unhealthy,
         critical, unreachable, unavailable, disposing or in error is given no new tasks until something better is said."""
-        return await self._service.report_health(_name(node_id), health_status, self._incarnation(node_id))
+        return await self._service.report_health(
+            _name(node_id), _name(health_status, "health_status"), self._incarnation(node_id)
+        )
 
     async def get_node_metrics(self, node_id: str) -> NodeMetrics:
         """What the node has done in its present life, as the orchestrator counted it: a worker's attempts, and the tasks
@@ -184,7 +186,7 @@ class WorkflowNodeRegistry:
         """Assign an open run to a node: its tasks go there while the node is connected and fit, and to any other while it
         is not. Durable; given back when the node's registration ends. False when it was so. Raises RegistryError for an
         unknown run or node, InvalidProtocolStateError for a run that has ended."""
-        key = records.run_key(self._namespace, workflow_type, instance_id)
+        key = records.run_key(self._namespace, _name(workflow_type, "workflow_type"), instance_id)
         return await self._service.assign_run(key, _name(node_id))
 
     async def get_workflow_assignments(self, node_id: str) -> list[WorkflowAssignment]:
@@ -204,7 +206,7 @@ class WorkflowNodeRegistry:
     ) -> None:
         """Register a guest; `beat`: keep it registered."""
         node = node_infos.node_of(node_info, capabilities, self._environment)
-        registration = await self._service.register_node(Registration(node=node, ttl=ttl))
+        registration = await self._service.register_node(Registration(node=node, ttl=_seconds(ttl)))
         before = self._kept.get(node.node_id)
         kept = self._kept[node.node_id] = _Kept(registration)
         if before is not None:
@@ -253,7 +255,13 @@ class WorkflowNodeRegistry:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _name(node_id: str) -> str:
-    if not node_id or not isinstance(node_id, str):
-        raise InvalidArgument("node_id: a name is needed", field="node_id")
-    return node_id
+def _name(text: Any, field: str = "node_id") -> str:
+    if not isinstance(text, str) or not text or not text.isprintable():
+        raise InvalidArgument(f"{field}: a name is needed, not {text!r:.100}", field=field)
+    return text
+
+
+def _seconds(ttl: Any) -> float:
+    if not isinstance(ttl, int | float) or not ttl > 0:
+        raise InvalidArgument(f"ttl_seconds: a number of seconds is needed, not {ttl!r:.100}", field="ttl_seconds")
+    return float(ttl)

@@ -194,6 +194,30 @@ class NodeRegistryConformance:
             await registry.register_node(guest(), [capability("")])
         assert "worker-node-1" not in await ids(registry)
 
+    async def test_what_makes_no_sense_is_refused(self, registry: WorkflowNodeRegistry) -> None:
+        nonsense: list[Any] = [None, 5, "", "\ud800", "\x00"]
+        for bad in nonsense:
+            for asked in (
+                registry.unregister_node(bad),
+                registry.get_node_capabilities(bad),
+                registry.get_node_metrics(bad),
+                registry.get_workflow_assignments(bad),
+                registry.update_node_health(bad, "healthy"),
+                registry.update_node_health("n", bad),
+                registry.assign_workflow_to_node("hold", uuid4(), bad),
+                registry.assign_workflow_to_node(bad, uuid4(), "n"),
+                registry.register_node(guest(bad), []),
+                registry.register_node(guest(host=bad, node_type=bad or "x"), [cast("Any", bad)]),
+            ):
+                with pytest.raises(SPIError):
+                    await asked
+        wrong_times: list[Any] = [0, -1, 1e9, float("nan"), float("inf"), None, "x", []]
+        for ttl in wrong_times:
+            with pytest.raises(SPIError):
+                await registry.base_registry.register_node(guest(), ttl)
+        with pytest.raises(SPIError):
+            await registry.discover_nodes(cast("Any", 5))
+
     async def test_the_id_of_a_worker_or_an_orchestrator_is_taken(
         self, scene: Scene, registry: WorkflowNodeRegistry
     ) -> None:
