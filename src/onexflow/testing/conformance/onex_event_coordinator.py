@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
@@ -18,7 +17,7 @@ from onexflow.engine.protocols.coordinator import WorkflowEventCoordinator
 from onexflow.engine.protocols.event_bus import WorkflowEventBus
 from onexflow.ports.client_link import RunService
 from onexflow.spi import Context, OnexResult, ProtocolWorkflowEventCoordinator, WorkflowEvent
-from onexflow.testing.conformance.onex_event_bus import ORDER, QUICK, Connect, Seen, event, until
+from onexflow.testing.conformance.onex_event_bus import ORDER, BusSuite, Connect, Seen, event, until
 
 FIELDS = ("success", "message", "error", "error_code", "result_data", "timestamp")
 
@@ -76,24 +75,8 @@ class BaseRegistry:
         ]
 
 
-class EventCoordinatorConformance:
+class EventCoordinatorConformance(BusSuite):
     """The contract, member by member."""
-
-    @pytest.fixture
-    async def make(self, connect: Connect) -> AsyncIterator[Connect]:
-        buses: list[WorkflowEventBus] = []
-
-        def make(**options: Any) -> WorkflowEventBus:
-            buses.append(connect(**{"retries": QUICK, **options}))
-            return buses[-1]
-
-        yield make
-        for bus in buses:
-            await bus.close()
-
-    @pytest.fixture
-    def bus(self, make: Connect) -> WorkflowEventBus:
-        return make()
 
     # ---- shape
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -23,7 +22,7 @@ from onexflow.spi import (
     RegistryError,
     WorkflowEvent,
 )
-from onexflow.testing.conformance.onex_event_bus import ORDER, Connect, event, until
+from onexflow.testing.conformance.onex_event_bus import ORDER, BusSuite, Connect, until
 from onexflow.testing.conformance.onex_orchestrator import state_when
 
 
@@ -57,28 +56,8 @@ class Totals:
         return {"told": "by itself"}
 
 
-class ProjectionConformance:
+class ProjectionConformance(BusSuite):
     """register_projection and what is asked of it."""
-
-    @pytest.fixture
-    async def make(self, connect: Connect) -> AsyncIterator[Connect]:
-        buses: list[WorkflowEventBus] = []
-
-        def make(**options: Any) -> WorkflowEventBus:
-            buses.append(connect(**options))
-            return buses[-1]
-
-        yield make
-        for bus in buses:
-            await bus.close()
-
-    @pytest.fixture
-    def bus(self, make: Connect) -> WorkflowEventBus:
-        return make()
-
-    async def numbered(self, bus: WorkflowEventBus, instance: UUID, *numbers: int) -> None:
-        for n in numbers:
-            await bus.publish_workflow_event(event(instance, data={"n": n}))
 
     async def test_it_has_all_that_was_before_and_all_that_is_durable_at_a_call(self, bus: WorkflowEventBus) -> None:
         first, second, totals = uuid4(), uuid4(), Totals()
