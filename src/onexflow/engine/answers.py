@@ -24,13 +24,15 @@ class Answers:
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
-        self._recent: dict[tuple[str, str], RequestRecord] = {}
+        #: With the shard that the answer is written to: what a lost one did not store was never answered.
+        self._recent: dict[tuple[str, str], tuple[RequestRecord, Shard]] = {}
 
     def recent(self, request: ControlRequest) -> ControlOutcome | None:
         """The answer lately given to this request id. Not to be told before it is durable.
 
         Raises InvalidArgument when the id was used with another body."""
-        return _outcome(request, self._recent.get((request.key.namespace, request.request_id)))
+        record, shard = self._recent.get((request.key.namespace, request.request_id), (None, None))
+        return _outcome(request, record if shard is not None and shard.moved is None else None)
 
     async def stored(self, shard: Shard, request: ControlRequest) -> ControlOutcome | None:
         """As `recent`, of any age."""
@@ -46,7 +48,7 @@ class Answers:
         response = msgspec.msgpack.encode(outcome)
         record = RequestRecord(namespace, request_id, _body_hash(request), response, self._store.now())
         shard.pending.requests.append(record)
-        self._recent[namespace, request_id] = record
+        self._recent[namespace, request_id] = record, shard
         if len(self._recent) > self.LIMIT:
             del self._recent[next(iter(self._recent))]
         return True

@@ -33,9 +33,10 @@ from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import open_items, timers_of
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import WorkerSession
+from onexflow.engine.shard import Shard
 from onexflow.engine.tally import Tallies
 from onexflow.engine.timers import Timers
-from onexflow.ports.worker_link import Assignment, AttemptResult, Cancel, Demand, Progress
+from onexflow.ports.worker_link import Assignment, AttemptResult, Cancel, Demand, Progress, ShardEpoch
 from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.attempts")
@@ -63,11 +64,11 @@ class AttemptBook:
     def __init__(self, kernel: Kernel, watch: Watch) -> None:
         self._kernel = kernel
         self._watch = watch
-        self._adopting: list[Attempt] | None = None
         #: What is dispatched now was dispatched before: it goes ahead of what never was.
         self._repeating = False
-        #: Where workers find the orchestrators (told in Welcome).
-        self.known_addresses: tuple[str, ...] = ()
+        #: Where workers find the orchestrators: this one, and the others (told in Welcome).
+        self.address = ""
+        self.others: Callable[[], Iterable[str]] = tuple
         self.attempts: dict[Token, Attempt] = {}
         self.dispatcher = Dispatcher(self._place)
         self.timers = Timers(kernel.store.now, self._fire, _is_resident)
@@ -138,8 +139,8 @@ class AttemptBook:
                 self._watch(item.incarnation, item.worker, member_liveness(item.incarnation), [attempt])
             elif index < run.state.tasks[task].window and run.may_dispatch(task):
                 self._keep(attempt)
-                if self._adopting is not None and attempt.role != "effect":
-                    self._adopting.append(attempt)
+                if run.shard.adopting is not None and attempt.role != "effect":
+                    run.shard.adopting.append(attempt)
                 else:
                     self.dispatcher.enqueue(attempt)
         for timer in timers_of(run):
@@ -147,7 +148,7 @@ class AttemptBook:
 
     def place_anew(self, run: Run) -> None:
         """The run was assigned to a node: what waits for any worker waits for that one now."""
-        if self._adopting is not None:
+        if run.shard.adopting is not None:
             return  # placed when the workers have said what they hold
         for attempt in list(run.attempts.values()):
             if attempt.session is None and not attempt.sent and not attempt.withdrawn:
@@ -156,13 +157,17 @@ class AttemptBook:
                 self._keep(moved)
                 self.dispatcher.enqueue(moved)
 
-    def begin_adoption(self) -> None:
-        """From now on pure attempts of runs read back wait for their workers to say what they hold."""
-        self._adopting = []
+    def claimed(self, shard: Shard) -> None:
+        """The shard is owned from now on: have every worker say what it holds of it. Until they have, pure attempts of
+        runs that are read back wait."""
+        shard.adopting = []
+        for session in self._sessions:
+            session.told.discard(shard.id)
+            session.send(ShardEpoch(shard.id, shard.epoch))
 
-    def end_adoption(self) -> int:
+    def end_adoption(self, shard: Shard) -> int:
         """Dispatch the pure attempts that no worker holds. Returns how many were adopted."""
-        waiting, self._adopting = self._adopting or [], None
+        waiting, shard.adopting = shard.adopting or [], None
         adopted = 0
         for attempt in waiting:
             if attempt.session is not None or attempt.withdrawn:
@@ -170,6 +175,14 @@ class AttemptBook:
             else:
                 self.dispatcher.enqueue(attempt)
         return adopted
+
+    def left(self, shard: Shard) -> None:
+        """The shard is not owned any more: its attempts go on where they are, for its next owner."""
+        for run in shard.runs.values():
+            for attempt in list(run.attempts.values()):
+                self._forget(attempt)
+        for session in self._sessions:
+            session.told.discard(shard.id)
 
     def _keep(self, attempt: Attempt) -> None:
         self.attempts[attempt.token] = attempt
@@ -197,7 +210,7 @@ class AttemptBook:
                     session.cancels.append(token)
                     self._mark(session)
 
-            self._kernel.lane.when_durable(release)
+            self._kernel.lane.when_durable(release, attempt.run.shard)
 
     # ---- placing and sending
 
@@ -214,7 +227,7 @@ class AttemptBook:
         session.inflight[attempt.token] = attempt
         # An orchestration makes calls as soon as it runs: what it was scheduled by must be durable by then.
         if attempt.role == "orchestrator" or run.state.seq - run.durable_seq > SPECULATION:
-            self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error))
+            self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error), run.shard)
         else:
             self._send(attempt, session, None)
         return True
@@ -241,7 +254,7 @@ class AttemptBook:
         started.session = session
         self._keep(started)
         session.inflight[token] = started
-        self._kernel.lane.when_durable(lambda error: self._send(started, session, error))
+        self._kernel.lane.when_durable(lambda error: self._send(started, session, error), run.shard)
         return True
 
     def _send(self, attempt: Attempt, session: WorkerSession, error: Coded | None) -> None:
@@ -342,8 +355,11 @@ class AttemptBook:
     def epochs(self) -> dict[int, int]:
         return {shard.id: shard.epoch for shard in self._kernel.shards.values()}
 
+    def owned(self, number: int) -> Shard | None:
+        return self._kernel.shards.get(number)
+
     def addresses(self) -> tuple[str, ...]:
-        return self.known_addresses
+        return tuple(dict.fromkeys(address for address in (self.address, *self.others()) if address))
 
     def on_progress(self, token: Token, message: Progress) -> None:
         attempt = self.attempts.get(token)
@@ -364,14 +380,17 @@ class AttemptBook:
         self._in_background(self._judge_unknown(session, tokens))
 
     async def _judge_unknown(self, session: WorkerSession, tokens: Sequence[Token]) -> None:
-        await self._kernel.lane.durable()
         unwanted = []
         for token in tokens:
+            shard = self._kernel.shards.get(token.shard)
+            if shard is None:
+                continue  # its owner judges
+            await self._kernel.lane.durable(shard)
             found = await self._find(token)
             item = found.run.state.tasks[found.task].items[found.item] if found is not None else None
             held = self.attempts.get(token)
             awaited = item is not None and item.status == "waiting_for_input"
-            if not awaited and (held is None or held.session is not session):
+            if not awaited and shard.moved is None and (held is None or held.session is not session):
                 unwanted.append(token)
         if unwanted:
             session.send(Cancel(unwanted, "not known to the log"))
@@ -417,7 +436,7 @@ class AttemptBook:
             token, status = result.token, result.status
             attempt = self.attempts.get(token)
             if attempt is None:
-                self._in_background(self._resolve_unknown(session, result))
+                self._on_unknown_result(session, result)
                 continue
             if first is not None and not (
                 status == "completed" and attempt.run is first.run and attempt.task == first.task
@@ -441,16 +460,36 @@ class AttemptBook:
         self._acknowledge(session, answer)
 
     def _acknowledge(self, session: WorkerSession, answer: _Answer) -> None:
+        """Tell the worker, shard by shard where one of them may be lost alone."""
         recorded, discarded = answer.recorded, answer.discarded
         if not recorded and not discarded:
             return
+        numbers = {token.shard for token in recorded}
+        numbers.update(token.shard for token in discarded)
+        shards = [self._kernel.shards[number] for number in numbers if number in self._kernel.shards]
 
         def release(error: Coded | None) -> None:
-            if error is None:
-                shards = {token.shard for token in recorded}
-                session.acknowledge(recorded, discarded, {s: self._kernel.shards[s].durable for s in shards})
+            if error is not None and self._kernel.lane.is_over:
+                return
+            kept, dropped = recorded, discarded
+            if error is not None or len(shards) < len(numbers):
+                mine = {shard.id for shard in shards if shard.lost is None}
+                kept = [token for token in recorded if token.shard in mine]
+                dropped = [token for token in discarded if token.shard in mine]
+            if kept or dropped:
+                offsets = {shard.id: shard.durable for shard in shards}
+                session.acknowledge(kept, dropped, {token.shard: offsets[token.shard] for token in kept})
 
         self._kernel.lane.when_durable(release)
+
+    def _on_unknown_result(self, session: WorkerSession, result: AttemptResult) -> None:
+        shard = self._kernel.shards.get(result.token.shard)
+        if shard is None:
+            return  # the worker keeps it for the shard's owner
+        if shard.early is not None:  # its run may be read back just now
+            shard.early.append(lambda: self.on_results(session, [result]))
+        else:
+            self._in_background(self._resolve_unknown(session, result))
 
     def _complete(
         self,
@@ -509,9 +548,13 @@ class AttemptBook:
 
     async def _resolve_unknown(self, session: WorkerSession, result: AttemptResult) -> None:
         """A result of an attempt that is not in memory: superseded, recorded before, or of a parked run."""
-        await self._kernel.lane.durable()
+        shard = self._kernel.shards.get(result.token.shard)
+        if shard is None:
+            return  # the worker keeps it for the shard's owner
+        await self._kernel.lane.durable(shard)
         answer = _Answer()
         attempt = await self._find(result.token)
+        shard.check()
         if attempt is None:
             self.superseded += 1
             answer.discarded.append(result.token)
@@ -527,7 +570,7 @@ class AttemptBook:
 
     def lose(self, attempt: Attempt, worker: str) -> None:
         """The attempt's worker is dead. What was never sent did not start."""
-        if attempt.withdrawn:
+        if attempt.withdrawn or attempt.run.shard.moved is not None:
             return
         if not attempt.sent:
             self.give_back(attempt)
@@ -538,7 +581,7 @@ class AttemptBook:
 
     def give_back(self, attempt: Attempt) -> None:
         """The attempt never began on its worker (or is pure): dispatch it anew."""
-        if attempt.withdrawn:
+        if attempt.withdrawn or attempt.run.shard.moved is not None:
             return
         self._forget(attempt)
         token = attempt.token
@@ -595,7 +638,7 @@ def _item_of(run: Run, token: Token) -> tuple[int, int] | None:
 
 
 def _is_resident(run: Run) -> bool:
-    return run.shard.runs.get(run.iid) is run
+    return run.shard.moved is None and run.shard.runs.get(run.iid) is run
 
 
 def _loop_time() -> float:

@@ -21,6 +21,7 @@ from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.core.machine import TERMINAL_TASK_STATES, TERMINAL_WORKFLOW_STATES, WORKFLOW_STATES
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.run import Run
+from onexflow.engine.shard import Shard
 from onexflow.ports.client_link import Caller, ControlOutcome, ControlRequest, StartRequest
 from onexflow.spi.exceptions import SPIError
 
@@ -59,7 +60,7 @@ class CallBook:
         number is another call's."""
         store, name, mine = self._kernel.store, _name(caller), digest + key.workflow_type.encode()
         parent = await self._kernel.find(caller.run)
-        exists = await store.find_run(self._kernel.shard_of(key).id, key.to_bytes()) is not None
+        exists = await store.find_run(self._kernel.number_of(key), key.to_bytes()) is not None
         known = await parent.shard.register(store, name)
         # Nothing is awaited from here on.
         self._check_open(parent, caller)
@@ -118,22 +119,23 @@ class CallBook:
     async def close_ended(self) -> None:
         """`close` for every caller that ended before this process began."""
         try:
-            await self._close_ended()
+            for shard in list(self._kernel.shards.values()):
+                await self.close_ended_of(shard)
         except SPIError as error:
             log.warning("calls.not_closed", error=str(error))
 
-    async def _close_ended(self) -> None:
-        for shard in list(self._kernel.shards.values()):
-            last = ""
-            while calls := await self._kernel.store.list_registers(shard.id, _PREFIX, after=last, limit=1):
-                namespace, workflow_type, instance = calls[0].name.split("/")[1:4]
-                caller = RunKey(unquote(namespace), unquote(workflow_type), UUID(instance))
-                last = f"{_of(caller)[:-1]}0"  # "0" comes after "/": past all calls of this caller
-                if await self._is_over(caller):
-                    await self.close(caller)
+    async def close_ended_of(self, shard: Shard) -> None:
+        """`close` for every caller of a shard that ended before the shard was claimed."""
+        last = ""
+        while calls := await self._kernel.store.list_registers(shard.id, _PREFIX, after=last, limit=1):
+            namespace, workflow_type, instance = calls[0].name.split("/")[1:4]
+            caller = RunKey(unquote(namespace), unquote(workflow_type), UUID(instance))
+            last = f"{_of(caller)[:-1]}0"  # "0" comes after "/": past all calls of this caller
+            if await self._is_over(caller):
+                await self.close(caller)
 
     async def _is_over(self, key: RunKey) -> bool:
-        record = await self._kernel.store.find_run(self._kernel.shard_of(key).id, key.to_bytes())
+        record = await self._kernel.store.find_run(self._kernel.number_of(key), key.to_bytes())
         return record is None or WORKFLOW_STATES[record.state] in TERMINAL_WORKFLOW_STATES
 
     async def _cancel(self, key: RunKey, reason: str) -> None:

@@ -22,7 +22,7 @@ class Catalog:
         self._graphs: dict[str, Graph] = {}
 
     async def load(self) -> None:
-        """Read what is stored."""
+        """Read what is stored: by earlier processes, or by other orchestrators."""
         for record in await self._store.load_definitions():
             self._keep(record)
 

@@ -108,6 +108,7 @@ async def _cut_next(
     try:
         await lane.durable()  # the rows are read as the append finds them
         cut = await build_cut(store, shard.id, iid, before_seq)
+        shard.check()
     except BaseException:
         shard.cutting.release()
         raise

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 
 import structlog
 
+from onexflow.core.errors import ShardMoved
 from onexflow.core.turn import SECOND
 from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.kernel import Kernel
@@ -97,9 +99,10 @@ class Housekeeping:
         until = self._kernel.store.now() + int(IDLE_SECONDS * SECOND)
         woken = 0
         for shard in list(self._kernel.shards.values()):
-            for record in await self._kernel.store.due_parked(shard.id, until):
-                if await self._kernel.find_numbered(shard, record.iid) is not None:
-                    woken += 1
+            with suppress(ShardMoved):  # its next owner wakes them
+                for record in await self._kernel.store.due_parked(shard.id, until):
+                    if await self._kernel.find_numbered(shard, record.iid) is not None:
+                        woken += 1
         return woken
 
 

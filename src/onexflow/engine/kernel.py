@@ -7,7 +7,7 @@ clients; what a decision asks for goes to `carry_out`, which the orchestrator se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import structlog
@@ -52,18 +52,31 @@ class Kernel:
         *,
         on_full: Callable[[bool], None],
         on_lost: Callable[[Coded], None],
+        shared: bool = False,
     ) -> None:
+        """`shared`: other orchestrators own shards of this store, and may take those of this one. Else a shard that
+        another one has claimed is the end."""
         self.store = store
         self.catalog = Catalog(store, store.now)
+        self.is_shared = shared
         self.shards: dict[int, Shard] = {}
-        self.lane = CommitLane(store, self.shards.values, on_stored=self._on_stored, on_full=on_full, on_lost=on_lost)
+        #: Shards that are handed over: nothing is decided for them any more, what was decided is still to be stored.
+        self._leaving: dict[int, Shard] = {}
+        self.lane = CommitLane(
+            store,
+            self._to_commit,
+            on_stored=self._on_stored,
+            on_full=on_full,
+            on_lost=on_lost,
+            on_moved=self._on_moved,
+        )
         self._codec = codec
         self._jitter = jitter
         self._shard_count = 0
         self._last_place: tuple[RunKey | None, int] = (None, 0)
         self._recent: dict[int, RecentRuns] = {}
         self._reloads: set[asyncio.Task[Run | None]] = set()
-        self._loading: dict[RunKey, asyncio.Task[Run | None]] = {}
+        self._loading: dict[tuple[Shard, int], asyncio.Task[Run | None]] = {}
         self._queue_lock = asyncio.Lock()
         self._trimmer = Trimmer(store, self.lane)
         #: Called with each decision, after its events are recorded.
@@ -74,38 +87,142 @@ class Kernel:
         self.on_durable: Callable[[Sequence[tuple[Entity, int]]], None] = _ignore
         #: Called when a work queue enters memory by being read back.
         self.on_queue: Callable[[Queue], None] = _ignore
+        #: Called with a shard that was claimed, before anything of it is read back.
+        self.on_claimed: Callable[[Shard], None] = _ignore
+        #: Called once with a shard for which nothing more is decided here; `shard.moved` says why.
+        self.on_left: Callable[[Shard], None] = _ignore
+        #: (owner, address) of a shard that is not owned here, as far as is known.
+        self.locate: Callable[[int], tuple[str, str]] = _nowhere
+        #: Loop time at which the store last confirmed all epochs.
+        self.confirmed_at = 0.0
 
     async def open(self, owner: str) -> None:
-        """Claim every shard (the store's lock, or its epochs, proves that the owner before is gone)."""
+        """Open the store. Claim every shard (the store's lock, or its epochs, proves that the owner before is gone); of
+        a store that is shared, none yet."""
         await self.store.open()
         await self.catalog.load()
         self._shard_count = self.store.shards
-        for shard, epoch, _ in await self.store.owners():
-            claim = await self.store.claim(shard, epoch, owner)
-            if claim is None:
-                raise ShardMoved(f"shard {shard} was claimed by another orchestrator", {"shard": shard})
-            self.shards[shard] = Shard(claim)
-            self._recent[shard] = RecentRuns(self.store.now() if claim.head > 1 else 0)
+        self.confirmed_at = asyncio.get_running_loop().time()
         self.lane.start()
+        if not self.is_shared:
+            for shard, epoch, _ in await self.store.owners():
+                if await self.claim(shard, epoch, owner) is None:
+                    raise ShardMoved(f"shard {shard} was claimed by another orchestrator", {"shard": shard})
 
     async def recover(self) -> int:
         """Read back the runs that were at work. Returns how many."""
+        return sum([await self.recover_shard(shard) for shard in list(self.shards.values())])
+
+    # ---- ownership
+
+    async def claim(self, number: int, epoch: int, owner: str) -> Shard | None:
+        """Claim one shard, if its epoch in the store is still `epoch`; else None. It serves at once; `recover_shard`
+        is still to be called."""
+        claim = await self.store.claim(number, epoch, owner)
+        if claim is None:
+            return None
+        self.drop(number, ShardMoved(f"shard {number} was claimed anew", {"shard": number}))
+        shard = Shard(claim)
+        self.shards[number] = shard
+        self._recent[number] = RecentRuns(self.store.now() if claim.head > 1 else 0)
+        self.on_claimed(shard)
+        return shard
+
+    async def recover_shard(self, shard: Shard) -> int:
+        """Read back the runs of a shard that were at work, then hear what workers have said of it meanwhile. Returns how
+        many. Raises ShardMoved when it was lost meanwhile."""
         count = 0
-        for shard in self.shards.values():
-            hot = await hot_runs(self.store, shard)
-            records = []
-            for record in hot:
-                workflow_type = RunKey.from_bytes(record.key).workflow_type
-                if workflow_type == QUEUE_TYPE:
-                    with suppress(InternalError):  # told; it hurts nothing else
-                        await self._load_queue(shard, record)
-                elif not is_system_type(workflow_type):  # streams are read back when they are asked for
-                    records.append(record)
-            for first in range(0, len(records), READ_TOGETHER):
-                part = records[first : first + READ_TOGETHER]
-                runs = await asyncio.gather(*(self._load(shard, record) for record in part))
-                count += sum(run is not None for run in runs)
+        if self.is_shared:
+            await self.catalog.load()  # what its owner before has registered
+        hot = await hot_runs(self.store, shard)
+        shard.check()
+        records = []
+        for record in hot:
+            key = RunKey.from_bytes(record.key)
+            if key.workflow_type == QUEUE_TYPE:
+                with suppress(InternalError):  # told; it hurts nothing else
+                    await self.queue(key, "")
+            elif not is_system_type(key.workflow_type):  # streams are read back when they are asked for
+                records.append(record)
+        for first in range(0, len(records), READ_TOGETHER):
+            part = records[first : first + READ_TOGETHER]
+            runs = await asyncio.gather(*(self._load(shard, record) for record in part))
+            count += sum(run is not None for run in runs)
+        shard.check()
+        early, shard.early = shard.early or [], None
+        for said in early:
+            said()
         return count
+
+    async def release(self, number: int) -> bool:
+        """Hand a shard over in good order: decide nothing more, store what is decided, and say so in the store: anybody
+        may claim it from then on. False when it was not owned (any more)."""
+        shard = self.shards.get(number)
+        if shard is None:
+            return False
+        self._leave(shard, self._moved(number))
+        self._leaving[number] = shard
+        try:
+            await self.lane.durable(shard)
+            return await self.store.claim(number, shard.epoch, "") is not None
+        except ShardMoved:
+            return False
+        finally:
+            self._leaving.pop(number, None)
+            self._lose(shard)
+
+    def drop(self, number: int, error: Coded) -> None:
+        """Another owner has the shard: what was decided and is not durable never will be."""
+        shard = self.shards.get(number) or self._leaving.get(number)
+        if shard is not None:
+            self._leave(shard, error)
+            self._leaving.pop(number, None)
+            self._lose(shard)
+
+    def _on_moved(self, shard: Shard, error: Coded) -> bool:
+        if not self.is_shared:
+            return False
+        log.warning("shard.fenced", shard=shard.id, epoch=shard.epoch, error=str(error))
+        self.drop(shard.id, error)
+        return True
+
+    def _leave(self, shard: Shard, error: Coded) -> None:
+        if shard.moved is None:
+            shard.moved = error
+            del self.shards[shard.id]
+            del self._recent[shard.id]
+            self._last_place = (None, 0)
+            self.on_left(shard)
+
+    def _lose(self, shard: Shard) -> None:
+        if shard.lost is None:
+            shard.lost = shard.moved
+            self.lane.give_up(shard)
+
+    def _to_commit(self) -> Iterable[Shard]:
+        return [*self.shards.values(), *self._leaving.values()] if self._leaving else self.shards.values()
+
+    async def confirm(self, within: float) -> None:
+        """Have the store confirm, not longer than `within` seconds ago, that the shards here are still this owner's: those
+        that are not are dropped. Who is alone on its store has nothing to ask."""
+        if self.is_shared and asyncio.get_running_loop().time() - self.confirmed_at > within:
+            began = asyncio.get_running_loop().time()
+            self.compare(await self.store.owners(), began)
+
+    def compare(self, owners: Sequence[tuple[int, int, str]], asked_at: float) -> None:
+        """Drop the shards that the store, asked at that loop time, says are another owner's."""
+        for number, epoch, owner in owners:
+            shard = self.shards.get(number)
+            if shard is not None and epoch > shard.epoch:
+                log.warning("shard.taken", shard=number, epoch=shard.epoch, by=owner, at=epoch)
+                self.drop(number, self._moved(number))
+        self.confirmed_at = max(self.confirmed_at, asked_at)
+
+    def _moved(self, number: int) -> ShardMoved:
+        owner, address = self.locate(number)
+        context = {"shard": number, "owner": owner, "address": address}
+        where = f": {owner or 'somebody'} at {address} does" if address else ""
+        return ShardMoved(f"this orchestrator does not own shard {number}{where}", context)
 
     async def abandon(self) -> None:
         """Write nothing more."""
@@ -117,6 +234,11 @@ class Kernel:
         await self.store.close()
 
     @property
+    def owns_all(self) -> bool:
+        """Is this orchestrator the owner of all shards?"""
+        return len(self.shards) == self._shard_count
+
+    @property
     def undurable(self) -> int:
         """Events that are decided and not durable yet."""
         return sum(shard.next - shard.durable for shard in self.shards.values())
@@ -124,11 +246,20 @@ class Kernel:
     # ---- the way to a run
 
     def shard_of(self, key: RunKey) -> Shard:
+        """Raises ShardMoved, with its owner as far as is known, when it is not owned here."""
+        shard_id = self.number_of(key)
+        shard = self.shards.get(shard_id)
+        if shard is None:
+            raise self._moved(shard_id)
+        return shard
+
+    def number_of(self, key: RunKey) -> int:
+        """The number of the key's shard, whoever owns it."""
         last, shard_id = self._last_place
         if last is not key:  # a start asks several times for its one key
             shard_id = shard_of_slot(key.slot, self._shard_count)
             self._last_place = (key, shard_id)
-        return self.shards[shard_id]
+        return shard_id
 
     def resident(self, key: RunKey) -> Run | None:
         """The open run, if it is in memory."""
@@ -165,16 +296,16 @@ class Kernel:
 
     async def _load(self, shard: Shard, record: RunRecord) -> Run | None:
         """Read a run once, however many ask for it. An unreadable one is reported and hurts nothing else."""
-        key = RunKey.from_bytes(record.key)
-        loading = self._loading.get(key)
+        place = shard, record.iid
+        loading = self._loading.get(place)
         if loading is None:
-            loading = asyncio.get_running_loop().create_task(self._read(shard, key, record))
-            self._loading[key] = loading
-            loading.add_done_callback(lambda _: self._loading.pop(key, None))
+            loading = asyncio.get_running_loop().create_task(self._read(shard, RunKey.from_bytes(record.key), record))
+            self._loading[place] = loading
+            loading.add_done_callback(lambda _: self._loading.pop(place, None))
         return await asyncio.shield(loading)
 
     async def _read(self, shard: Shard, key: RunKey, record: RunRecord) -> Run | None:
-        await self.lane.durable()  # its parked row may be on the way
+        await self.lane.durable(shard)  # its parked row may be on the way
         try:
             run = await read_run(self.store, self.catalog, shard, record)
             parked = await self.store.get_parked(shard.id, record.iid)
@@ -183,6 +314,7 @@ class Kernel:
         except Exception as error:  # its events make no sense to this release, in whatever way
             log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
             return None
+        shard.check()
         resident = shard.by_key.get(key)
         if resident is not None:
             return resident
@@ -204,10 +336,11 @@ class Kernel:
         async with self._queue_lock:
             if (queue := shard.queues.get(key)) is not None:
                 return queue
-            await self.lane.durable()
+            await self.lane.durable(shard)
             record = await self.store.find_run(shard.id, key.to_bytes())
             if record is not None:
                 return await self._load_queue(shard, record)
+            shard.check()
             turn = QueueTurn.first(key, name, self.store.now(), self._jitter)
             queue = Queue(shard, shard.next_iid, turn.state, turn.index)
             shard.next_iid += 1
@@ -224,9 +357,15 @@ class Kernel:
             key = RunKey.from_bytes(record.key)
             log.exception("queue.unreadable", queue=str(key), shard=shard.id, iid=record.iid, error=str(error))
             raise InternalError(f"work queue {key} cannot be read back: {error!r}", {"queue": str(key)}) from error
+        shard.check()
         shard.queues[queue.key] = queue
         self.on_queue(queue)
         return queue
+
+    def known_queue(self, key: RunKey) -> Queue | None:
+        """The work queue, if it is in memory."""
+        shard = self.shards.get(self.number_of(key))
+        return shard.queues.get(key) if shard is not None else None
 
     def queues(self) -> Iterator[Queue]:
         """All work queues in memory."""
@@ -276,6 +415,7 @@ class Kernel:
 
         Raises what `decide` raises. A bug in a decision takes the run out of memory: it is read back from the log."""
         shard = run.shard
+        shard.check()
         if run.is_broken:
             raise Unavailable(f"run {run.key} is being read back", {"run": str(run.key)})
         seq = run.state.seq
@@ -306,13 +446,18 @@ class Kernel:
     def _quarantine(self, run: Run) -> None:
         """Its state in memory cannot be trusted: once what was recorded is durable, read it back."""
         run.is_broken = True
-        self.lane.when_durable(lambda error: self._reload(run) if error is None else None)
+        self.lane.when_durable(lambda error: self._reload(run) if error is None else None, run.shard)
 
     def _reload(self, run: Run) -> None:
         run.shard.remove(run)
-        task = asyncio.get_running_loop().create_task(self.find_numbered(run.shard, run.iid))
+        task = asyncio.get_running_loop().create_task(self._read_again(run))
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
+
+    async def _read_again(self, run: Run) -> Run | None:
+        with suppress(ShardMoved):  # its new owner reads it
+            return await self.find_numbered(run.shard, run.iid)
+        return None
 
     def _on_stored(self, runs: Sequence[tuple[Entity, int]]) -> None:
         for run, seq in runs:
@@ -322,8 +467,14 @@ class Kernel:
                 run.shard.remove(run)
             elif isinstance(run, Queue):
                 self._trimmer.on_stored(run)
+        if self._leaving:
+            runs = [(run, seq) for run, seq in runs if run.shard.moved is None]
         self.on_durable(runs)
 
 
 def _ignore(*_: object) -> None:
     """Until the orchestrator sets the real one."""
+
+
+def _nowhere(_: int) -> tuple[str, str]:
+    return "", ""

@@ -5,8 +5,9 @@ delay. What must not be seen before it is durable (replies, acknowledgements, ef
 handed to `when_durable` and released, in order, by the commit that covers it.
 
 Failures: space missing → the same batch again until it fits, and `on_full` refuses new work meanwhile. Unknown outcome
-→ the same batch again: the store compares heads, so it is stored once. Fenced, or a store that says it can no longer be
-trusted → every waiting release gets the error, and `on_lost` ends this owner; nothing is undone in memory.
+→ the same batch again: the store compares heads, so it is stored once. A shard that another owner has claimed → that
+shard alone is given up (`on_moved`), and who waits for it gets the error; the others are stored. A store that can no
+longer be trusted → every waiting release gets the error, and `on_lost` ends this owner; nothing is undone in memory.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import structlog
 
 from onexflow.core.errors import Coded, InternalError, ShardMoved, StoreFull, StoreUnavailable
 from onexflow.engine.shard import Entity, Shard
-from onexflow.ports.event_store import EventStore, ShardAppend
+from onexflow.ports.event_store import AppendOutcome, EventStore, ShardAppend
 
 log = structlog.get_logger("onexflow.lane")
 
 #: Called once: with None when durable, with the error when it never will be.
 Release = Callable[[Coded | None], None]
+#: With the shard that it waits for; None: for all that is decided.
+_Waiting = tuple[Release, Shard | None]
 
 RETRY_SECONDS = 0.25
 
@@ -39,15 +42,21 @@ class CommitLane:
         on_stored: Callable[[Sequence[tuple[Entity, int]]], None],
         on_full: Callable[[bool], None],
         on_lost: Callable[[Coded], None],
+        on_moved: Callable[[Shard, Coded], bool],
     ) -> None:
+        """`on_moved` gives up one shard; False when this owner cannot go on without it."""
         self._store = store
         self._shards = shards
         self._on_stored = on_stored
         self._on_full = on_full
         self._on_lost = on_lost
+        self._on_moved = on_moved
         self._wake = asyncio.Event()
-        self._collecting: list[Release] = []
-        self._in_flight: list[Release] | None = None
+        self._collecting: list[_Waiting] = []
+        self._in_flight: list[_Waiting] | None = None
+        #: Why who waits for everything that was decided waits in vain: a part of it was of a shard given up since.
+        self._spoiled: Coded | None = None
+        self._spoiled_in_flight: Coded | None = None
         self._dirty = False
         self._lost: Coded | None = None
         self._task: asyncio.Task[None] | None = None
@@ -86,6 +95,11 @@ class CommitLane:
         if self._lost is None:
             self._give_up(StoreUnavailable("the orchestrator was ended"), self._in_flight or [])
 
+    @property
+    def is_over(self) -> bool:
+        """It was given up as a whole: nothing becomes durable any more."""
+        return self._lost is not None
+
     def mark(self) -> None:
         """Something was decided: commit it soon."""
         if not self._dirty:
@@ -93,19 +107,22 @@ class CommitLane:
             self._idle.clear()
             self._wake.set()
 
-    def when_durable(self, release: Release) -> None:
-        """Call `release` once everything decided so far is durable: now, if it is."""
-        if self._lost is not None:
-            _tell(release, self._lost)
+    def when_durable(self, release: Release, shard: Shard | None = None) -> None:
+        """Call `release` once everything decided so far is durable: now, if it is. With a `shard`: it is told an error
+        only when that shard is given up; else when any of those is whose decisions it waited with."""
+        error = self._lost or (shard.lost if shard is not None else None)
+        if error is not None:
+            _tell(release, error)
         elif self._dirty:
-            self._collecting.append(release)
+            self._collecting.append((release, shard))
         elif self._in_flight is not None:
-            self._in_flight.append(release)
+            self._in_flight.append((release, shard))
         else:
             _tell(release, None)
 
-    async def durable(self) -> None:
-        """Return when everything decided so far is durable. Raises when it never will be."""
+    async def durable(self, shard: Shard | None = None) -> None:
+        """Return when everything decided so far (for that shard, if one is named) is durable. Raises when it never will
+        be."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def release(error: Coded | None) -> None:
@@ -115,8 +132,15 @@ class CommitLane:
                 else:
                     done.set_exception(error)
 
-        self.when_durable(release)
+        self.when_durable(release, shard)
         await done
+
+    def give_up(self, shard: Shard) -> None:
+        """The shard is lost (`shard.lost` says why): what was decided for it is not stored any more."""
+        if shard.is_in_flight:
+            self._spoiled_in_flight = shard.lost
+        if self._dirty and (shard.is_dirty or shard.is_in_flight):
+            self._spoiled = shard.lost
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -125,12 +149,13 @@ class CommitLane:
             self._wake.clear()
             self._dirty = False
             releases, self._collecting = self._collecting, []
+            self._spoiled, self._spoiled_in_flight = None, self._spoiled
             self._in_flight = releases
             self.pending_since = loop.time()
             try:
-                batch, touched = self._take(loop.time())
-                if batch:
-                    await self._append(batch)
+                touched = self._take(loop.time())
+                if touched:
+                    await self._append(touched)
             except Coded as error:
                 self._give_up(error, releases)
                 return
@@ -144,27 +169,37 @@ class CommitLane:
                 shard.stored(append)
                 self.events += append.next - append.head
             self.commits += 1
-            self._on_stored(self._taken_runs)
-            for release in releases:
-                _tell(release, None)
+            self._stored(self._taken_runs)
+            self._release(releases)
             if not self._dirty:
                 self._idle.set()
 
-    def _take(self, now: float) -> tuple[list[ShardAppend], list[tuple[Shard, ShardAppend]]]:
+    def _stored(self, runs: list[tuple[Entity, int]]) -> None:
+        if self._spoiled_in_flight is not None:
+            runs = [(run, seq) for run, seq in runs if run.shard.lost is None]
+        self._on_stored(runs)
+
+    def _release(self, releases: list[_Waiting]) -> None:
+        spoiled = self._spoiled_in_flight
+        for release, shard in releases:
+            _tell(release, spoiled if shard is None else shard.lost)
+
+    def _take(self, now: float) -> list[tuple[Shard, ShardAppend]]:
         self._taken_runs: list[tuple[Entity, int]] = []
         touched = []
         for shard in self._shards():
             if shard.is_dirty:
                 self._taken_runs += [(run, run.state.seq) for run in shard.pending.runs.values()]
                 touched.append((shard, shard.take(now)))
-        return [append for _, append in touched], touched
+        return touched
 
-    async def _append(self, batch: list[ShardAppend]) -> None:
-        """Send the same batch until all of it is known to be stored."""
+    async def _append(self, parts: list[tuple[Shard, ShardAppend]]) -> None:
+        """Send the same parts until each is known to be stored, or its shard is given up. Removes the latter."""
         full = False
-        while True:
+        left = parts
+        while left:
             try:
-                outcome = await self._store.append(batch)
+                outcome = await self._store.append([append for _, append in left])
             except StoreFull:
                 if not full:
                     full = True
@@ -173,27 +208,38 @@ class CommitLane:
                 if error.context.get("fatal"):
                     raise
             else:
-                for part in batch:
-                    if part.shard not in outcome.stored:
-                        epoch, head = outcome.refused.get(part.shard, (0, 0))
-                        if (epoch, head) != (part.epoch, part.next):
-                            raise ShardMoved(
-                                f"shard {part.shard} has epoch {epoch} and head {head} in the store",
-                                {"shard": part.shard, "epoch": part.epoch, "head": part.head},
-                            )
+                left = [part for part in left if not self._is_settled(*part, outcome)]
                 if full:
+                    full = False
                     self._on_full(False)
-                return
-            await asyncio.sleep(RETRY_SECONDS)
+            left = [part for part in left if part[0].lost is None]
+            if left:
+                await asyncio.sleep(RETRY_SECONDS)
+        parts[:] = [part for part in parts if part[0].lost is None]
 
-    def _give_up(self, error: Coded, releases: list[Release]) -> None:
+    def _is_settled(self, shard: Shard, append: ShardAppend, outcome: AppendOutcome) -> bool:
+        """Is it known what became of this part? Raises when this owner cannot go on."""
+        if append.shard in outcome.stored or shard.lost is not None:
+            return True
+        epoch, head = outcome.refused.get(append.shard, (0, 0))
+        if epoch == append.epoch and head in {append.next, append.head}:
+            return head == append.next  # stored before; else its row was locked: again
+        error = ShardMoved(
+            f"shard {append.shard} has epoch {epoch} and head {head} in the store",
+            {"shard": append.shard, "epoch": append.epoch, "head": append.head},
+        )
+        if epoch <= append.epoch or not self._on_moved(shard, error):
+            raise error  # nobody has claimed it: the store has lost what it acknowledged
+        return True
+
+    def _give_up(self, error: Coded, releases: list[_Waiting]) -> None:
         self._lost = error
         self._in_flight = None
         self._idle.set()
         waiting = [*releases, *self._collecting]
         self._collecting = []
         self._on_lost(error)
-        for release in waiting:
+        for release, _ in waiting:
             _tell(release, error)
 
 

@@ -8,7 +8,7 @@ turn, everything else when `CommitLane` says that it is durable. No task of the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -23,9 +23,12 @@ from onexflow.core.errors import (
     Overloaded,
     RunExists,
     RunFailed,
+    ShardMoved,
     StoreFull,
+    StoreUnavailable,
     UnknownNode,
     UnknownTask,
+    UnknownWorkflowType,
 )
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, instance_of_request
@@ -40,12 +43,13 @@ from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.calls import CallBook
 from onexflow.engine.events.book import EventBook
 from onexflow.engine.housekeeping import Housekeeping
-from onexflow.engine.kernel import Kernel
+from onexflow.engine.kernel import STOP_SECONDS, Kernel
 from onexflow.engine.measures import measure
 from onexflow.engine.node_book import NodeBook
 from onexflow.engine.nodes import node_views, with_health
 from onexflow.engine.observed import Observed
 from onexflow.engine.pins import Pins
+from onexflow.engine.placement import Placement
 from onexflow.engine.queries import FollowListener, Queries
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.queue_bridge import QueueBridge
@@ -53,7 +57,7 @@ from onexflow.engine.records import RecordBook
 from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
-from onexflow.engine.shard import Entity
+from onexflow.engine.shard import Entity, Shard
 from onexflow.engine.tally_store import TallyStore
 from onexflow.ports.client_link import (
     Caller,
@@ -83,6 +87,8 @@ log = structlog.get_logger("onexflow.orchestrator")
 PAYLOAD_LIMIT = 2 * 1024 * 1024
 #: Seconds after a restart in which pure tasks wait for the workers that may still run them.
 ADOPTION_SECONDS = 1.0
+#: A shard that could not be read back is tried again after so long.
+AGAIN_SECONDS = 0.25
 
 #: An append that takes longer is told by the health answer.
 SLOW_APPEND_SECONDS = 1.0
@@ -113,7 +119,9 @@ class Orchestrator:
         lease_ttl: float = 5.0,
         payload_limit: int = PAYLOAD_LIMIT,
         on_fatal: Callable[[Coded], None] | None = None,
+        shared: bool = False,
     ) -> None:
+        """`shared`: several orchestrators own shards of this store."""
         self.orchestrator_id = orchestrator_id
         self.incarnation = incarnation
         self._clock = clock
@@ -121,8 +129,9 @@ class Orchestrator:
         self._registry = registry
         self._payload_limit = payload_limit
         self._on_fatal = on_fatal
-        self._kernel = Kernel(store, codec, ids.random, on_full=self._on_full, on_lost=self._on_lost)
+        self._kernel = Kernel(store, codec, ids.random, on_full=self._on_full, on_lost=self._on_lost, shared=shared)
         self._book = AttemptBook(self._kernel, self._watch)
+        self._book.others = lambda: [member.address for member in registry.members("orchestrator")]
         self._sessions = Sessions(
             self._book,
             orchestrator_id=orchestrator_id,
@@ -166,11 +175,27 @@ class Orchestrator:
             payload_limit=payload_limit,
         )
         self._kernel.on_durable = self._on_durable
+        self._kernel.on_claimed = self._on_claimed
+        self._kernel.on_left = self._on_left
+        self._placement: Placement | None = None
+        if shared:
+            self._placement = Placement(
+                self._kernel,
+                registry,
+                prober,
+                orchestrator_id=orchestrator_id,
+                incarnation=incarnation,
+                lease_ttl=lease_ttl,
+                serve=lambda shard: self._spawn(self._serve(shard)),
+                announce=self._announce_shards,
+            )
+            self._kernel.locate = self._placement.locate
         self._observed = Observed(self._kernel, self._book, self._sessions)
         self._waiters: dict[RunKey, list[WaitReply]] = {}
         self._ended: dict[RunKey, RunOutcome] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._adoption: asyncio.TimerHandle | None = None
+        #: Shards whose workers have still to say what they hold: when that is waited for no longer.
+        self._adoptions: dict[Shard, asyncio.TimerHandle] = {}
         self._is_full = False
         self._lost: Coded | None = None
         self._draining = False
@@ -181,17 +206,15 @@ class Orchestrator:
     async def start(self, *, version: str = "") -> None:
         """Open the store, claim its shards, read back what was at work, register. Workers are accepted afterwards."""
         await self._kernel.open(self.orchestrator_id)
-        self._book.begin_adoption()
         self._queues.start()
         await self.events.start()
-        recovered = await self._kernel.recover()
+        counts = {shard: await self._kernel.recover_shard(shard) for shard in list(self._kernel.shards.values())}
+        for shard, count in counts.items():
+            self._adopt(shard, count)
+        recovered = sum(counts.values())
         self._bridge.start()
         await self.node_registry.load()
         self.node_registry.start()
-        if recovered:
-            self._adoption = asyncio.get_running_loop().call_later(ADOPTION_SECONDS, self._end_adoption)
-        else:
-            self._book.end_adoption()
         self._spawn(self._calls.close_ended())
         log.info("orchestrator.started", shards=len(self._kernel.shards), recovered=recovered)
         self._housekeeping.start()
@@ -208,15 +231,75 @@ class Orchestrator:
         assert self._record is not None, "announce comes after start"
         record = msgspec.structs.replace(self._record, address=address, liveness=liveness)
         self._record = record
-        self._book.known_addresses = (address,) if address else ()
+        self._book.address = address
         await self._registry.register(record)
+        await self._announce_shards()
+        if self._placement is not None:
+            self._placement.start()
+        self._spawn(self._pins.mirror_all())
+
+    async def _announce_shards(self) -> None:
+        assert self._record is not None, "who announces has an address"
         await self._registry.announce(
             [
-                ShardAnnouncement(shard=shard.id, owner=self.orchestrator_id, epoch=shard.epoch, address=address)
+                ShardAnnouncement(
+                    shard=shard.id, owner=self.orchestrator_id, epoch=shard.epoch, address=self._record.address
+                )
                 for shard in self._kernel.shards.values()
             ]
         )
-        self._spawn(self._pins.mirror_all())
+
+    async def _serve(self, shard: Shard) -> None:
+        """A shard was claimed while others are served: read back what was at work, and see to it."""
+
+        async def recover() -> None:
+            self._adopt(shard, await self._kernel.recover_shard(shard))
+
+        try:
+            for duty in (
+                recover,
+                lambda: self.events.claimed(shard),
+                lambda: self._calls.close_ended_of(shard),
+                lambda: self._pins.mirror_all_of(shard),
+            ):
+                await self._insist(shard, duty)
+        except ShardMoved:
+            return
+        log.info("shard.served", shard=shard.id, epoch=shard.epoch)
+
+    async def _insist(self, shard: Shard, duty: Callable[[], Awaitable[None]]) -> None:
+        """Do it until it is done, or the shard is another's."""
+        while True:
+            shard.check()
+            try:
+                await duty()
+            except ShardMoved:
+                raise
+            except SPIError as error:
+                log.warning("shard.not_served_yet", shard=shard.id, error=str(error))
+                await self._clock.sleep(AGAIN_SECONDS)
+            else:
+                return
+
+    async def hand_over(self) -> None:
+        """Give all shards to the other orchestrators, if there may be some; part of a stop in good order. Calls and
+        workers are sent to the new owners."""
+        self._draining = True
+        if self._placement is None:
+            return
+        if self._record is not None:
+            self._record = msgspec.structs.replace(self._record, status="draining")
+            await self._registry.register(self._record)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._placement.hand_over()
+        except TimeoutError:
+            log.error("shards.not_handed_over", shards=len(self._kernel.shards))  # noqa: TRY400 - they are claimed when this one is gone
+
+    @property
+    def shards(self) -> Mapping[int, Shard]:
+        """The shards that are owned now."""
+        return self._kernel.shards
 
     def drain(self) -> None:
         """Take no new starts from now on; what is under way goes on."""
@@ -227,9 +310,13 @@ class Orchestrator:
 
         A store that takes nothing for STOP_SECONDS (full, away) is left as by a kill: what is not durable was told to
         nobody."""
+        if self._lost is None:
+            await self.hand_over()
         self._draining = True
-        if self._adoption is not None:
-            self._adoption.cancel()
+        if self._placement is not None:
+            await self._placement.stop()
+        for adoption in self._adoptions.values():
+            adoption.cancel()
         self._queues.stop(Draining(reason))
         self.events.stop(Draining(reason))
         await self.events.close()
@@ -246,6 +333,7 @@ class Orchestrator:
 
     async def abandon(self) -> None:
         """End at once, as a kill would: what is decided and not durable is given up, those who wait get an error."""
+        self._lost = self._lost or StoreUnavailable("the orchestrator was ended")
         await self._kernel.abandon()
         await self.stop("the orchestrator was ended")
 
@@ -253,20 +341,50 @@ class Orchestrator:
         self._queries.on_durable(entities)
         self.events.on_durable(entities)
 
-    def _on_told(self) -> None:
+    def _adopt(self, shard: Shard, recovered: int) -> None:
+        """So many runs of the shard were read back: wait for the workers that may still run what belongs to them."""
+        if recovered:
+            loop = asyncio.get_running_loop()
+            self._adoptions[shard] = loop.call_later(ADOPTION_SECONDS, self._end_adoption, shard)
+            self._on_told(shard)
+        else:
+            self._book.end_adoption(shard)
+
+    def _on_told(self, shard: Shard) -> None:
         """A worker has said what it holds: once all that are registered have, nothing more can be adopted."""
-        if self._adoption is None:
+        adoption = self._adoptions.get(shard)
+        if adoption is None:
             return
-        told = {s.incarnation for s in self._sessions.by_worker.values() if len(s.told) == len(self._kernel.shards)}
+        told = {s.incarnation for s in self._sessions.by_worker.values() if shard.id in s.told}
         workers = {member.incarnation for member in self._registry.members() if role_of(member.kind)}
         if workers and workers <= told:
-            self._adoption.cancel()
-            self._end_adoption()
+            adoption.cancel()
+            self._end_adoption(shard)
 
-    def _end_adoption(self) -> None:
-        self._adoption = None
-        adopted = self._book.end_adoption()
-        log.info("adoption.ended", adopted=adopted)
+    def _end_adoption(self, shard: Shard) -> None:
+        del self._adoptions[shard]
+        adopted = self._book.end_adoption(shard)
+        log.info("adoption.ended", shard=shard.id, adopted=adopted)
+
+    def _on_claimed(self, shard: Shard) -> None:
+        self._book.claimed(shard)
+        self._queues.claimed()
+
+    def _on_left(self, shard: Shard) -> None:
+        """Nothing more is decided for the shard here: forget it, and send away who waits for it."""
+        assert shard.moved is not None, "it has left"
+        log.info("shard.left", shard=shard.id, epoch=shard.epoch)
+        adoption = self._adoptions.pop(shard, None)
+        if adoption is not None:
+            adoption.cancel()
+        self._book.left(shard)
+        self._sessions.left(shard)
+        self._queues.left(shard)
+        self._queries.look_again()
+        self.events.left(shard)
+        for key in [key for key in self._waiters if self._kernel.number_of(key) == shard.id]:
+            for reply in self._waiters.pop(key):
+                reply(shard.moved)
 
     def _on_full(self, full: bool) -> None:
         self._is_full = full
@@ -309,7 +427,7 @@ class Orchestrator:
             outcome = views.outcome_of(run.key, run.state)
             state = run.state
             calls = any(spec.role == "orchestrator" for spec in run.graph.specs)
-            self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, calls, error))
+            self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, calls, error), run.shard)
 
     def _finish(self, state: RunState, outcome: RunOutcome, calls: bool, error: Coded | None) -> None:
         if error is not None:
@@ -338,8 +456,15 @@ class Orchestrator:
             self._refuse_if_unable()
             if request.caller is not None:
                 request = self._calls.named(request, request.caller)
-            graph = self._graph_for(request)
             key, digest = self._key_of(request)
+            self._kernel.shard_of(key)
+            graph = self._graph_for(request)
+        except UnknownWorkflowType as error:
+            if self._placement is None:
+                reply(error)
+            else:  # it may have been registered through another orchestrator
+                self._in_background(self._start_with(self._kernel.catalog.load(), request, reply, error), reply)
+            return
         except SPIError as error:
             reply(error)
             return
@@ -351,6 +476,16 @@ class Orchestrator:
             self._create(request, graph, key, digest, reply)
         else:
             self._in_background(self._start_known(request, graph, key, digest, reply), reply)
+
+    async def _start_with(
+        self, refresh: Awaitable[None], request: StartRequest, reply: StartReply, unknown: UnknownWorkflowType
+    ) -> None:
+        await refresh
+        try:
+            self._kernel.catalog.record(request.namespace, request.workflow_type, request.version)
+        except UnknownWorkflowType:
+            raise unknown from None
+        self.start_run(request, reply)
 
     def _refuse_if_unable(self) -> None:
         if self._lost is not None:
@@ -434,7 +569,7 @@ class Orchestrator:
             self._observed.begun(key, span, error)
             reply(answer if error is None else error)
 
-        self._kernel.lane.when_durable(begun)
+        self._kernel.lane.when_durable(begun, run.shard)
 
     async def _start_known(
         self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
@@ -443,7 +578,7 @@ class Orchestrator:
         shard = self._kernel.shard_of(key)
         record = None
         while record is None:
-            await self._queries.durable()
+            await self._queries.durable(key)
             record = await self._kernel.store.find_run(shard.id, key.to_bytes())
             if record is None and self._kernel.known_start(key) is None:
                 self._create(request, graph, key, digest, reply)
@@ -481,9 +616,14 @@ class Orchestrator:
         if ended is not None:
             reply(ended)
             return lambda: None
+        try:
+            is_resident = self._kernel.resident(key) is not None
+        except SPIError as error:
+            reply(error)
+            return lambda: None
         replies = self._waiters.setdefault(key, [])
         replies.append(reply)
-        if self._kernel.resident(key) is None:
+        if not is_resident:
             self._in_background(self._wait_absent(key, reply), reply)
 
         def give_up() -> None:
@@ -503,10 +643,10 @@ class Orchestrator:
 
     async def _wait_absent(self, key: RunKey, reply: WaitReply) -> None:
         """The run is not in memory: ended (perhaps not durably yet), parked, or unknown."""
-        await self._queries.durable()
-        if reply not in self._waiters.get(key, ()):
-            return
         try:
+            await self._queries.durable(key)
+            if reply not in self._waiters.get(key, ()):
+                return
             run = await self._kernel.find(key)
         except SPIError as error:
             if self._waits_no_more(key, reply):
@@ -539,7 +679,7 @@ class Orchestrator:
         run = await self._kernel.find(request.key)  # nothing is awaited from here to the decision
         before = before or self._answers.recent(request)
         if before is not None:
-            await self._queries.durable()
+            await self._queries.durable(request.key)
             return before
         command = self._command(run, request)
         meta = {"principal": request.principal} if request.principal else None
@@ -548,7 +688,7 @@ class Orchestrator:
         outcome = ControlOutcome(changed=bool(turn.events), state=state.status, sequence=state.seq)
         if self._answers.keep(run.shard, request, outcome):
             self._kernel.lane.mark()
-        await self._queries.durable()
+        await self._kernel.lane.durable(run.shard)
         if request.action == "assign" and outcome.changed:
             await self._pins.mirror(request.key)
         return outcome

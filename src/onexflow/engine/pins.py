@@ -17,6 +17,7 @@ from onexflow.core.machine import WORKFLOW_STATES
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.queries import Queries
 from onexflow.engine.run import Run
+from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import RegisterRecord
 from onexflow.ports.nodes import AssignmentView
 from onexflow.ports.registry import Assignment, Registry
@@ -102,8 +103,13 @@ class Pins:
 
     async def mirror_all(self) -> None:
         """Show all of them, as a new orchestrator must."""
+        for shard in list(self._kernel.shards.values()):
+            await self.mirror_all_of(shard)
+
+    async def mirror_all_of(self, shard: Shard) -> None:
+        """Show all of a shard, as its new owner must."""
         try:
-            async for pin in self._stored(PREFIX):
+            async for pin in self._stored_in(shard, PREFIX):
                 await self._registry.assign(pin.assignment)
         except SPIError as error:
             log.warning("assignments.not_shown", error=str(error))
@@ -129,13 +135,17 @@ class Pins:
 
     async def _stored(self, prefix: str) -> AsyncIterator[_Pin]:
         for shard in list(self._kernel.shards.values()):
-            after = ""
-            while page := await self._kernel.store.list_registers(shard.id, prefix, after, _PAGE):
-                after = page[-1].name
-                for record in page:
-                    pin = _pin_of(record)
-                    if pin is not None:
-                        yield pin
+            async for pin in self._stored_in(shard, prefix):
+                yield pin
+
+    async def _stored_in(self, shard: Shard, prefix: str) -> AsyncIterator[_Pin]:
+        after = ""
+        while page := await self._kernel.store.list_registers(shard.id, prefix, after, _PAGE):
+            after = page[-1].name
+            for record in page:
+                pin = _pin_of(record)
+                if pin is not None:
+                    yield pin
 
 
 def _pin_of(record: RegisterRecord) -> _Pin | None:

@@ -26,6 +26,8 @@ FollowListener = Callable[[Sequence[EventView] | SPIError | None], None]
 
 #: Events of one message of a follower, and of one page of a history.
 PAGE = 1000
+#: An owner that shares its store reads nothing out when the store has not confirmed its epochs for so long.
+CONFIRMED_SECONDS = 1.5
 
 
 class Queries:
@@ -46,18 +48,22 @@ class Queries:
                 for wake in self._wakes.get(run.key, ()):
                     wake.set()
 
-    async def durable(self) -> None:
-        """Return when everything decided so far is durable. Raises StoreUnavailable when it never will be."""
-        await self._kernel.lane.durable()
+    async def durable(self, key: RunKey) -> None:
+        """Return when everything decided so far for the run's shard is durable, and the shard is certain to be this
+        owner's. Raises StoreUnavailable or ShardMoved when it never will be."""
+        shard = self._kernel.shard_of(key)
+        await self._kernel.lane.durable(shard)
+        await self._kernel.confirm(CONFIRMED_SECONDS)
+        shard.check()
 
     async def describe(self, key: RunKey) -> RunView:
         run = await self._kernel.find(key)
         view = views.view_of(run, self._serves, self._owner)
-        await self.durable()
+        await self.durable(key)
         return view
 
     async def _record(self, key: RunKey) -> RunRecord:
-        await self.durable()
+        await self.durable(key)
         record = await self._kernel.store.find_run(self._kernel.shard_of(key).id, key.to_bytes())
         if record is None or is_system_type(key.workflow_type):
             raise UnknownRun(f"there is no run {key}", {"run": str(key)})
@@ -139,7 +145,8 @@ class Queries:
         wake = asyncio.Event()
         self._wakes.setdefault(key, set()).add(wake)
         try:
-            shard = self._kernel.shard_of(key).id
+            owned = self._kernel.shard_of(key)
+            shard = owned.id
             iid = (await self._record(key)).iid
             graph = await graph_of(self._kernel.store, self._kernel.catalog, shard, iid)
             while True:
@@ -154,6 +161,7 @@ class Queries:
                 await wake.wait()
                 if self._lost is not None:
                     raise self._lost
+                owned.check()
         except SPIError as error:
             listener(error)
         finally:
@@ -164,6 +172,10 @@ class Queries:
     def fail(self, error: Coded) -> None:
         """Nothing more will become durable: tell the followers."""
         self._lost = error
+        self.look_again()
+
+    def look_again(self) -> None:
+        """A shard is not owned any more: have the followers look whether it was theirs."""
         for wakes in self._wakes.values():
             for wake in wakes:
                 wake.set()

@@ -15,16 +15,18 @@ import structlog
 
 from onexflow.core import queue as core
 from onexflow.core.definition import MAX_SECONDS
-from onexflow.core.errors import Coded, InternalError, InvalidArgument
+from onexflow.core.errors import Coded, InternalError, InvalidArgument, ShardMoved
 from onexflow.core.ids import RunKey
 from onexflow.core.queue import QueueTurn, Taker
 from onexflow.core.queue_state import SECOND, STREAMS, TaskSpec, queue_key
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.node_entries import QueueTally
+from onexflow.engine.queries import CONFIRMED_SECONDS
 from onexflow.engine.queue import Queue
 from onexflow.engine.queue_bridge import QueueBridge
 from onexflow.engine.queue_views import figures, queue_tally, task_view, waiting_tasks
 from onexflow.engine.recovery import RecentRuns, id_time_ns
+from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import RequestRecord
 from onexflow.ports.queue import (
     MAX_TASKS,
@@ -74,7 +76,8 @@ class QueueBook:
         self._payload_limit = payload_limit
         self._waiting: dict[RunKey, list[_Waiting]] = {}
         self._timers: dict[RunKey, asyncio.TimerHandle] = {}
-        self._answers: dict[tuple[str, str], RequestRecord] = {}
+        #: With the shard that the answer is written to: what a lost one did not store was never answered.
+        self._answers: dict[tuple[str, str], tuple[RequestRecord, Shard]] = {}
         #: Request ids minted after this that are not in `_answers` are new.
         self._complete_since = 0
         self._unsubscribe: Callable[[], None] | None = None
@@ -84,6 +87,20 @@ class QueueBook:
     def start(self) -> None:
         self._complete_since = self._kernel.store.now() + RecentRuns.AHEAD_NS
         self._unsubscribe = self._registry.subscribe(self._on_member)
+
+    def claimed(self) -> None:
+        """A shard was claimed: what was asked there before is not in memory."""
+        self._complete_since = max(self._complete_since, self._kernel.store.now() + RecentRuns.AHEAD_NS)
+
+    def left(self, shard: Shard) -> None:
+        """A shard is not owned any more: nothing happens to its queues here, and nobody waits for them."""
+        for queue in shard.queues.values():
+            self._bridge.left(queue)
+            if (timer := self._timers.pop(queue.key, None)) is not None:
+                timer.cancel()
+            for one in self._waiting.get(queue.key, ()):
+                if not one.future.done():
+                    one.future.set_exception(shard.moved or ShardMoved())
 
     def stop(self, error: Coded) -> None:
         """Nobody waits any more, and nothing happens by itself."""
@@ -114,13 +131,16 @@ class QueueBook:
                     self._bridge.released(queue, call.task_id)
         else:
             answer = repeated
-        await self._kernel.lane.durable()
+        await self._kernel.lane.durable(queue.shard)
+        await self._kernel.confirm(CONFIRMED_SECONDS)
+        queue.shard.check()
         return answer
 
     # ---- decisions
 
     def _decide(self, queue: Queue, act: Callable[[QueueTurn], Answer]) -> Answer:
         """Decide and record; then hand out what has become free."""
+        queue.shard.check()
         turn = self._kernel.queue_turn(queue)
         try:
             answer = act(turn)
@@ -336,15 +356,19 @@ class QueueBook:
         """The answer that this request id got before. Raises InvalidArgument when it came with another body."""
         if not call.request_id or isinstance(call, GetTask | ListTasks | Measure):
             return None
-        record = self._answers.get((call.namespace, call.request_id))
+        record = self._recent(call)
         if record is None and not self._is_new(call.request_id):
             record = await self._kernel.store.find_request(queue.shard.id, call.namespace, call.request_id)
-            record = self._answers.get((call.namespace, call.request_id), record)
+            record = self._recent(call) or record
         if record is None:
             return None
         if record.body_hash != _body_hash(call):
             raise InvalidArgument("this request_id was used with another body", field="request_id")
         return msgspec.msgpack.decode(record.response, type=Answer)
+
+    def _recent(self, call: AnyCall) -> RequestRecord | None:
+        record, shard = self._answers.get((call.namespace, call.request_id), (None, None))
+        return record if shard is not None and shard.moved is None else None
 
     def _is_new(self, request_id: str) -> bool:
         """Is it certain, without a look-up, that it came never before? Raises InvalidArgument for an id of the future:
@@ -369,7 +393,7 @@ class QueueBook:
         record = RequestRecord(call.namespace, call.request_id, _body_hash(call), msgspec.msgpack.encode(answer), now)
         queue.shard.pending.requests.append(record)
         self._kernel.lane.mark()
-        self._answers[call.namespace, call.request_id] = record
+        self._answers[call.namespace, call.request_id] = record, queue.shard
         if len(self._answers) > RECENT:
             oldest = next(iter(self._answers))
             del self._answers[oldest]

@@ -24,7 +24,7 @@ from onexflow.codec.definitions import dump_definition
 from onexflow.core import queue as core
 from onexflow.core.commands import CancelRun
 from onexflow.core.definition import Role
-from onexflow.core.errors import Coded, RunExists, RunFailed, UnknownWorkflowType, WorkerLost
+from onexflow.core.errors import Coded, RunExists, RunFailed, ShardMoved, UnknownWorkflowType, WorkerLost
 from onexflow.core.ids import QUEUE_CAUSE, QUEUE_RUN, RunKey
 from onexflow.core.payload import NULL, Failure
 from onexflow.core.queue import QueueTurn
@@ -163,7 +163,7 @@ class QueueBridge:
                 for one in held:
                     self._begin(one)
 
-        self._kernel.lane.when_durable(begin)
+        self._kernel.lane.when_durable(begin, queue.shard)
 
     def _wake(self) -> None:
         if not self._waking:
@@ -177,7 +177,7 @@ class QueueBridge:
         now = self._kernel.store.now()
         for key, queue in list(self._ready.items()):
             queue.index.watch(self._watched)
-            is_present = self._kernel.shard_of(key).queues.get(key) is queue
+            is_present = self._kernel.known_queue(key) is queue
             if not is_present or next(queue.index.named_heads(now), None) is None:
                 del self._ready[key]
             elif self._next(queue, now, self._coming) is not None:
@@ -217,7 +217,7 @@ class QueueBridge:
 
     def _queue_of(self, held: _Held) -> Queue | None:
         """Its queue, while the task is held under that lease."""
-        queue = self._kernel.shard_of(held.queue).queues.get(held.queue)
+        queue = self._kernel.known_queue(held.queue)
         task = queue.state.tasks.get(held.number) if queue is not None else None
         return queue if task is not None and task.status == "running" and task.token == held.token else None
 
@@ -360,7 +360,7 @@ class QueueBridge:
             if error is None:
                 self._spawn(self._cancel(held.run, f"task {task_id} of the work queue was ended by somebody else"))
 
-        self._kernel.lane.when_durable(cancel)
+        self._kernel.lane.when_durable(cancel, queue.shard)
 
     async def _cancel(self, run: RunKey, reason: str) -> None:
         try:
@@ -368,19 +368,25 @@ class QueueBridge:
         except SPIError as error:
             log.info("queue.run_not_cancelled", run=str(run), error=str(error))
 
-    def dropped(self, queue: Queue) -> None:
-        """The queue left memory after a failure: read it back if tasks of it are under way."""
+    def left(self, queue: Queue) -> bool:
+        """The queue is not in memory any more. Were tasks of it under way?"""
         self._ready.pop(queue.key, None)
         mine = [held for held in self._held.values() if held.queue == queue.key]
         for held in mine:
             self._forget(held)
-        if mine and self._open:
+        return bool(mine)
+
+    def dropped(self, queue: Queue) -> None:
+        """The queue left memory after a failure: read it back if tasks of it are under way."""
+        if self.left(queue) and self._open:
             self._spawn(self._read_back(queue.key))
 
     async def _read_back(self, key: RunKey) -> None:
         while self._open:
             try:
                 await self._kernel.queue(key, "")  # it exists: its name is in its first event
+            except ShardMoved:
+                return
             except SPIError:
                 await asyncio.sleep(AGAIN_SECONDS)
             else:

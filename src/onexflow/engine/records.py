@@ -298,6 +298,7 @@ class RecordBook:
                 if request_id:
                     answer = msgspec.msgpack.encode(span)
                     record = RequestRecord(key.namespace, request_id, body, answer, self._store.now())
+                    shard.check()
                     shard.pending.requests.append(record)
                     self._kernel.lane.mark()
             first, end = span

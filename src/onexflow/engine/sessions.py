@@ -18,6 +18,7 @@ from onexflow.core.errors import ProtocolViolation, Unavailable
 from onexflow.core.ids import Token
 from onexflow.engine.lifecycle import Lifecycles
 from onexflow.engine.run import Attempt
+from onexflow.engine.shard import Shard
 from onexflow.engine.tally import Tally
 from onexflow.ports.nodes import UNFIT
 from onexflow.ports.registry import Prober, Registry
@@ -70,6 +71,7 @@ class Attempts(Protocol):
     def on_adopted(self, session: WorkerSession, attempt: Attempt) -> None: ...
     def on_unknown(self, session: WorkerSession, tokens: Sequence[Token]) -> None: ...
     def epochs(self) -> dict[int, int]: ...
+    def owned(self, number: int) -> Shard | None: ...
     def addresses(self) -> tuple[str, ...]: ...
 
 
@@ -214,7 +216,7 @@ class Sessions:
         registry: Registry,
         prober: Prober | None,
         lease_ttl: float,
-        on_told: Callable[[], None],
+        on_told: Callable[[Shard], None],
     ) -> None:
         self.hub = hub
         self._orchestrator_id = orchestrator_id
@@ -296,6 +298,12 @@ class Sessions:
 
     def on_held(self, session: WorkerSession, held: Held) -> None:
         """The worker's answer to an epoch: adopt what it runs, take back what never reached it."""
+        shard = self.hub.owned(held.shard)
+        if shard is None or held.epoch != shard.epoch or not session.is_open:
+            return
+        if shard.early is not None:
+            shard.early.append(lambda: self.on_held(session, held))
+            return
         running = set(held.running)
         unknown = []
         orphans = self.orphans.get(session.incarnation, {})
@@ -320,7 +328,7 @@ class Sessions:
         if not orphans:
             self.orphans.pop(session.incarnation, None)
         session.told.add(held.shard)
-        self._on_told()
+        self._on_told(shard)
 
     def on_close(self, session: WorkerSession, *, planned: bool) -> None:
         self._unnamed.discard(session)
@@ -356,9 +364,18 @@ class Sessions:
 
     def ask(self, session: WorkerSession, shards: Iterable[int]) -> None:
         """Have a worker say again what it holds of these shards. One that has not said it yet will, by itself."""
-        epochs = self.hub.epochs()
-        for shard in session.told.intersection(shards):
-            session.send(ShardEpoch(shard, epochs[shard]))
+        for number in session.told.intersection(shards):
+            shard = self.hub.owned(number)
+            if shard is not None:
+                session.send(ShardEpoch(number, shard.epoch))
+
+    def left(self, shard: Shard) -> None:
+        """The shard is not owned any more: what hangs on workers out of sight is its next owner's to see to."""
+        for incarnation, orphans in list(self.orphans.items()):
+            for token in [token for token in orphans if token.shard == shard.id]:
+                del orphans[token]
+            if not orphans:
+                del self.orphans[incarnation]
 
     async def _watch(self, incarnation: str, worker: str, liveness: str) -> None:
         try:

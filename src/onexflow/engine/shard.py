@@ -7,16 +7,18 @@ of the latter (engine.lane).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
 from onexflow.codec.rows import encode_row
+from onexflow.core.errors import Coded
 from onexflow.core.events import Event
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import WORKFLOW_STATE_INDEX
-from onexflow.engine.run import SNAPSHOT_EVERY, Run
+from onexflow.engine.run import SNAPSHOT_EVERY, Attempt, Run
 from onexflow.ports.event_store import (
     CheckpointRecord,
     Cut,
@@ -122,6 +124,14 @@ class Shard:
     """An owned shard and the open runs of it that are in memory."""
 
     def __init__(self, claim: ShardClaim) -> None:
+        #: Why nothing more is decided for it here: it is being handed over, or another owner has claimed it.
+        self.moved: Coded | None = None
+        #: Why what was decided and is not durable never will be.
+        self.lost: Coded | None = None
+        #: What workers have said of it before its runs were read back, in order; None when they are.
+        self.early: list[Callable[[], None]] | None = []
+        #: Pure attempts that wait for the workers to say what they hold; None when they have.
+        self.adopting: list[Attempt] | None = None
         self.id = claim.shard
         self.epoch = claim.epoch
         self.next = self.durable = claim.head
@@ -132,6 +142,7 @@ class Shard:
         self.pending = Pending()
         #: Registers of the append under way.
         self._in_flight: dict[str, RegisterRecord] = {}
+        self.is_in_flight = False
         self._reads: list[_Read] = []
         #: Held while a history of this shard is cut, from reading its rows until the cut is durable (engine.cuts).
         self.cutting = asyncio.Lock()
@@ -156,8 +167,14 @@ class Shard:
         self.runs.pop(run.iid, None)
         self.by_key.pop(run.key, None)
 
+    def check(self) -> None:
+        """Raises ShardMoved when nothing may be decided for it any more."""
+        if self.moved is not None:
+            raise self.moved
+
     def record(self, run: Entity, turn: Decision, meta: dict[str, str] | None = None) -> None:
         """Take a decision's events into the next append. They keep the offsets that the decision gave them."""
+        self.check()
         pending = self.pending
         count = len(turn.events)
         last = pending.segments[-1] if pending.segments else None
@@ -170,6 +187,7 @@ class Shard:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a register with the next append; empty data takes it away. The caller marks the lane."""
+        self.check()
         self.pending.registers[name] = RegisterRecord(name, data)
         for read in self._reads:
             if read.name == name:
@@ -204,11 +222,13 @@ class Shard:
         """What was taken last is durable."""
         self.durable = append.next
         self._in_flight = {}
+        self.is_in_flight = False
 
     def take(self, now: float, *, checkpoint: bool = True) -> ShardAppend:
         """Pack what is pending into one append, and start collecting anew."""
         pending, self.pending = self.pending, Pending()
         self._in_flight = pending.registers
+        self.is_in_flight = True
         head = pending.segments[0].offset if pending.segments else self.next
         rows = [
             Row(offset, len(events), self.epoch, run.iid, seq, encode_row(at, events, meta))

@@ -220,12 +220,14 @@ class Streams:
         """The stream `key` (as its readers know it), or None. Call it with the shard's lock held."""
         entity = stream_key(key)
         known = self._known.pop(entity, None)
-        if known is not None:
+        if known is not None and known.shard.moved is None:
             self._known[entity] = known  # the last used is forgotten last
             return known
         shard = self._kernel.shard_of(entity)
         record = await self._kernel.store.find_run(shard.id, entity.to_bytes())
-        return self._keep(await read_stream(self._kernel.store, shard, record)) if record is not None else None
+        found = await read_stream(self._kernel.store, shard, record) if record is not None else None
+        shard.check()
+        return self._keep(found) if found is not None else None
 
     def create(self, key: RunKey) -> Stream:
         """A new one; it is listed with its first event."""

@@ -12,6 +12,7 @@ from onexflow.core.errors import (
     InvalidArgument,
     InvalidTransition,
     OutOfRange,
+    ShardMoved,
     Unavailable,
     UnknownGroup,
     UnknownTopic,
@@ -32,7 +33,7 @@ from onexflow.engine.events.registers import registers
 from onexflow.engine.events.status import held_by, status_of, view_of
 from onexflow.engine.events.topics import Topics
 from onexflow.engine.kernel import Kernel
-from onexflow.engine.shard import Entity
+from onexflow.engine.shard import Entity, Shard
 from onexflow.engine.stream import Stream, is_stream
 from onexflow.ports.clock import IdSource
 from onexflow.ports.events import (
@@ -75,21 +76,48 @@ class EventBook:
 
     async def start(self) -> None:
         """Know the topics and groups. After the shards are claimed, before anybody is served."""
-        await self._topics.load()
-        for shard in self._kernel.shards:
-            async for name, data in registers(self._kernel, shard, names.GROUPS):
-                namespace, group = names.parts_of(name)
-                config = names.decode(data, GroupConfig)
-                cursors = {number: Cursor(number, 1) for number in self._kernel.shards}
-                seen: list[int] = []
-                for number, stored in await self._kernel.store.find_register(names.position(namespace, group)):
-                    standing = names.decode(stored, Standing)
-                    if standing.born == config.born and number in cursors:
-                        cursors[number].restore(standing)
-                        seen.append(standing.at)
-                reader = self._reader(config.where(namespace), group, config, cursors)
-                reader.seen_at = max(seen, default=config.born)
-                self._groups[namespace, group] = reader
+        for number in list(self._kernel.shards):
+            await self._topics.load(number)
+        for number in list(self._kernel.shards):
+            await self._load_groups(number)
+
+    async def claimed(self, shard: Shard) -> None:
+        """A shard was claimed while others are served: its topics and groups, and where the known groups stand in it."""
+        await self._topics.load(shard.id)
+        await self._load_groups(shard.id)
+        for (namespace, name), reader in list(self._groups.items()):
+            if shard.id in reader.cursors or reader.config is None:
+                continue
+            stored = await self._kernel.store.get_register(shard.id, names.position(namespace, name))
+            standing = names.decode(stored, Standing) if stored else None
+            shard.check()
+            cursor = Cursor(shard.id, 1)
+            if standing is not None and standing.born == reader.config.born:
+                cursor.restore(standing)
+            reader.cursors[shard.id] = cursor
+        for reader in list(self._active):  # who consumes begins again, with the new shard
+            reader.end(ShardMoved(f"shard {shard.id} has come to this orchestrator", {"shard": shard.id}))
+
+    async def _load_groups(self, shard: int) -> None:
+        """Those whose home is that shard."""
+        async for name, data in registers(self._kernel, shard, names.GROUPS):
+            namespace, group = names.parts_of(name)
+            config = names.decode(data, GroupConfig)
+            cursors = {number: Cursor(number, 1) for number in self._kernel.shards}
+            seen: list[int] = []
+            for number, stored in await self._kernel.store.find_register(names.position(namespace, group)):
+                standing = names.decode(stored, Standing)
+                if standing.born == config.born and number in cursors:
+                    cursors[number].restore(standing)
+                    seen.append(standing.at)
+            reader = self._reader(config.where(namespace), group, config, cursors)
+            reader.seen_at = max(seen, default=config.born)
+            self._groups[namespace, group] = reader
+
+    def left(self, shard: Shard) -> None:
+        """The shard is not owned here any more. Who consumes is sent away: it begins again with its owners of now."""
+        for reader in {*self._groups.values(), *self._active}:
+            reader.left(shard)
 
     def stop(self, error: SPIError) -> None:
         """The last word to all consumers."""
@@ -152,6 +180,11 @@ class EventBook:
     def consume(self, request: Consume, listener: ConsumeListener) -> Consumer:
         if self._ended is not None:
             raise self._ended
+        if not self._kernel.owns_all:
+            raise Unavailable(
+                "subscriptions need an orchestrator that owns all shards: those of several are not joined yet",
+                {"owned": len(self._kernel.shards)},
+            )
         check_consume(request)
         reader = self._reader_for(request)
         member = Member(reader, request, listener)

@@ -23,6 +23,7 @@ from onexflow.engine.events.log import Located, Log, matches, size_of
 from onexflow.engine.events.member import Member
 from onexflow.engine.events.names import GroupConfig
 from onexflow.engine.kernel import Kernel
+from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import Tombstone
 from onexflow.ports.events import Begun, Delivery, Done, Filter, Position, Reached
 from onexflow.spi.exceptions import SPIError
@@ -132,6 +133,19 @@ class Reader:
         for member in list(self.members):
             member.tell(error)
             self.leave(member)
+
+    def left(self, shard: Shard) -> None:
+        """The shard is not owned here any more: its next owner goes on from what is stored."""
+        cursor = self.cursors.pop(shard.id, None)
+        error = shard.moved
+        if cursor is None or error is None:
+            return
+        cursor.forget_open()
+        self._dirty.pop(shard.id, None)
+        dones, self._dones = self._dones, []
+        for done in dones:
+            _tell(done, error)
+        self.end(error)
 
     def _rebalance(self) -> None:
         for cursor, member in shares(list(self.cursors.values()), self.members):

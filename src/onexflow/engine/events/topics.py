@@ -25,17 +25,17 @@ def partition_of(key: str, partitions: int) -> int:
 
 
 class Topics:
-    """The topics of one orchestrator, read from their registers when it starts."""
+    """The topics of one orchestrator, read from their registers when a shard is claimed."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._known: dict[tuple[str, str], TopicRecord] = {}
 
-    async def load(self) -> None:
-        for shard in self._kernel.shards:
-            async for name, data in registers(self._kernel, shard, names.TOPICS):
-                namespace, topic = names.parts_of(name)
-                self._known[namespace, topic] = names.decode(data, TopicRecord)
+    async def load(self, shard: int) -> None:
+        """Read those whose home is that shard."""
+        async for name, data in registers(self._kernel, shard, names.TOPICS):
+            namespace, topic = names.parts_of(name)
+            self._known[namespace, topic] = names.decode(data, TopicRecord)
 
     def partitions(self, namespace: str, name: str) -> int:
         known = self._known.get((namespace, name))
@@ -80,7 +80,7 @@ class Topics:
         ]
 
     def _put(self, namespace: str, name: str, record: TopicRecord) -> None:
-        self._known[namespace, name] = record
         shard = self._kernel.shard_of(names.home("topic", namespace, name))
+        self._known[namespace, name] = record
         shard.put(names.topic(namespace, name), names.encode(record))
         self._kernel.lane.mark()

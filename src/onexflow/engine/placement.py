@@ -1,0 +1,252 @@
+"""Which shards this orchestrator owns, of a store that several share (rules 6, 18 and 24 of the protocol).
+
+There is no leader. The store says who owns what; the registry says who is there; rendezvous hashing says, to each member
+alike, whose a shard should be. A shard whose owner is gone, or that was handed over, is claimed by the first in its
+ranking, and when that one does not come, a second later by the next. A shard whose owner lives is moved by that owner
+alone: to members that have been there for a while, one a second, and not while a member drains.
+
+Nothing here is needed for safety: a claim is one compare-and-set in the store, and every append proves its epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
+from typing import Final
+
+import structlog
+
+from onexflow.core.errors import Unavailable
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.shard import Shard
+from onexflow.ports.registry import MemberEvent, NodeRecord, Prober, Registry
+from onexflow.spi.exceptions import SPIError
+
+log = structlog.get_logger("onexflow.placement")
+
+#: Seconds between looks at the peers; and at the store, when nothing else asks for it.
+LOOK_SECONDS: Final = 0.2
+CONFIRM_SECONDS: Final = 1.0
+#: Refused connections in a row that prove a peer's death.
+PROOFS: Final = 2
+#: A member that has come is given shards after so long.
+SETTLED_SECONDS: Final = 10.0
+#: Seconds between shards that are handed over while their owner goes on.
+MOVE_SECONDS: Final = 1.0
+#: Seconds that each member lower in a shard's ranking leaves to those above it.
+RANK_SECONDS: Final = 1.0
+#: Beyond the lease: the time that members have for registering again with a registry that has come back empty.
+REGISTER_SECONDS: Final = 3.0
+
+
+def ranking(shard: int, members: Sequence[str]) -> list[str]:
+    """The members in the order in which the shard should be theirs (rendezvous hashing): a member that comes or goes
+    changes only what it gets or had."""
+    return sorted(members, key=lambda member: blake2b(f"{shard}/{member}".encode(), digest_size=8).digest())
+
+
+class Placement:
+    """Claims and hands over. `serve` is called with each shard that was claimed, and reads it back."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        registry: Registry,
+        prober: Prober | None,
+        *,
+        orchestrator_id: str,
+        incarnation: str,
+        lease_ttl: float,
+        serve: Callable[[Shard], None],
+        announce: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._kernel = kernel
+        self._registry = registry
+        self._prober = prober
+        self._me = orchestrator_id
+        self._incarnation = incarnation
+        self._patience = lease_ttl + REGISTER_SECONDS
+        self._serve = serve
+        self._announce = announce
+        #: (epoch, owner) as the store said last.
+        self._owners: dict[int, tuple[int, str]] = {}
+        #: Loop time at which a member (by incarnation) was seen first; refused probes of it, in a row.
+        self._seen_at: dict[str, float] = {}
+        self._refused: dict[str, int] = {}
+        self._ever_seen: set[str] = set()
+        #: Loop time since when a shard (at that epoch) has had no living owner.
+        self._free_since: dict[tuple[int, int], float] = {}
+        self._asked_at = self._moved_at = self._began_at = 0.0
+        self._is_stale = True
+        self._announced: frozenset[tuple[int, int]] = frozenset()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        """From now on shards are claimed. After this orchestrator has been registered."""
+        self._began_at = asyncio.get_running_loop().time()
+        self._unsubscribe = self._registry.subscribe(self._on_member)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="placement")
+
+    async def stop(self) -> None:
+        """Claim and move nothing more. Idempotent."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def hand_over(self) -> None:
+        """Give all shards to the others."""
+        await self.stop()
+        await asyncio.gather(*(self._release(number) for number in list(self._kernel.shards)))
+        await self._tell()
+
+    def locate(self, number: int) -> tuple[str, str]:
+        """(owner, address) of a shard of another orchestrator, as far as is known."""
+        owner = self._owners.get(number, (0, ""))[1]
+        if owner in {"", self._me}:
+            return "", ""
+        return owner, next((one.address for one in self._peers() if one.node_id == owner), "")
+
+    # ---- the loop
+
+    def _on_member(self, event: MemberEvent) -> None:
+        if event.record.kind == "orchestrator":
+            self._is_stale = True
+            self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except SPIError as error:
+                log.warning("placement.failed", error=str(error))
+            except Exception:
+                log.exception("placement.failed")
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        await self._probe()
+        began = loop.time()
+        if self._is_stale or self._free_since or began - self._asked_at >= CONFIRM_SECONDS:
+            owners = await self._kernel.store.owners()
+            self._asked_at, self._is_stale = began, False
+            self._owners = {number: (epoch, owner) for number, epoch, owner in owners}
+            self._kernel.compare(owners, began)
+            await self._claim_free(began)
+        if began - self._moved_at >= MOVE_SECONDS:
+            await self._move_one(began)
+        await self._tell()
+
+    def _peers(self) -> list[NodeRecord]:
+        return [
+            one for one in self._registry.members("orchestrator")
+            if one.incarnation != self._incarnation and one.node_id != self._me
+        ]  # fmt: skip
+
+    async def _probe(self) -> None:
+        """Learn who is there, and who is proven dead."""
+        now = asyncio.get_running_loop().time()
+        peers = self._peers()
+        for peer in peers:
+            self._seen_at.setdefault(peer.incarnation, now)
+            self._ever_seen.add(peer.node_id)
+        present = {peer.incarnation for peer in peers}
+        for gone in [incarnation for incarnation in self._seen_at if incarnation not in present]:
+            del self._seen_at[gone]
+            self._refused.pop(gone, None)
+        if self._prober is not None:
+            await asyncio.gather(*(self._probe_one(peer, self._prober) for peer in peers if peer.liveness))
+
+    async def _probe_one(self, peer: NodeRecord, prober: Prober) -> None:
+        try:
+            answer = await prober.probe(peer.liveness)
+        except Unavailable:
+            return  # silence proves nothing
+        if answer == peer.incarnation:
+            if self._refused.pop(peer.incarnation, 0) >= PROOFS:
+                self._seen_at[peer.incarnation] = asyncio.get_running_loop().time()  # as if it had come now
+            return
+        count = self._refused[peer.incarnation] = self._refused.get(peer.incarnation, 0) + 1
+        if count == PROOFS:
+            self._is_stale = True
+            log.warning("peer.refused", peer=peer.node_id, incarnation=peer.incarnation)
+
+    def _living(self) -> list[NodeRecord]:
+        """The other members but those that are proven dead. When none of several answers, it is this process that is cut
+        off: then nothing is proven."""
+        peers = self._peers()
+        living = [peer for peer in peers if self._refused.get(peer.incarnation, 0) < PROOFS]
+        return peers if len(peers) > 1 and not living else living
+
+    # ---- claims
+
+    async def _claim_free(self, now: float) -> None:
+        living = self._living()
+        members = [peer.node_id for peer in living if peer.status == "ready"] + [self._me]
+        names = {peer.node_id for peer in living}
+        free: dict[tuple[int, int], float] = {}
+        for number, (epoch, owner) in self._owners.items():
+            if number in self._kernel.shards or owner in names:
+                continue
+            since = free[number, epoch] = self._free_since.get((number, epoch), now)
+            if owner not in {"", self._me} and not self._is_gone(owner, now):
+                continue
+            rank = 0 if owner == self._me else ranking(number, members).index(self._me)
+            if now - since >= rank * RANK_SECONDS:
+                await self._claim(number, epoch, owner)
+                free.pop((number, epoch))
+        self._free_since = free
+
+    def _is_gone(self, owner: str, now: float) -> bool:
+        """Is an owner that is no member dead? One that was never seen may be about to register: a registry that has just
+        come back, empty, is evidence of nothing."""
+        return owner in self._ever_seen or now - self._began_at >= self._patience
+
+    async def _claim(self, number: int, epoch: int, owner: str) -> None:
+        shard = await self._kernel.claim(number, epoch, self._me)
+        if shard is None:
+            self._is_stale = True  # somebody was faster
+            return
+        self._owners[number] = (shard.epoch, self._me)
+        log.info("shard.claimed", shard=number, epoch=shard.epoch, before=owner)
+        self._serve(shard)
+
+    # ---- moves
+
+    async def _move_one(self, now: float) -> None:
+        """Hand over one shard that should be another's."""
+        peers = self._living()
+        if any(peer.status == "draining" for peer in self._peers()):
+            return
+        settled = [peer.node_id for peer in peers if now - self._seen_at.get(peer.incarnation, now) >= SETTLED_SECONDS]
+        for number, shard in self._kernel.shards.items():
+            if shard.early is None and ranking(number, [*settled, self._me])[0] != self._me:
+                self._moved_at = now
+                await self._release(number)
+                return
+
+    async def _release(self, number: int) -> None:
+        try:
+            if await self._kernel.release(number):
+                log.info("shard.handed_over", shard=number)
+        except SPIError as error:  # its next owner claims it when this one is gone
+            log.warning("shard.not_handed_over", shard=number, error=str(error))
+
+    async def _tell(self) -> None:
+        """Announce what is owned, when that has changed."""
+        owned = frozenset((shard.id, shard.epoch) for shard in self._kernel.shards.values())
+        if owned != self._announced:
+            await self._announce()
+            self._announced = owned

@@ -1,0 +1,404 @@
+"""Several orchestrators over one store in one process, for tests in virtual time: kill, freeze and stop them, add others.
+
+    async with MultiCluster(seed=1) as cluster:
+        for name in ("a", "b", "c"):
+            await cluster.add_orchestrator(name)
+        await cluster.add_worker(worker)
+        key = await cluster.start("order", {"order_id": "A1"})
+        await cluster.kill("a")
+        assert await cluster.result(key) == {"ok": True}
+
+Calls go to the owner of the run, as the store has it, and are repeated as the client library would. At the end of a
+block that raised nothing the store's log is audited, and no append may have been accepted out of turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeVar, cast
+from uuid import UUID
+
+from onexflow.audit import audit
+from onexflow.codec.definitions import dump_definition
+from onexflow.codec.payload import JsonCodec, decode_value, encode_value
+from onexflow.core.definition import WorkflowDefinition
+from onexflow.core.errors import Coded, DeadlineExceeded, RunFailed, StoreUnavailable, Unavailable
+from onexflow.core.ids import RunKey, shard_of_slot
+from onexflow.engine.orchestrator import Orchestrator
+from onexflow.ports.client_link import ControlRequest, EventView, RunOutcome, StartOutcome, StartRequest
+from onexflow.ports.event_store import EventStore
+from onexflow.ports.registry import NodeRecord, kind_of
+from onexflow.ports.worker_link import ROLES, Role
+from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
+from onexflow.spi.exceptions import SPIError
+from onexflow.storage.memory import MemoryStore
+from onexflow.testing.clock import SeededIds, VirtualClock
+from onexflow.testing.links import InProcessStream
+from onexflow.worker.handlers import Worker
+from onexflow.worker.runtime import WorkerRuntime
+
+T = TypeVar("T")
+
+_BEAT_SECONDS: Final = 0.5
+_RETRY_SECONDS: Final = 0.05
+#: How long a call is repeated, in virtual seconds.
+PATIENCE: Final = 120.0
+
+
+class MemberStore:
+    """One member's way to the store: calls wait while the member is frozen, and fail once it is dead."""
+
+    def __init__(self, inner: EventStore) -> None:
+        self._inner = inner
+        self._runs = asyncio.Event()
+        self._runs.set()
+        self.is_dead = False
+        #: (shard, epoch) of each part of an append that was accepted, and loop time.
+        self.accepted: list[tuple[float, int, int]] = []
+        #: Parts that were refused as another's.
+        self.rejected = 0
+
+    def freeze(self) -> None:
+        self._runs.clear()
+
+    def thaw(self) -> None:
+        self._runs.set()
+
+    async def _turn(self) -> None:
+        await self._runs.wait()
+        if self.is_dead:
+            raise StoreUnavailable("the process is dead", {"fatal": True})
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not inspect.iscoroutinefunction(found) or name == "close":
+            return found
+
+        async def guarded(*arguments: Any, **named: Any) -> Any:
+            await self._turn()
+            answer = await found(*arguments, **named)
+            if name == "append":
+                now = asyncio.get_running_loop().time()
+                parts = [part for part in arguments[0] if part.shard in answer.stored]
+                self.accepted.extend((now, part.shard, part.epoch) for part in parts)
+                self.rejected += len(answer.refused)
+            await self._turn()  # what a frozen process asked for before is answered later
+            return answer
+
+        return guarded
+
+
+class MemberRegistry(MemoryRegistry):
+    """One member's registry: a frozen process renews nothing."""
+
+    is_frozen = False
+
+    def beat(self) -> None:
+        if not self.is_frozen:
+            super().beat()
+
+
+class ClusterMember:
+    """One orchestrator process."""
+
+    def __init__(self, engine: Orchestrator, registry: MemberRegistry, store: MemberStore) -> None:
+        self.engine = engine
+        self.registry = registry
+        self.store = store
+        self.state: Literal["running", "frozen", "dead"] = "running"
+
+    @property
+    def id(self) -> str:
+        return self.engine.orchestrator_id
+
+
+class MultiWorker:
+    """One worker process, with a stream to each orchestrator."""
+
+    def __init__(self, runtime: WorkerRuntime, registry: MemoryRegistry) -> None:
+        self.runtime = runtime
+        self.registry = registry
+        self.streams: dict[str, InProcessStream] = {}
+        self.is_dead = False
+
+
+class _Prober:
+    """Liveness addresses are incarnations."""
+
+    def __init__(self, cluster: MultiCluster) -> None:
+        self._cluster = cluster
+
+    async def probe(self, address: str) -> str | None:
+        for member in self._cluster.lives:
+            if member.engine.incarnation == address and member.state != "dead":
+                if member.state == "frozen":
+                    raise Unavailable(f"no answer from {address}")
+                return address
+        alive = any(w.runtime.incarnation == address and not w.is_dead for w in self._cluster.workers.values())
+        return address if alive else None
+
+
+class MultiCluster:
+    """Any number of orchestrators and workers over one memory store."""
+
+    def __init__(self, *, seed: int = 0, shards: int = 8, namespace: str = "default") -> None:
+        self.clock = VirtualClock()
+        self.ids = SeededIds(seed)
+        self.store = MemoryStore(self.clock, shards)
+        self.namespace = namespace
+        self.hub = MemoryRegistryHub(self.clock)
+        #: By name; `lives` also has those that have ended.
+        self.members: dict[str, ClusterMember] = {}
+        self.lives: list[ClusterMember] = []
+        self.workers: dict[str, MultiWorker] = {}
+        self.fatal: list[Coded] = []
+        self._beating: asyncio.Task[None] | None = None
+
+    # ---- life
+
+    async def __aenter__(self) -> Self:
+        await self.store.open()
+        self._beating = asyncio.get_running_loop().create_task(self._beat())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self.workers.values():
+            await worker.runtime.close()
+            await worker.registry.close()
+        for name in list(self.members):
+            await (self.kill(name) if error is not None else self.stop(name))
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+        if error is None:
+            report = await audit(self.store)
+            assert report.is_consistent, "the log is not consistent:\n" + "\n".join(map(str, report.findings[:20]))
+            self.check_fencing()
+        await self.store.close()
+
+    def check_fencing(self) -> None:
+        """Raise AssertionError when an append was accepted after one of a later epoch of its shard."""
+        accepted = sorted((at, shard, epoch) for member in self.lives for at, shard, epoch in member.store.accepted)
+        newest: dict[int, int] = {}
+        for at, shard, epoch in accepted:
+            assert epoch >= newest.get(shard, 0), (
+                f"shard {shard}: epoch {epoch} was accepted at {at} after {newest[shard]}"
+            )
+            newest[shard] = epoch
+
+    async def _beat(self) -> None:
+        while True:
+            for worker in self.workers.values():
+                if not worker.is_dead:
+                    worker.registry.beat()
+            await self.clock.sleep(_BEAT_SECONDS)
+
+    # ---- orchestrators
+
+    async def add_orchestrator(self, name: str) -> ClusterMember:
+        registry = MemberRegistry(self.hub)
+        await registry.start()
+        store = MemberStore(self.store)
+        incarnation = f"{name}.{len(self.lives) + 1}"
+        engine = Orchestrator(
+            cast("EventStore", store),
+            registry,
+            clock=self.clock,
+            ids=self.ids,
+            codec=JsonCodec(),
+            orchestrator_id=name,
+            incarnation=incarnation,
+            prober=_Prober(self),
+            on_fatal=self.fatal.append,
+            shared=True,
+        )
+        member = ClusterMember(engine, registry, store)
+        await engine.start()
+        self.members[name] = member
+        self.lives.append(member)
+        await engine.announce(f"{name}:7411", incarnation)
+        for worker in self.workers.values():
+            self.connect(worker, member)
+        return member
+
+    async def kill(self, name: str) -> None:
+        """`kill -9`: nothing is said, nothing more is stored, the port refuses."""
+        member = self.members.pop(name)
+        member.state = "dead"
+        member.store.is_dead = True
+        member.store.thaw()
+        for worker in self.workers.values():
+            if (stream := worker.streams.pop(name, None)) is not None:
+                stream.cut_worker_side()
+        await member.engine.abandon()
+        await member.registry.crash()
+
+    async def stop(self, name: str) -> None:
+        """SIGTERM: its shards are handed over."""
+        member = self.members[name]
+        await member.engine.hand_over()
+        del self.members[name]
+        await member.engine.stop()
+        for worker in self.workers.values():
+            worker.streams.pop(name, None)
+        await member.registry.close()
+        member.state = "dead"
+
+    def freeze(self, name: str) -> None:
+        """SIGSTOP: it does nothing, and what is sent to it waits."""
+        member = self.members[name]
+        member.state = "frozen"
+        member.store.freeze()
+        member.registry.is_frozen = True
+        for worker in self.workers.values():
+            if (stream := worker.streams.get(name)) is not None:
+                stream.held = True
+
+    def thaw(self, name: str) -> None:
+        """SIGCONT."""
+        member = self.members[name]
+        member.state = "running"
+        member.registry.is_frozen = False
+        member.store.thaw()
+        for worker in self.workers.values():
+            if (stream := worker.streams.get(name)) is not None:
+                stream.release()
+
+    # ---- workers
+
+    async def add_worker(self, worker: Worker, name: str = "", *, slots: dict[Role, int] | None = None) -> MultiWorker:
+        number = len(self.workers) + 1
+        name = name or f"worker-{number}"
+        incarnation = f"{name}.{number}"
+        runtime = WorkerRuntime(
+            worker, worker_id=name, incarnation=incarnation, clock=self.clock, slots=slots, liveness=incarnation
+        )
+        registry = MemoryRegistry(self.hub)
+        await registry.start()
+        runtime.open()
+        for role in ROLES:
+            handlers = tuple(handler.name for handler in worker.handlers if handler.role == role)
+            if handlers:
+                await registry.register(
+                    NodeRecord(
+                        kind=kind_of(role), node_id=name, incarnation=incarnation, liveness=incarnation,
+                        handlers=handlers, started_at=self.clock.now(),
+                    )
+                )  # fmt: skip
+        added = self.workers[name] = MultiWorker(runtime, registry)
+        for member in self.members.values():
+            self.connect(added, member)
+        await runtime.initialize()
+        return added
+
+    def connect(self, worker: MultiWorker, member: ClusterMember) -> None:
+        worker.streams[member.id] = InProcessStream(member.engine.accept_worker, worker.runtime)
+
+    # ---- calls
+
+    def number_of(self, key: RunKey) -> int:
+        """The shard of a run."""
+        return shard_of_slot(key.slot, self.store.shards)
+
+    async def owner_of(self, number: int) -> ClusterMember | None:
+        """The member that the store says owns a shard."""
+        owner = next(owner for shard, _, owner in await self.store.owners() if shard == number)
+        return self.members.get(owner)
+
+    async def owned(self) -> dict[str, list[int]]:
+        """The shards of each member, as the store has them."""
+        found: dict[str, list[int]] = {}
+        for shard, _, owner in await self.store.owners():
+            found.setdefault(owner, []).append(shard)
+        return found
+
+    async def settled(self) -> None:
+        """Return when every shard has a running owner that has read it back."""
+        async with asyncio.timeout(PATIENCE):
+            while not await self._is_settled():
+                await self.clock.sleep(_RETRY_SECONDS)
+
+    async def _is_settled(self) -> bool:
+        for shard, epoch, owner in await self.store.owners():
+            member = self.members.get(owner)
+            held = member.engine.shards.get(shard) if member is not None and member.state == "running" else None
+            if held is None or held.epoch != epoch or held.early is not None:
+                return False
+        return True
+
+    async def call(self, key: RunKey, work: Callable[[Orchestrator], Awaitable[T]]) -> T:
+        """Ask the run's owner; again when that is another, or does not answer."""
+        last: BaseException | None = None
+        end = self.clock.monotonic() + PATIENCE
+        while self.clock.monotonic() < end:
+            member = await self.owner_of(self.number_of(key))
+            if member is not None and member.state == "running":
+                try:
+                    async with asyncio.timeout(5.0):
+                        return await work(member.engine)
+                except (Unavailable, TimeoutError) as error:
+                    last = error
+            await self.clock.sleep(_RETRY_SECONDS)
+        raise DeadlineExceeded(f"nobody answers for {key}: {last!r}")
+
+    async def register(self, definition: WorkflowDefinition) -> None:
+        """With all members, as every one keeps a catalog."""
+        for member in self.members.values():
+            await member.engine.register_definition(self.namespace, dump_definition(definition))
+
+    async def start(self, workflow_type: str, input: Any = None, **fields: Any) -> RunKey:
+        """Start a run, durably."""
+        instance: UUID = fields.pop("instance_id", None) or self.ids.uuid()
+        request = StartRequest(
+            namespace=self.namespace,
+            workflow_type=workflow_type,
+            input=encode_value(input),
+            instance_id=instance,
+            **fields,
+        )
+
+        async def ask(engine: Orchestrator) -> StartOutcome:
+            answer: asyncio.Future[StartOutcome | SPIError] = asyncio.get_running_loop().create_future()
+            engine.start_run(request, lambda outcome: answer.done() or answer.set_result(outcome))
+            return _value(await answer)
+
+        key = RunKey(self.namespace, workflow_type, instance)
+        return (await self.call(key, ask)).key
+
+    async def wait(self, key: RunKey) -> RunOutcome:
+        """How the run ended, once it has."""
+
+        async def ask(engine: Orchestrator) -> RunOutcome:
+            answer: asyncio.Future[RunOutcome | SPIError] = asyncio.get_running_loop().create_future()
+            give_up = engine.wait_run(key, lambda outcome: answer.done() or answer.set_result(outcome))
+            try:
+                return _value(await answer)
+            finally:
+                give_up()
+
+        return await self.call(key, ask)
+
+    async def result(self, key: RunKey) -> Any:
+        """The run's decoded result, once it has ended. Raises RunFailed when it has none."""
+        outcome = await self.wait(key)
+        if outcome.result is None:
+            error = outcome.error
+            raise RunFailed(error.message if error else outcome.state, {"state": outcome.state})
+        return decode_value(outcome.result)
+
+    async def history(self, key: RunKey) -> list[EventView]:
+        return list(await self.call(key, lambda engine: engine.read_history(key, 1, 1000)))
+
+    async def control(self, request: ControlRequest) -> Any:
+        return await self.call(request.key, lambda engine: engine.control(request))
+
+
+def _value(answer: T | SPIError) -> T:
+    if isinstance(answer, SPIError):
+        raise answer
+    return answer

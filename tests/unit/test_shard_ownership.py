@@ -1,0 +1,206 @@
+"""Several orchestrators over one store: who owns what, what becomes of runs when owners die, freeze, come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from onexflow.codec.payload import encode_value
+from onexflow.core.builder import WorkflowBuilder, workflow
+from onexflow.core.errors import ShardMoved
+from onexflow.core.ids import RunKey
+from onexflow.engine.placement import MOVE_SECONDS, SETTLED_SECONDS, ranking
+from onexflow.ports.client_link import StartRequest
+from onexflow.testing.clock import virtual_time
+from onexflow.testing.multi_cluster import MultiCluster
+from support.engine_kit import Script, single, until
+
+
+def chain() -> WorkflowBuilder:
+    flow = workflow("chain")
+    flow.effect("first", handler="charge")
+    flow.compute("second", handler="calc", after="first")
+    flow.effect("third", handler="send", after="second")
+    return flow
+
+
+async def three(cluster: MultiCluster, script: Script, *flows: WorkflowBuilder, workers: int = 2) -> None:
+    for name in ("a", "b", "c"):
+        await cluster.add_orchestrator(name)
+    for flow in flows:
+        await cluster.register(flow.build())
+    for number in range(1, workers + 1):
+        await cluster.add_worker(script.worker(f"w{number}"), f"w{number}")
+    await spread(cluster)
+
+
+async def spread(cluster: MultiCluster) -> None:
+    """Return when every shard is where it should be."""
+    async with asyncio.timeout(120):
+        while True:
+            await cluster.settled()
+            owned = await cluster.owned()
+            names = [name for name, member in cluster.members.items() if member.state == "running"]
+            if all(ranking(shard, names)[0] == owner for owner, shards in owned.items() for shard in shards):
+                return
+            await cluster.clock.sleep(0.2)
+
+
+async def key_owned_by(cluster: MultiCluster, name: str) -> RunKey:
+    """A key for a new run in a shard of that member."""
+    owned = (await cluster.owned())[name]
+    while True:
+        key = RunKey(cluster.namespace, "chain", cluster.ids.uuid())
+        if cluster.number_of(key) in owned:
+            return key
+
+
+async def start_at(cluster: MultiCluster, name: str, workflow_type: str = "chain") -> RunKey:
+    key = await key_owned_by(cluster, name)
+    while cluster.number_of(key._replace(workflow_type=workflow_type)) not in (await cluster.owned())[name]:
+        key = key._replace(instance_id=cluster.ids.uuid())
+    return await cluster.start(workflow_type, 1, instance_id=key.instance_id)
+
+
+@virtual_time
+async def test_the_first_orchestrator_owns_all_and_those_that_join_get_their_share_slowly() -> None:
+    async with MultiCluster() as cluster:
+        await cluster.add_orchestrator("a")
+        await cluster.settled()
+        assert await cluster.owned() == {"a": list(range(8))}
+        await cluster.add_orchestrator("b")
+        began = cluster.clock.monotonic()
+        await cluster.clock.sleep(SETTLED_SECONDS - 0.5)
+        assert await cluster.owned() == {"a": list(range(8))}
+        await spread(cluster)
+        owned = await cluster.owned()
+        assert set(owned) == {"a", "b"}
+        assert cluster.clock.monotonic() - began >= SETTLED_SECONDS + (len(owned["b"]) - 1) * MOVE_SECONDS
+
+
+@virtual_time
+async def test_runs_of_a_killed_orchestrator_go_on_at_once_and_no_effect_that_runs_begins_again() -> None:
+    script = Script()
+    gate = script.gate("charge")
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        keys = [await start_at(cluster, "a") for _ in range(20)]
+        await script.called("charge", 20)
+        killed_at = cluster.clock.monotonic()
+        await cluster.kill("a")
+        await cluster.settled()
+        assert cluster.clock.monotonic() - killed_at < 1.0
+        gate.set()
+        for key in keys:
+            assert await cluster.result(key) == 1
+        assert script.count("charge") == script.count("send") == 20
+
+
+@virtual_time
+async def test_a_graceful_stop_hands_over_and_nothing_runs_twice() -> None:
+    script = Script()
+    gates = [script.gate("charge"), script.gate("calc")]
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain(), single("compute", "calc"))
+        keys = [await start_at(cluster, "b") for _ in range(10)]
+        keys += [await start_at(cluster, "b", "single") for _ in range(10)]
+        await script.called("charge", 10)
+        await until(lambda: script.count("calc") >= 8)  # as many as there are slots
+        began = script.count("calc")
+        await cluster.stop("b")
+        assert "b" not in await cluster.owned()
+        await cluster.settled()
+        assert script.count("calc") == began
+        for gate in gates:
+            gate.set()
+        for key in keys:
+            assert await cluster.result(key) == 1
+        assert script.count("charge") == script.count("send") == 10
+        assert max(Counter(call.token for call in script.calls).values()) == 1
+
+
+@virtual_time
+async def test_a_frozen_owner_loses_its_shards_and_afterwards_neither_stores_nor_authorises_anything() -> None:
+    script = Script()
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        keys = [await start_at(cluster, "c") for _ in range(5)]
+        for key in keys:
+            assert await cluster.result(key) == 1
+        gate = script.gate("charge")
+        script.calls.clear()
+        keys = [await start_at(cluster, "c") for _ in range(5)]
+        await script.called("charge", 5)
+        member = cluster.members["c"]
+        cluster.freeze("c")
+        gate.set()  # the results come to a stopped owner
+        frozen_at = cluster.clock.monotonic()
+        await cluster.clock.sleep(10.0)
+        assert "c" not in await cluster.owned()
+        accepted = len(member.store.accepted)
+        for key in keys:
+            assert await cluster.result(key) == 1
+        cluster.thaw("c")
+        await until(lambda: not member.engine.shards or cluster.clock.monotonic() > frozen_at + 12)
+        await cluster.clock.sleep(1.0)
+        assert all(epoch_of(cluster, shard) <= epoch for _, shard, epoch in member.store.accepted[accepted:])
+        assert script.count("charge") == script.count("send") == 5
+        await spread(cluster)  # it is a member again, and gets its share back
+        assert "c" in await cluster.owned()
+
+
+def epoch_of(cluster: MultiCluster, shard: int) -> int:
+    return cluster.store._shards[shard].epoch
+
+
+@virtual_time
+async def test_who_does_not_own_a_shard_says_who_does() -> None:
+    async with MultiCluster() as cluster:
+        await three(cluster, Script(), chain())
+        key = await key_owned_by(cluster, "a")
+        with pytest.raises(ShardMoved) as moved:
+            await cluster.members["b"].engine.describe_run(key)
+        assert moved.value.context["owner"] == "a"
+        assert moved.value.context["address"] == "a:7411"
+
+
+@virtual_time
+async def test_an_owner_that_is_robbed_while_idle_notices_within_a_second_and_serves_no_read() -> None:
+    script = Script()
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        key = await start_at(cluster, "a")
+        assert await cluster.result(key) == 1
+        await cluster.clock.sleep(30)
+        number = cluster.number_of(key)
+        engine = cluster.members["a"].engine
+        shard = engine.shards[number]
+        assert await cluster.store.claim(number, shard.epoch, "ghost") is not None
+        await until(lambda: shard.lost is not None, seconds=1.3)
+
+
+@virtual_time
+async def test_both_think_they_own_a_shard_and_one_append_alone_is_accepted() -> None:
+    script = Script()
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        key = await key_owned_by(cluster, "a")
+        number = cluster.number_of(key)
+        old = cluster.members["a"].engine
+        shard = old.shards[number]
+        assert await cluster.store.claim(number, shard.epoch, "ghost") is not None
+        answers: asyncio.Queue[object] = asyncio.Queue()
+        request = StartRequest(
+            namespace="default", workflow_type="chain", input=encode_value(1), instance_id=key.instance_id
+        )
+        old.start_run(request, answers.put_nowait)
+        assert isinstance(await answers.get(), ShardMoved)
+        assert cluster.members["a"].store.rejected == 1
+        assert not script.calls
+        others = [other for other in old.shards.values() if other.id != number]
+        assert others  # the others go on
+        assert await cluster.result(await start_at(cluster, "a")) == 1
+        assert await cluster.start("chain", 1, instance_id=key.instance_id) == key
+        assert await cluster.result(key) == 1
