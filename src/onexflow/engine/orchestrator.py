@@ -23,7 +23,6 @@ from onexflow.core.errors import (
     Overloaded,
     RunExists,
     RunFailed,
-    ShardMoved,
     StoreFull,
     StoreUnavailable,
     UnknownNode,
@@ -43,13 +42,13 @@ from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.calls import CallBook
 from onexflow.engine.events.book import EventBook
 from onexflow.engine.housekeeping import Housekeeping
-from onexflow.engine.kernel import STOP_SECONDS, Kernel
+from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
 from onexflow.engine.node_book import NodeBook
 from onexflow.engine.nodes import node_views, with_health
 from onexflow.engine.observed import Observed
+from onexflow.engine.ownership import Ownership
 from onexflow.engine.pins import Pins
-from onexflow.engine.placement import Placement
 from onexflow.engine.queries import FollowListener, Queries
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.queue_bridge import QueueBridge
@@ -77,7 +76,7 @@ from onexflow.ports.client_link import (
 from onexflow.ports.clock import Clock, IdSource
 from onexflow.ports.event_store import EventStore
 from onexflow.ports.queue import Answer, AnyCall, Enqueue
-from onexflow.ports.registry import NodeRecord, Prober, Registry, ShardAnnouncement, role_of
+from onexflow.ports.registry import NodeRecord, Prober, Registry
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
 from onexflow.telemetry import tracing
@@ -85,11 +84,6 @@ from onexflow.telemetry import tracing
 log = structlog.get_logger("onexflow.orchestrator")
 
 PAYLOAD_LIMIT = 2 * 1024 * 1024
-#: Seconds after a restart in which pure tasks wait for the workers that may still run them.
-ADOPTION_SECONDS = 1.0
-#: A shard that could not be read back is tried again after so long.
-AGAIN_SECONDS = 0.25
-
 #: An append that takes longer is told by the health answer.
 SLOW_APPEND_SECONDS = 1.0
 #: Decided events that may wait for the store before new runs are refused.
@@ -138,7 +132,7 @@ class Orchestrator:
             registry=registry,
             prober=prober,
             lease_ttl=lease_ttl,
-            on_told=self._on_told,
+            on_told=lambda shard: self._ownership.on_told(shard),  # noqa: PLW0108 - made below
         )
         self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
         self._answers = Answers(store)
@@ -175,31 +169,31 @@ class Orchestrator:
             payload_limit=payload_limit,
         )
         self._kernel.on_durable = self._on_durable
-        self._kernel.on_claimed = self._on_claimed
-        self._kernel.on_left = self._on_left
-        self._placement: Placement | None = None
-        if shared:
-            self._placement = Placement(
-                self._kernel,
-                registry,
-                prober,
-                orchestrator_id=orchestrator_id,
-                incarnation=incarnation,
-                lease_ttl=lease_ttl,
-                serve=lambda shard: self._spawn(self._serve(shard)),
-                announce=self._announce_shards,
-            )
-            self._kernel.locate = self._placement.locate
+        self._ownership = self._owns(prober, lease_ttl)
         self._observed = Observed(self._kernel, self._book, self._sessions)
         self._waiters: dict[RunKey, list[WaitReply]] = {}
         self._ended: dict[RunKey, RunOutcome] = {}
         self._background: set[asyncio.Task[None]] = set()
-        #: Shards whose workers have still to say what they hold: when that is waited for no longer.
-        self._adoptions: dict[Shard, asyncio.TimerHandle] = {}
         self._is_full = False
         self._lost: Coded | None = None
         self._draining = False
         self._record: NodeRecord | None = None
+
+    def _owns(self, prober: Prober | None, lease_ttl: float) -> Ownership:
+        self._kernel.on_claimed = self._on_claimed
+        self._kernel.on_left = self._on_left
+        return Ownership(
+            self._kernel,
+            self._book,
+            self._sessions,
+            self._registry,
+            prober,
+            clock=self._clock,
+            orchestrator_id=self.orchestrator_id,
+            incarnation=self.incarnation,
+            lease_ttl=lease_ttl,
+            duties=(self.events.claimed, self._calls.close_ended_of, self._pins.mirror_all_of),
+        )
 
     # ---- life
 
@@ -208,10 +202,7 @@ class Orchestrator:
         await self._kernel.open(self.orchestrator_id)
         self._queues.start()
         await self.events.start()
-        counts = {shard: await self._kernel.recover_shard(shard) for shard in list(self._kernel.shards.values())}
-        for shard, count in counts.items():
-            self._adopt(shard, count)
-        recovered = sum(counts.values())
+        recovered = await self._ownership.begin()
         self._bridge.start()
         await self.node_registry.load()
         self.node_registry.start()
@@ -232,69 +223,14 @@ class Orchestrator:
         record = msgspec.structs.replace(self._record, address=address, liveness=liveness)
         self._record = record
         self._book.address = address
-        await self._registry.register(record)
-        await self._announce_shards()
-        if self._placement is not None:
-            self._placement.start()
+        await self._ownership.register(record)
         self._spawn(self._pins.mirror_all())
-
-    async def _announce_shards(self) -> None:
-        assert self._record is not None, "who announces has an address"
-        await self._registry.announce(
-            [
-                ShardAnnouncement(
-                    shard=shard.id, owner=self.orchestrator_id, epoch=shard.epoch, address=self._record.address
-                )
-                for shard in self._kernel.shards.values()
-            ]
-        )
-
-    async def _serve(self, shard: Shard) -> None:
-        """A shard was claimed while others are served: read back what was at work, and see to it."""
-
-        async def recover() -> None:
-            self._adopt(shard, await self._kernel.recover_shard(shard))
-
-        try:
-            for duty in (
-                recover,
-                lambda: self.events.claimed(shard),
-                lambda: self._calls.close_ended_of(shard),
-                lambda: self._pins.mirror_all_of(shard),
-            ):
-                await self._insist(shard, duty)
-        except ShardMoved:
-            return
-        log.info("shard.served", shard=shard.id, epoch=shard.epoch)
-
-    async def _insist(self, shard: Shard, duty: Callable[[], Awaitable[None]]) -> None:
-        """Do it until it is done, or the shard is another's."""
-        while True:
-            shard.check()
-            try:
-                await duty()
-            except ShardMoved:
-                raise
-            except SPIError as error:
-                log.warning("shard.not_served_yet", shard=shard.id, error=str(error))
-                await self._clock.sleep(AGAIN_SECONDS)
-            else:
-                return
 
     async def hand_over(self) -> None:
         """Give all shards to the other orchestrators, if there may be some; part of a stop in good order. Calls and
         workers are sent to the new owners."""
         self._draining = True
-        if self._placement is None:
-            return
-        if self._record is not None:
-            self._record = msgspec.structs.replace(self._record, status="draining")
-            await self._registry.register(self._record)
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._placement.hand_over()
-        except TimeoutError:
-            log.error("shards.not_handed_over", shards=len(self._kernel.shards))  # noqa: TRY400 - they are claimed when this one is gone
+        await self._ownership.hand_over()
 
     @property
     def shards(self) -> Mapping[int, Shard]:
@@ -313,10 +249,7 @@ class Orchestrator:
         if self._lost is None:
             await self.hand_over()
         self._draining = True
-        if self._placement is not None:
-            await self._placement.stop()
-        for adoption in self._adoptions.values():
-            adoption.cancel()
+        await self._ownership.stop()
         self._queues.stop(Draining(reason))
         self.events.stop(Draining(reason))
         await self.events.close()
@@ -341,31 +274,6 @@ class Orchestrator:
         self._queries.on_durable(entities)
         self.events.on_durable(entities)
 
-    def _adopt(self, shard: Shard, recovered: int) -> None:
-        """So many runs of the shard were read back: wait for the workers that may still run what belongs to them."""
-        if recovered:
-            loop = asyncio.get_running_loop()
-            self._adoptions[shard] = loop.call_later(ADOPTION_SECONDS, self._end_adoption, shard)
-            self._on_told(shard)
-        else:
-            self._book.end_adoption(shard)
-
-    def _on_told(self, shard: Shard) -> None:
-        """A worker has said what it holds: once all that are registered have, nothing more can be adopted."""
-        adoption = self._adoptions.get(shard)
-        if adoption is None:
-            return
-        told = {s.incarnation for s in self._sessions.by_worker.values() if shard.id in s.told}
-        workers = {member.incarnation for member in self._registry.members() if role_of(member.kind)}
-        if workers and workers <= told:
-            adoption.cancel()
-            self._end_adoption(shard)
-
-    def _end_adoption(self, shard: Shard) -> None:
-        del self._adoptions[shard]
-        adopted = self._book.end_adoption(shard)
-        log.info("adoption.ended", shard=shard.id, adopted=adopted)
-
     def _on_claimed(self, shard: Shard) -> None:
         self._book.claimed(shard)
         self._queues.claimed()
@@ -373,12 +281,7 @@ class Orchestrator:
     def _on_left(self, shard: Shard) -> None:
         """Nothing more is decided for the shard here: forget it, and send away who waits for it."""
         assert shard.moved is not None, "it has left"
-        log.info("shard.left", shard=shard.id, epoch=shard.epoch)
-        adoption = self._adoptions.pop(shard, None)
-        if adoption is not None:
-            adoption.cancel()
-        self._book.left(shard)
-        self._sessions.left(shard)
+        self._ownership.left(shard)
         self._queues.left(shard)
         self._queries.look_again()
         self.events.left(shard)
@@ -460,7 +363,7 @@ class Orchestrator:
             self._kernel.shard_of(key)
             graph = self._graph_for(request)
         except UnknownWorkflowType as error:
-            if self._placement is None:
+            if not self._kernel.is_shared:
                 reply(error)
             else:  # it may have been registered through another orchestrator
                 self._in_background(self._start_with(self._kernel.catalog.load(), request, reply, error), reply)

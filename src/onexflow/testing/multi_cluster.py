@@ -364,7 +364,7 @@ class MultiCluster:
 
         async def ask(engine: Orchestrator) -> StartOutcome:
             answer: asyncio.Future[StartOutcome | SPIError] = asyncio.get_running_loop().create_future()
-            engine.start_run(request, lambda outcome: answer.done() or answer.set_result(outcome))
+            engine.start_run(request, lambda outcome: _tell(answer, outcome))
             return _value(await answer)
 
         key = RunKey(self.namespace, workflow_type, instance)
@@ -375,7 +375,7 @@ class MultiCluster:
 
         async def ask(engine: Orchestrator) -> RunOutcome:
             answer: asyncio.Future[RunOutcome | SPIError] = asyncio.get_running_loop().create_future()
-            give_up = engine.wait_run(key, lambda outcome: answer.done() or answer.set_result(outcome))
+            give_up = engine.wait_run(key, lambda outcome: _tell(answer, outcome))
             try:
                 return _value(await answer)
             finally:
@@ -396,6 +396,11 @@ class MultiCluster:
 
     async def control(self, request: ControlRequest) -> Any:
         return await self.call(request.key, lambda engine: engine.control(request))
+
+
+def _tell(answer: asyncio.Future[T], outcome: T) -> None:
+    if not answer.done():  # who waited may have given up
+        answer.set_result(outcome)
 
 
 def _value(answer: T | SPIError) -> T:

@@ -1,0 +1,196 @@
+"""The shards of one orchestrator as they come and go: read back, adopted from the workers, announced, handed over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from onexflow.core.errors import ShardMoved
+from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.kernel import STOP_SECONDS, Kernel
+from onexflow.engine.placement import Placement
+from onexflow.engine.sessions import Sessions
+from onexflow.engine.shard import Shard
+from onexflow.ports.clock import Clock
+from onexflow.ports.registry import NodeRecord, Prober, Registry, ShardAnnouncement, role_of
+from onexflow.spi.exceptions import SPIError
+
+log = structlog.get_logger("onexflow.shards")
+
+#: Seconds after a claim in which pure tasks wait for the workers that may still run them.
+ADOPTION_SECONDS: Final = 1.0
+#: A shard that could not be read back is tried again after so long.
+AGAIN_SECONDS: Final = 0.25
+
+Duty = Callable[[Shard], Awaitable[None]]
+
+
+class Ownership:
+    """`duties` are done with each shard that is claimed while others are served, after it was read back."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        book: AttemptBook,
+        sessions: Sessions,
+        registry: Registry,
+        prober: Prober | None,
+        *,
+        clock: Clock,
+        orchestrator_id: str,
+        incarnation: str,
+        lease_ttl: float,
+        duties: Sequence[Duty],
+    ) -> None:
+        self._kernel = kernel
+        self._book = book
+        self._sessions = sessions
+        self._registry = registry
+        self._clock = clock
+        self._id = orchestrator_id
+        self._duties = duties
+        self._record: NodeRecord | None = None
+        #: Shards whose workers have still to say what they hold: when that is waited for no longer.
+        self._adoptions: dict[Shard, asyncio.TimerHandle] = {}
+        self._serving: set[asyncio.Task[None]] = set()
+        #: None: nobody else is at this store.
+        self._placement: Placement | None = None
+        if kernel.is_shared:
+            self._placement = Placement(
+                kernel,
+                registry,
+                prober,
+                orchestrator_id=orchestrator_id,
+                incarnation=incarnation,
+                lease_ttl=lease_ttl,
+                serve=self._begin,
+                announce=self.announce,
+            )
+            kernel.locate = self._placement.locate
+
+    # ---- life
+
+    async def begin(self) -> int:
+        """Read back what was at work in the shards that were claimed at the start. Returns how many runs were."""
+        counts = {shard: await self._kernel.recover_shard(shard) for shard in list(self._kernel.shards.values())}
+        for shard, count in counts.items():
+            self._adopt(shard, count)
+        return sum(counts.values())
+
+    async def register(self, record: NodeRecord) -> None:
+        """Tell the registry where this orchestrator serves and which shards it owns; from now on they may come and go."""
+        self._record = record
+        await self._registry.register(record)
+        await self.announce()
+        if self._placement is not None:
+            self._placement.start()
+
+    async def announce(self) -> None:
+        """Tell the registry which shards are owned."""
+        address = self._record.address if self._record is not None else ""
+        shards = self._kernel.shards.values()
+        await self._registry.announce(
+            [ShardAnnouncement(shard=one.id, owner=self._id, epoch=one.epoch, address=address) for one in shards]
+        )
+
+    async def hand_over(self) -> None:
+        """Give all shards to the others, if there may be some."""
+        if self._placement is None:
+            return
+        if self._record is not None:
+            self._record = msgspec.structs.replace(self._record, status="draining")
+            await self._registry.register(self._record)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._placement.hand_over()
+        except TimeoutError:
+            shards = len(self._kernel.shards)
+            log.error("shards.not_handed_over", shards=shards)  # noqa: TRY400 - they are claimed when this one is gone
+
+    async def stop(self) -> None:
+        """Nothing comes or goes any more. Idempotent."""
+        if self._placement is not None:
+            await self._placement.stop()
+        for adoption in self._adoptions.values():
+            adoption.cancel()
+        for task in list(self._serving):
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    # ---- a shard comes
+
+    def _begin(self, shard: Shard) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(shard), name=f"shard-{shard.id}")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, shard: Shard) -> None:
+        """It was claimed while others are served: read back what was at work, and see to it."""
+        try:
+            for duty in (self._recover, *self._duties):
+                await self._insist(shard, duty)
+        except ShardMoved:
+            return
+        except Exception:
+            log.exception("shard.not_served", shard=shard.id)
+            return
+        log.info("shard.served", shard=shard.id, epoch=shard.epoch)
+
+    async def _recover(self, shard: Shard) -> None:
+        self._adopt(shard, await self._kernel.recover_shard(shard))
+
+    async def _insist(self, shard: Shard, duty: Duty) -> None:
+        """Do it until it is done, or the shard is another's."""
+        while True:
+            shard.check()
+            try:
+                await duty(shard)
+            except ShardMoved:
+                raise
+            except SPIError as error:
+                log.warning("shard.not_served_yet", shard=shard.id, error=str(error))
+                await self._clock.sleep(AGAIN_SECONDS)
+            else:
+                return
+
+    # ---- what workers still run of it
+
+    def _adopt(self, shard: Shard, recovered: int) -> None:
+        """So many runs of the shard were read back: wait for the workers that may still run what belongs to them."""
+        if recovered:
+            loop = asyncio.get_running_loop()
+            self._adoptions[shard] = loop.call_later(ADOPTION_SECONDS, self._end_adoption, shard)
+            self.on_told(shard)
+        else:
+            self._book.end_adoption(shard)
+
+    def on_told(self, shard: Shard) -> None:
+        """A worker has said what it holds: once all that are registered have, nothing more can be adopted."""
+        adoption = self._adoptions.get(shard)
+        if adoption is None:
+            return
+        told = {session.incarnation for session in self._sessions.by_worker.values() if shard.id in session.told}
+        workers = {member.incarnation for member in self._registry.members() if role_of(member.kind)}
+        if workers and workers <= told:
+            adoption.cancel()
+            self._end_adoption(shard)
+
+    def _end_adoption(self, shard: Shard) -> None:
+        del self._adoptions[shard]
+        adopted = self._book.end_adoption(shard)
+        log.info("adoption.ended", shard=shard.id, adopted=adopted)
+
+    # ---- a shard goes
+
+    def left(self, shard: Shard) -> None:
+        """It is not owned any more."""
+        log.info("shard.left", shard=shard.id, epoch=shard.epoch)
+        adoption = self._adoptions.pop(shard, None)
+        if adoption is not None:
+            adoption.cancel()
+        self._book.left(shard)
+        self._sessions.left(shard)
