@@ -465,20 +465,20 @@ class AttemptBook:
         if not recorded and not discarded:
             return
         numbers = {token.shard for token in recorded}
-        numbers.update(token.shard for token in discarded)
+        if discarded:
+            numbers.update(token.shard for token in discarded)
         shards = [self._kernel.shards[number] for number in numbers if number in self._kernel.shards]
 
         def release(error: Coded | None) -> None:
             if error is not None and self._kernel.lane.is_over:
                 return
+            durable = {shard.id: shard.durable for shard in shards if shard.lost is None}
             kept, dropped = recorded, discarded
-            if error is not None or len(shards) < len(numbers):
-                mine = {shard.id for shard in shards if shard.lost is None}
-                kept = [token for token in recorded if token.shard in mine]
-                dropped = [token for token in discarded if token.shard in mine]
+            if len(durable) < len(numbers):
+                kept = [token for token in recorded if token.shard in durable]
+                dropped = [token for token in discarded if token.shard in durable]
             if kept or dropped:
-                offsets = {shard.id: shard.durable for shard in shards}
-                session.acknowledge(kept, dropped, {token.shard: offsets[token.shard] for token in kept})
+                session.acknowledge(kept, dropped, durable)
 
         self._kernel.lane.when_durable(release)
 
