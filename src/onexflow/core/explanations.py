@@ -34,8 +34,9 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "runs and serves (`onexflow node list`).",
     ),
     "OXF-1102": Explanation(
-        "The store did not say that the write is durable: the disk failed or is slow, or another process took the "
-        "shard. The orchestrator finds out which before it goes on; nothing is acknowledged twice.",
+        "The store did not say that the write is durable: the disk failed or is slow, the PostgreSQL server is away, or "
+        "another process took the shard. The orchestrator finds out which before it goes on; nothing is acknowledged "
+        "twice. When the server has lost what it had acknowledged (`store.lost_events`), the orchestrator ends.",
         "Repeat the call with the same request_id. If it lasts, the orchestrator's health answer names the store's "
         "error.",
     ),
@@ -159,7 +160,8 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
     ),
     "OXF-5002": Explanation(
         "The store is no database of ours, was written by a newer release, lies on a file system that cannot lock, or "
-        "cannot be written.",
+        "cannot be written. A PostgreSQL server is also refused when it is older than 14, refuses the password, or has a "
+        "setting that can lose what was acknowledged (docs/operations.md).",
         "The message names what is wrong. A store is never changed when it is refused.",
     ),
     "OXF-5003": Explanation(
