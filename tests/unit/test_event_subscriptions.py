@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from onexflow.core.definition import RetryPolicy
-from onexflow.core.errors import InvalidTransition, OutOfRange, Unavailable, UnknownTopic
+from onexflow.core.errors import InvalidTransition, OutOfRange, Overloaded, Unavailable, UnknownTopic
 from onexflow.core.ids import RunKey
 from onexflow.engine.protocols.event_bus import WorkflowEventBus
 from onexflow.ports.events import Begun
@@ -52,6 +52,9 @@ async def test_what_refuses_a_subscription_is_raised_and_what_may_pass_is_waited
     cast("Any", at_once).at_once = True
     with pytest.raises(ProtocolHandlerError):
         await WorkflowEventBus(ScriptedEvents(at_once).service).subscribe_to_workflow_events("order")
+    full = ScriptedEvents(*(Overloaded("too many consumers") for _ in range(1000)))
+    with pytest.raises(Overloaded, match="too many"):
+        await WorkflowEventBus(full.service).subscribe_to_workflow_events("order")
     moving = ScriptedEvents(Unavailable("starting"), Unavailable("starting"), BEGUN)
     bus = WorkflowEventBus(moving.service)
     await bus.subscribe_to_workflow_events("order")

@@ -61,6 +61,8 @@ class Feed:
         self._tries = 0
         self._retry: asyncio.TimerHandle | None = None
         self._live = False
+        #: Why it could not be opened the last time.
+        self._refused: SPIError | None = None
         #: Why there will be nothing more.
         self._end: SPIError | None = None
         #: Where a reader for himself goes on: next offsets, and what of the offsets before is not answered.
@@ -79,14 +81,15 @@ class Feed:
         return self._live and self._consumer is not None
 
     async def start(self, patience: float) -> Begun:
-        """Return when the consumer is in force. Raises what it was refused with; Unavailable after `patience`."""
+        """Return when the consumer is in force. Raises what it was refused with, after `patience` if that might have
+        passed; Unavailable when nobody has answered."""
         self._connect()
         try:
             async with asyncio.timeout(patience):
                 return await asyncio.shield(self._begun)
         except TimeoutError:
             self.close()
-            raise Unavailable(f"no orchestrator has answered within {patience:g} s") from None
+            raise self._refused or Unavailable(f"no orchestrator has answered within {patience:g} s") from None
         except BaseException:
             self.close()
             raise
@@ -221,6 +224,7 @@ class Feed:
             else:
                 self._begun.set_exception(error)
             return
+        self._refused = error
         if self._begun.done():
             if self._tries == 0:
                 log.warning("consumer.lost", group=self._request.group, error=str(error))
