@@ -341,7 +341,7 @@ async def test_guests_do_not_keep_a_restarted_orchestrator_from_beginning() -> N
         await cluster.crash_orchestrator()
         await cluster.restart_orchestrator()
         began = asyncio.get_running_loop().time()
-        await until(lambda: cluster.engine._adoption is None)
+        await until(lambda: not cluster.engine._ownership._adoptions)
         assert asyncio.get_running_loop().time() - began < 0.5
         gate.set()
         assert await cluster.result(key) == 5

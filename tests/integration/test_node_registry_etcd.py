@@ -278,7 +278,8 @@ async def _gone(registry: Any, node_id: str) -> bool:
 
 
 async def _healthless(registry: Any) -> bool:
-    return await registry.discover_nodes("payment_processing") == []
+    found: list[Any] = await registry.discover_nodes("payment_processing")
+    return not found
 
 
 async def _true(condition: bool) -> bool:

@@ -32,7 +32,7 @@ def test_a_password_of_its_own_counts_before_that_of_the_url() -> None:
     ("url", "problem"),
     [
         ("mysql://me:hunter2@db/x", "The scheme must be postgresql://."),
-        ("postgresql://me:hunter2@db/x?shema=a", "Unknown option 'shema'"),
+        ("postgresql://me:hunter2@db/x?scheme=a", "Unknown option 'scheme'"),
         ("postgresql://me:hunter2@db/x?schema=Big", "A schema's name"),
         ("postgresql://me:hunter2@db/x?schema=pg_x", "A schema's name"),
         ("postgresql://me:hunter2@db/x?schema=a%3Bdrop", "A schema's name"),
