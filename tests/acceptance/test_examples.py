@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import lzma
 import os
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import onexflow
-from onexflow.examples import flight_delays, greet, order_processing
+from onexflow.examples import flight_delays, greet, order_processing, order_watch
 from onexflow.examples.ledger import Ledger
 from support.grpc_cluster import grpc_cluster
 
@@ -51,6 +52,26 @@ async def test_an_order_is_reserved_charged_and_summarised(ledger: Ledger) -> No
         history = await handle.history()
         assert [event.sequence for event in history] == list(range(1, len(history) + 1))
         assert [event.sequence async for event in handle.follow()] == [event.sequence for event in history]
+
+
+async def test_orders_are_watched(ledger: Ledger) -> None:
+    said: list[str] = []
+    async with grpc_cluster(order_processing.worker) as client:
+        await client.register(order_processing.definition())
+        before = await client.start("order-processing", order_processing.EXAMPLE_INPUT)
+        await before.result(timeout=20)
+        bus = client.event_bus()
+        await order_watch.watch(bus, said.append)
+        after = await client.start("order-processing", {**order_processing.EXAMPLE_INPUT, "amount": 1.0})
+        async with asyncio.timeout(20):
+            while len(said) < 2:
+                await asyncio.sleep(0.01)
+        good, bad = (next(line for line in said if str(run.instance_id) in line) for run in (before, after))
+        assert "workflow.completed" in good
+        assert good.endswith("summarise")
+        assert "workflow.failed: validate" in bad
+        state = await bus.get_projection_state("order_status", "order-processing", before.instance_id)
+        assert sorted(cast("list[str]", state["done"])) == ["charge", "price", "reserve_stock", "summarise", "validate"]
 
 
 async def test_the_specifications_own_input_runs(ledger: Ledger) -> None:

@@ -7,9 +7,9 @@ before the call returns; what is delivered is read from there, so it can be deli
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from itertools import count
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypeAlias, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -44,11 +44,14 @@ from onexflow.ports.events import (
     Publish,
     Published,
 )
-from onexflow.spi.literals import LiteralWorkflowEventType
 from onexflow.spi.protocols import ProtocolLiteralWorkflowStateProjection, ProtocolWorkflowEventHandler
 from onexflow.spi.types import Context, WorkflowEvent
 
 Start = Literal["latest", "earliest"]
+#: What may be given as a handler: the specification's, and its shorter and its sync forms.
+EventHandler: TypeAlias = (
+    ProtocolWorkflowEventHandler | Callable[[WorkflowEvent], Any] | Callable[[WorkflowEvent, Context], Any]
+)
 ALL: Final = bus_records.ALL
 _PAGE: Final = 1000
 _numbers = count(1)
@@ -105,9 +108,9 @@ class WorkflowEventBus:
             raise InvalidValue(f"start must be latest or earliest, not {start!r}", field="start")
         if ack_timeout <= 0:
             raise InvalidValue(f"ack_timeout must be above 0, not {ack_timeout}", field="ack_timeout")
-        bus_records.whole(concurrency, "concurrency", 1, 10_000)
-        bus_records.whole(window, "window", 1, 100_000)
-        bus_records.whole(max_deliveries, "max_deliveries", 0, 1_000_000)
+        given.whole(concurrency, "concurrency", 1, 10_000)
+        given.whole(window, "window", 1, 100_000)
+        given.whole(max_deliveries, "max_deliveries", 0, 1_000_000)
         bus_records.name(namespace, "namespace")
         self._service = service
         self._namespace = namespace
@@ -174,7 +177,7 @@ class WorkflowEventBus:
     async def publish_record(self, record: EventRecord, topic: str = "", partition_key: str = "") -> Published:
         """As `publish`, of an event as the port has it."""
         topic = bus_records.name(topic, "target_topic") if topic else ""
-        key = bus_records.text(partition_key, "partition_key")
+        key = given.text(partition_key, "partition_key")
         return await self._service.publish_event(Publish(event=record, topic=topic, partition_key=key))
 
     # ---- subscribe
@@ -182,8 +185,8 @@ class WorkflowEventBus:
     async def subscribe_to_workflow_events(
         self,
         workflow_type: str,
-        event_types: list[LiteralWorkflowEventType] | None = None,
-        handler: ProtocolWorkflowEventHandler | None = None,
+        event_types: Sequence[str] | None = None,
+        handler: EventHandler | None = None,
     ) -> str:
         """Subscribe to a topic, to these types of events (None: all), in either spelling; returns the subscription's id.
         What is published after that is delivered. Without a handler, `pull` and `messages` give what was delivered."""
@@ -272,7 +275,7 @@ class WorkflowEventBus:
     async def dead_letters(self, workflow_type: str = ALL, limit: int = 100) -> list[DeadLetter]:
         """What was given up, with its error: of this bus's group and topic; without a group, of all subscriptions of the
         namespace that have none, on this topic."""
-        most = bus_records.whole(limit, "limit", 1, 10_000)
+        most = given.whole(limit, "limit", 1, 10_000)
         letters = await self._service.list_dead_letters(self._namespace, self._group_name(workflow_type), most)
         if self._group or workflow_type == ALL:
             return list(letters)
@@ -300,14 +303,14 @@ class WorkflowEventBus:
         instance_id: UUID,
         from_sequence: int,
         to_sequence: int | None = None,
-        handler: ProtocolWorkflowEventHandler | None = None,
+        handler: EventHandler | None = None,
     ) -> list[WorkflowEvent]:
         """The events of a run or an external stream from one sequence number to another, both in it; 0 is as 1. The handler
         gets each in order, and nobody else does. Raises RegistryError for an unknown instance, ProtocolHandlerError when
         the handler raises or the history was cut (`earliest` in the context)."""
-        wanted = max(1, bus_records.whole(from_sequence, "from_sequence"))
+        wanted = max(1, given.whole(from_sequence, "from_sequence"))
         if to_sequence is not None:
-            bus_records.whole(to_sequence, "to_sequence")
+            given.whole(to_sequence, "to_sequence")
         key = bus_records.key_of(self._namespace, workflow_type, instance_id)
         called = None if handler is None else Handler(handler, bus_records.event_of)
         events: list[WorkflowEvent] = []
@@ -421,7 +424,7 @@ class WorkflowEventBus:
         """Create the topic of a workflow type with so many partitions; False when there is one. A topic that nobody
         created comes with its first use, with one partition."""
         topic = bus_records.name(workflow_type, "workflow_type")
-        partitions = bus_records.whole(partition_count, "partition_count", 1, 100_000)
+        partitions = given.whole(partition_count, "partition_count", 1, 100_000)
         return await self._service.create_topic(self._namespace, topic, partitions)
 
     async def delete_workflow_topic(self, workflow_type: str) -> bool:
