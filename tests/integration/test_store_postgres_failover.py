@@ -172,7 +172,11 @@ async def test_a_standby_that_lagged_is_never_written_to() -> None:
         schema = schema_of(new_schema(primary))
         async with loaded(both(primary, standby, schema)) as load:
             await follows(primary, "async")
-            await load.reaches(20)
+            async with beside(standby) as connection, asyncio.timeout(20):
+                while await connection.fetchval("SELECT to_regclass($1)", f"{schema}.shards") is None:
+                    await asyncio.sleep(0.02)
+                while await connection.fetchval(f"SELECT head FROM {schema}.shards WHERE shard = 0") < 20:
+                    await asyncio.sleep(0.02)
             await standby.kill()
             await load.reaches(load.acknowledged + 50)
             await primary.kill()
