@@ -63,7 +63,7 @@ class EventBook:
         self._log = Log(kernel, self._topics)
         self._publisher = Publisher(kernel, self._topics, self._log, ids, payload_limit, admit)
         self._groups: dict[tuple[str, str], Reader] = {}
-        self._dead = DeadLetters(kernel, self._readers)
+        self._dead = DeadLetters(kernel, self._log, self._readers)
         self._projections = Projections(kernel, self._groups)
         #: Readers that have members: who must hear of new events.
         self._active: dict[Reader, None] = {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from onexflow.core.errors import InvalidTransition, UnknownGroup
 from onexflow.engine.events import names
+from onexflow.engine.events.log import Log, wants
 from onexflow.engine.events.reader import Reader
 from onexflow.engine.events.registers import registers
 from onexflow.engine.kernel import Kernel
@@ -15,8 +16,9 @@ from onexflow.ports.events import DeadLetter, Position
 class DeadLetters:
     """Of all groups; `readers(namespace, group)` are those who can be given one again."""
 
-    def __init__(self, kernel: Kernel, readers: Callable[[str, str], list[Reader]]) -> None:
+    def __init__(self, kernel: Kernel, log: Log, readers: Callable[[str, str], list[Reader]]) -> None:
         self._kernel = kernel
+        self._log = log
         self._readers = readers
 
     async def letters(self, namespace: str, group: str, limit: int) -> list[DeadLetter]:
@@ -45,38 +47,42 @@ class DeadLetters:
                 "a dead letter of a projection, or of those who read for themselves and are gone, cannot come again",
                 {"group": group, "current_state": "nobody to deliver to", "required_state": "a group, or a reader"},
             )
-        found = await self._named(namespace, group, positions)
-        for place in found:
-            self._forget(namespace, group, place)
-            for reader in readers:
-                reader.reopen(*place)
+        count = 0
+        async for place, letter in self._named(namespace, group, positions):
+            wanting = [reader for reader in readers if group or wants(reader.where, letter.delivery)]
+            # What was cut out of its history stands in its letter alone: there it stays.
+            if wanting and await self._log.at(*place) is not None:
+                self._forget(namespace, group, place)
+                for reader in wanting:
+                    reader.reopen(*place)
+                count += 1
         await self._kernel.lane.durable()
-        return len(found)
+        return count
 
     async def discard(self, namespace: str, group: str, positions: Sequence[Position] = ()) -> int:
-        found = await self._named(namespace, group, positions)
-        for place in found:
+        count = 0
+        async for place, _ in self._named(namespace, group, positions):
             self._forget(namespace, group, place)
+            count += 1
         await self._kernel.lane.durable()
-        return len(found)
+        return count
 
-    async def _named(self, namespace: str, group: str, positions: Sequence[Position]) -> list[Position]:
+    async def _named(
+        self, namespace: str, group: str, positions: Sequence[Position]
+    ) -> AsyncIterator[tuple[Position, DeadLetter]]:
         """Those that are there, of these or of all."""
         await self._kernel.lane.durable()
         prefix = names.dead_letters(namespace, group)
         if not positions:
-            return [
-                Position(shard, int(name[len(prefix) :]))
-                for shard in self._kernel.shards
-                async for name, _ in registers(self._kernel, shard, prefix)
-            ]
-        found = []
+            for shard in self._kernel.shards:
+                async for name, data in registers(self._kernel, shard, prefix):
+                    yield Position(shard, int(name[len(prefix) :])), names.decode_dead(data)
         for place in positions:
-            shard = self._kernel.shards.get(place.shard)
+            owned = self._kernel.shards.get(place.shard)
             name = names.dead_letter(namespace, group, place.offset)
-            if shard is not None and await shard.register(self._kernel.store, name) is not None:
-                found.append(Position(*place))
-        return found
+            found = await owned.register(self._kernel.store, name) if owned is not None else None
+            if found is not None:
+                yield Position(*place), names.decode_dead(found)
 
     def _forget(self, namespace: str, group: str, place: Position) -> None:
         self._kernel.shards[place.shard].put(names.dead_letter(namespace, group, place.offset), b"")

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import msgspec
 import structlog
 
 from onexflow.codec.rows import decode_row, decode_snapshot
-from onexflow.core.errors import StoreUnusable
+from onexflow.core.errors import Unavailable
 from onexflow.core.events import WorkflowCreated
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey
@@ -25,7 +24,7 @@ from onexflow.engine.kernel import Kernel
 from onexflow.engine.recovery import graph_of
 from onexflow.engine.run import Run
 from onexflow.ports.event_store import Row, RunRecord
-from onexflow.ports.events import EventRecord, Filter
+from onexflow.ports.events import Delivery, EventRecord, Filter
 
 log = structlog.get_logger("onexflow.events")
 
@@ -113,11 +112,7 @@ class Log:
         return next((located for located in decoded if located.offset == offset), None)
 
     def _passes(self, shard: int, located: Located, where: Filter) -> bool:
-        if where.event_types and located.event.type not in where.event_types:
-            return False
-        if where.topics and located.topic not in where.topics:
-            return False
-        return not self.is_over(shard, located)
+        return wants(where, located) and not self.is_over(shard, located)
 
     # ---- whose rows they are
 
@@ -151,8 +146,10 @@ class Log:
             return self._rows[place][1]
         try:
             found = _stream_events(row, source) if source.is_stream else await self._run_events(shard, row, source)
-        except (StoreUnusable, msgspec.DecodeError) as error:  # told; it must not stop the reader for ever
-            log.error("event.unreadable", shard=shard, offset=row.offset, error=str(error))  # noqa: TRY400 - the error says all
+        except Unavailable:
+            raise
+        except Exception as error:  # whatever is wrong with it; told, and it must not stop all readers for ever
+            log.exception("event.unreadable", shard=shard, offset=row.offset, error=str(error))
             found = []
         if place not in self._rows:
             self._rows[place] = (len(row.data), found)
@@ -202,6 +199,13 @@ class Log:
 def size_of(event: EventRecord) -> int:
     """About how much memory it takes."""
     return 512 + len(event.payload.data) + len(event.metadata.data)
+
+
+def wants(where: Filter, event: Located | Delivery) -> bool:
+    """Does the event, which is of the filter's namespace, match it?"""
+    if where.event_types and event.event.type not in where.event_types:
+        return False
+    return not where.topics or event.topic in where.topics
 
 
 def matches(source: Source, where: Filter) -> bool:

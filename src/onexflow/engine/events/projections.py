@@ -119,14 +119,18 @@ class Projections:
             cursor.next, cursor.begins, cursor.not_before = 1, 1, 0.0
             reader.saved(cursor, 0)
         await self._kernel.lane.durable()
-        await self.forget(namespace, name, keep=reader.config.born)
+        await self.forget(namespace, name)
 
-    async def forget(self, namespace: str, name: str, keep: int = 0) -> None:
-        """Delete stored states, but those of the projection that was born at `keep`."""
+    async def forget(self, namespace: str, name: str) -> None:
+        """Delete the stored states of that name which count no more."""
         for shard in self._kernel.shards.values():
             count = 0
-            async for register, data in registers(self._kernel, shard.id, names.states(namespace, name)):
-                if names.decode(data, StateRecord).born == keep or shard.peek(register) is not None:
+            async for register, _ in registers(self._kernel, shard.id, names.states(namespace, name)):
+                # Looked at again: since the page was read, a state that counts may have come in its place.
+                data = await shard.register(self._kernel.store, register)
+                reader = self._groups.get((namespace, name))
+                born = reader.config.born if reader is not None and reader.config is not None else None
+                if data is None or names.decode(data, StateRecord).born == born:
                     continue
                 shard.put(register, b"")
                 self._kernel.lane.mark()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,7 @@ from onexflow.core.errors import InternalError, InvalidArgument, InvalidTransiti
 from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.core.queue_state import is_system_type
 from onexflow.engine import event_records, stream, views
+from onexflow.engine.cuts import uncut
 from onexflow.engine.events.checks import MAX_NUMBER, check_key, check_publish, check_text
 from onexflow.engine.events.log import Located, Log
 from onexflow.engine.events.topics import Topics, partition_of
@@ -25,6 +26,8 @@ from onexflow.ports.event_store import RunRecord
 from onexflow.ports.events import EventRecord, Position, Publish, Published
 
 PAGE: Final = 1000
+
+T = TypeVar("T")
 
 
 class Publisher:
@@ -171,11 +174,11 @@ class Publisher:
         system = is_system_type(key.workflow_type)
         record = None if system else await self._kernel.store.find_run(shard.id, key.to_bytes())
         if record is not None:
-            return await self._read_run(shard.id, record, key, first, last, limit)
+            return await _whole(shard, lambda: self._read_run(shard.id, record, key, first, last, limit))
         external = await self.stream(key)
         if external is None:
             raise UnknownRun(f"there is no run and no stream {key}", {"run": str(key)})
-        return await self._read_stream(external, key, first, last, limit)
+        return await _whole(external.shard, lambda: self._read_stream(external, key, first, last, limit))
 
     async def stream(self, key: RunKey) -> Stream | None:
         """The external stream of that key."""
@@ -252,6 +255,15 @@ class Publisher:
                     if located is not None:
                         return shard, located
         return None
+
+
+async def _whole(shard: Shard, read: Callable[[], Awaitable[T]]) -> T:
+    """What is read in several steps, again when a history was cut between them: else the gap would not be noticed."""
+    while True:
+        cuts = await uncut(shard)
+        found = await read()
+        if shard.cuts == cuts:
+            return found
 
 
 def _published(shard: int, place: Place, *, created: bool) -> Published:

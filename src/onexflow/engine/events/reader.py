@@ -187,7 +187,7 @@ class Reader:
         """The shard's log has grown, perhaps by what matches."""
         cursor = self.cursors[shard]
         if not concerns and cursor.next == before:
-            cursor.next = head
+            cursor.advance(head)
         self._wake.set()
 
     async def _run(self) -> None:
@@ -244,7 +244,10 @@ class Reader:
         found, following = await self._log.page(cursor.shard, start, self.where, room)
         if not _serves(cursor, member) or cursor.next != start or cursor.not_before > now:
             return True
-        cursor.next = following
+        if self._kernel.shards[cursor.shard].cuts != cursor.cuts:
+            return True  # what the page misses may have been cut while it was read
+        found = [located for located in found if located.offset not in cursor.ahead]
+        cursor.advance(following)
         if found:
             self._deliver(cursor, member, found)
         if self.is_group and cursor.next - cursor.written > WRITTEN_EVENTS:
@@ -327,11 +330,24 @@ class Reader:
         if member.is_over:
             _tell(done, member.end or Unavailable("the consumer is closed"))
             return
+        forgotten = False
         for shard, offset in positions:
             cursor = self.cursors.get(shard)
-            if cursor is not None and self._closed(cursor, offset) is not None:
+            if cursor is None:
+                continue
+            if self._closed(cursor, offset) is not None:
                 self._changed(cursor)
-        self._when_written(done)
+            elif self.is_group and cursor.next <= offset < self._kernel.shards[shard].durable:
+                # It was delivered before the engine was started again, and has not been read since.
+                if len(cursor.ahead) < MAX_OPEN:
+                    cursor.ahead.add(offset)
+                    self._changed(cursor)
+                else:
+                    forgotten = True
+        if forgotten:
+            _tell(done, Unavailable("too many acknowledgements of what was not delivered: it comes again"))
+        else:
+            self._when_written(done)
 
     def reject(self, member: Member, position: Position, error: Failure, delay: float) -> None:
         cursor, entry = self._held(member, position)
@@ -352,7 +368,14 @@ class Reader:
     def bury(self, member: Member, position: Position, error: Failure, done: Done | None) -> None:
         cursor, entry = self._held(member, position)
         if cursor is None or entry is None:
-            _tell(done, None if not member.is_over else member.end or Unavailable("the consumer is closed"))
+            comes = cursor is not None and (
+                position.offset in cursor.open
+                or cursor.next <= position.offset < self._kernel.shards[cursor.shard].durable
+            )
+            if member.is_over or comes:
+                _tell(done, member.end or Unavailable("this consumer does not have the delivery: it comes again"))
+            else:
+                self._when_written(done)
             return
         self._give_up(cursor, position.offset, error)
         if done is not None:

@@ -68,6 +68,10 @@ class Feed:
         #: Where a reader for himself goes on: next offsets, and what of the offsets before is not answered.
         self._next: dict[int, int] = dict(request.positions)
         self._open: dict[int, set[int]] = {}
+        #: Where the present consumer began, where the one before had come to, and what this one has given of that.
+        self._begins: dict[int, int] = {}
+        self._before: dict[int, int] = {}
+        self._seen: dict[int, int] = {}
         #: Acknowledged, but not said to be durable; and, bounded, what needs no second look when it comes again.
         self._unconfirmed: dict[Position, list[Done]] = {}
         self._acknowledged: OrderedDict[Position, None] = OrderedDict()
@@ -150,6 +154,7 @@ class Feed:
         request = self._request
         if not request.group and self._next:
             request = msgspec.structs.replace(request, positions=self._resume())
+            self._before, self._seen = dict(self._next), {}
 
         def listen(told: Told) -> None:
             if life == self._life:
@@ -174,6 +179,7 @@ class Feed:
         match told:
             case Begun():
                 self._tries, self._live = 0, True
+                self._begins = dict(told.positions)
                 for shard, offset in told.positions.items():
                     self._next.setdefault(shard, offset)
                 if not self._begun.done():
@@ -199,16 +205,26 @@ class Feed:
             if position in self._acknowledged:
                 self._send_ack(position)
                 continue
-            if not self._request.group and offset < self._next.get(shard, 0):
-                known = self._open.get(shard, ())
-                if offset not in known:  # acknowledged long before the loss
-                    self._send_ack(position)
-                    continue
+            if self._is_repeated(position) and offset not in self._open.get(
+                shard, ()
+            ):  # acknowledged long before the loss
+                self._send_ack(position)
+                continue
             self._next[shard] = max(offset + 1, self._next.get(shard, 0))
             self._open.setdefault(shard, set()).add(offset)
             fresh.append(delivery)
         if fresh:
             self._listener.deliver(fresh)
+
+    def _is_repeated(self, position: Position) -> bool:
+        """Does a reader for himself get this only because he had to go back to what he had not answered? A dead letter
+        that comes again is none of these: it stands before where he began, or was passed in this life already."""
+        shard, offset = position
+        seen = self._seen.get(shard, -1)
+        if self._request.group or not self._begins.get(shard, 0) <= offset < self._before.get(shard, 0):
+            return False
+        self._seen[shard] = max(seen, offset)
+        return offset > seen
 
     def _lost(self, error: SPIError) -> None:
         self._life += 1

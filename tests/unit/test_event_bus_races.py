@@ -1,0 +1,204 @@
+"""The event bus when something happens in the middle of a read: cuts, states that are forgotten, letters that come again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from onexflow.core.definition import RetryPolicy
+from onexflow.core.errors import OutOfRange, UnknownWorkflowType
+from onexflow.core.ids import RunKey
+from onexflow.core.payload import Payload
+from onexflow.engine.cuts import cut_history
+from onexflow.engine.events import log as event_log
+from onexflow.engine.protocols.subscriptions import HandlerSubscription, Options
+from onexflow.ports.event_store import RegisterRecord, Row, SnapshotRecord
+from onexflow.ports.events import Consume, Filter, Published
+from onexflow.storage.memory import MemoryStore
+from onexflow.testing import Cluster, virtual_time
+from onexflow.testing.clock import VirtualClock
+from onexflow.testing.faults.store import FaultyStore
+from support.bus_kit import Reader, publish, stream
+from support.engine_kit import until
+
+
+class SlowReads(FaultyStore):
+    """Holds the next read of a kind until the test lets it go: what is found is read before (`stale`) or after that."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        super().__init__(MemoryStore(self.clock))
+        self._held: Callable[[str, str], bool] = lambda *_: False
+        self._stale = False
+        self.arrived = asyncio.Event()
+        self.go = asyncio.Event()
+
+    def hold_read(self, kind: str, prefix: str = "", *, stale: bool = False) -> None:
+        self._held = lambda name, what: name == kind and what.startswith(prefix)
+        self._stale = stale
+
+    async def _read(self, kind: str, what: str, read: Callable[[], Awaitable[Any]]) -> Any:
+        if not self._held(kind, what):
+            return await read()
+        self._held = lambda *_: False
+        found = await read() if self._stale else None
+        self.arrived.set()
+        await self.go.wait()
+        return found if self._stale else await read()
+
+    async def read_shard(self, shard: int, offset: int, limit: int = 1024) -> list[Row]:
+        found: list[Row] = await self._read("shard", "", lambda: self.inner.read_shard(shard, offset, limit))
+        return found
+
+    async def read_run(self, shard: int, iid: int, from_seq: int = 1, limit: int = 1024) -> list[Row]:
+        found: list[Row] = await self._read("run", "", lambda: self.inner.read_run(shard, iid, from_seq, limit))
+        return found
+
+    async def list_registers(
+        self, shard: int, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[RegisterRecord]:
+        found: list[RegisterRecord] = await self._read(
+            "registers", f"{prefix}@{shard}", lambda: self.inner.list_registers(shard, prefix, after, limit)
+        )
+        return found
+
+
+async def cut(cluster: Cluster, key: RunKey, before: int) -> None:
+    kernel = cluster.engine._kernel
+    external = await cluster.engine.events.stream(key)
+    assert external is not None
+    snapshot = SnapshotRecord(external.iid, external.state.seq, external.snapshot())
+    await cut_history(kernel.store, kernel.lane, external.shard, external.iid, before, snapshot)
+
+
+@virtual_time
+async def test_a_reader_is_told_of_a_cut_that_was_made_while_it_read() -> None:
+    store = SlowReads()
+    async with Cluster(seed=1, store=store, clock=store.clock) as cluster:
+        bus = cluster.engine.events
+        for n in range(5):
+            await publish(bus, stream(), n)
+        store.hold_read("shard")
+        reader = await Reader(bus, start="earliest", auto=True).begin()
+        await store.arrived.wait()
+        await cut(cluster, stream(), 4)
+        store.go.set()
+        assert isinstance(await reader.fails(), OutOfRange)
+        assert reader.values == []
+
+
+@virtual_time
+async def test_a_stream_that_is_cut_while_it_is_read_has_no_silent_gap() -> None:
+    store = SlowReads()
+    async with Cluster(seed=1, store=store, clock=store.clock) as cluster:
+        bus = cluster.engine.events
+        for n in range(5):
+            await publish(bus, stream(), n)
+        store.hold_read("run")
+        reading = asyncio.create_task(bus.read_events(stream()))
+        await store.arrived.wait()
+        await cut(cluster, stream(), 4)
+        store.go.set()
+        with pytest.raises(OutOfRange) as refused:
+            await reading
+        assert refused.value.context["earliest"] == 4
+
+
+async def fold(cluster: Cluster, event: Published, state: bytes) -> None:
+    """What a projection does with its first event."""
+    bus = cluster.engine.events
+    reader = await Reader(bus, group="p", projection=True, start="earliest", max_deliveries=0).begin()
+    await reader.have(1)
+    shard, offset = event.position
+    await bus.save_projection("default", "p", shard, 0, offset + 1, {stream(): Payload(state)})
+
+
+@virtual_time
+async def test_a_state_that_was_stored_anew_is_not_forgotten_with_the_old_one() -> None:
+    store = SlowReads()
+    async with Cluster(seed=1, store=store, clock=store.clock) as cluster:
+        event = await publish(cluster.engine.events, stream(), 1)
+        await fold(cluster, event, b'"old"')
+        await asyncio.sleep(1)
+        store.hold_read("registers", f"projection-state/default/p/@{event.position.shard}", stale=True)
+        resetting = asyncio.create_task(cluster.engine.events.reset_projection("default", "p"))
+        await store.arrived.wait()
+        await fold(cluster, event, b'"new"')
+        store.go.set()
+        await resetting
+        found = await cluster.engine.events.load_projection("default", "p", stream())
+        assert found.state == Payload(b'"new"')
+
+
+@virtual_time
+async def test_an_event_that_cannot_be_read_stops_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = event_log._stream_events
+
+    def unreadable(row: Row, source: event_log.Source) -> list[event_log.Located]:
+        if source.key == stream():
+            raise UnknownWorkflowType("its definition is gone")
+        return read(row, source)
+
+    monkeypatch.setattr(event_log, "_stream_events", unreadable)
+    async with Cluster(seed=1) as cluster:
+        bus = cluster.engine.events
+        await publish(bus, stream(), 1)
+        await publish(bus, stream("b"), 2)
+        reader = await Reader(bus, start="earliest").begin()
+        assert await reader.have(1) == [2]
+        assert reader.error is None
+
+
+@virtual_time
+async def test_a_dead_letter_comes_again_to_those_who_read_for_themselves_and_want_it() -> None:
+    async with Cluster(seed=1) as cluster:
+        bus = cluster.engine.events
+        got: list[int] = []
+        broken = [True]
+
+        def handle(event: Any, _context: Any) -> None:
+            got.append(event.sequence)
+            if broken and event.sequence == 1:
+                raise ValueError
+
+        once = Options(retries=RetryPolicy(max_attempts=1))
+        request = Consume(filter=Filter(), start="earliest", ack_timeout=0.0)
+        subscription = HandlerSubscription(bus, request, once, "s", "*", handle)
+        await subscription.start()
+        other = await Reader(bus, start="earliest", topics=("other",)).begin()
+        for n in range(3):
+            await publish(bus, stream(), n)
+        await until(lambda: got == [1, 2, 3])
+        await cluster.crash_orchestrator()
+        await cluster.restart_orchestrator()
+        subscription._feed._service = bus = cluster.engine.events  # as a client finds the next one
+        await until(lambda: subscription.status.state == "active")
+        assert got == [1, 2, 3]
+        broken.clear()
+        assert await bus.requeue_dead_letters("default", "") == 1
+        await until(lambda: len(got) > 3)
+        await asyncio.sleep(5)
+        assert got == [1, 2, 3, 1]
+        assert other.got == []
+        await subscription.close()
+
+
+@virtual_time
+async def test_a_dead_letter_whose_event_was_cut_stays_a_dead_letter() -> None:
+    async with Cluster(seed=1) as cluster:
+        bus = cluster.engine.events
+        group = await Reader(bus, group="g", start="earliest").begin()
+        for n in range(3):
+            await publish(bus, stream(), n)
+        await group.have(3)
+        await group.bury(group.places[0])
+        await group.ack(*group.places[1:])
+        await cut(cluster, stream(), 2)
+        assert await bus.requeue_dead_letters("default", "g") == 0
+        assert len(await bus.list_dead_letters("default", "g")) == 1
+        await publish(bus, stream(), 3)
+        assert (await group.have(4))[-1] == 3
+        assert group.error is None
