@@ -24,6 +24,7 @@ STEP = st.one_of(
     st.tuples(st.just("leave"), st.integers(0, 3)),
     st.tuples(st.just("ack"), st.integers(0, 3), st.integers(1, 5)),
     st.tuples(st.just("reject"), st.integers(0, 3), st.integers(0, 5)),
+    st.tuples(st.just("late"), st.integers(0, 3), st.integers(1, 5)),
     st.tuples(st.just("bury"), st.integers(0, 3)),
     st.tuples(st.just("wait"), st.sampled_from([0.0, 0.001, 1.0, 12.0])),
     st.tuples(st.just("crash"), st.booleans()),
@@ -74,11 +75,13 @@ class Group:
     def step(self, step: tuple[object, ...]) -> None:
         """What needs no waiting."""
         member = self.members[int(str(step[1])) % len(self.members)] if self.members else None
-        if member is None or not member.got:
+        if member is None or (not member.got and step[0] != "late"):
             return
         match step:
             case ("ack", _, int(count)):
                 self.ack(member, member.places[-count:])
+            case ("late", _, int(count)):  # who had it before says so now, to whom it may concern
+                self.ack(member, sorted(self.seen - self.settled)[:count])
             case ("reject", _, int(delay)):
                 member.consumer.reject(member.places[-1], OOPS, float(delay))
             case ("bury", _):

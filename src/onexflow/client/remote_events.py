@@ -14,6 +14,7 @@ from uuid import UUID
 
 import grpc
 import msgspec
+import structlog
 
 from onexflow.client.channels import is_answer
 from onexflow.client.ids import new_request_id
@@ -34,6 +35,7 @@ from onexflow.ports.events import (
     ProjectionState,
     Publish,
     Published,
+    Told,
     TopicView,
 )
 from onexflow.spi.exceptions import SPIError
@@ -41,6 +43,8 @@ from onexflow.v1 import events_pb2 as pb
 
 if TYPE_CHECKING:
     from onexflow.client.client import Client
+
+log = structlog.get_logger("onexflow.client")
 
 #: Keeps what is under way; returns the way to stop it.
 Keep = Callable[[Coroutine[Any, Any, None], Callable[[SPIError], None]], Callable[[], None]]
@@ -268,7 +272,7 @@ class RemoteConsumer:
     def _told(self, message: pb.ConsumeResponse) -> None:
         if message.WhichOneof("message") != "done":
             if not (self._closed or self._closing):
-                self._listener(wire.told(message))
+                self._tell(wire.told(message))
             return
         error = wire_common.error(message.done.error) if message.done.HasField("error") else None
         for done in self._sent.pop(message.done.answer_id, ()):
@@ -307,7 +311,15 @@ class RemoteConsumer:
         if not self._closed:
             self._end(error)
             if not self._closing:
-                self._listener(error)
+                self._tell(error)
+
+    def _tell(self, told: Told) -> None:
+        """One that fails ends itself, as in process."""
+        try:
+            self._listener(told)
+        except Exception:
+            log.exception("consumer.failed", group=self._request.group)
+            self.close()
 
     def _end(self, error: SPIError) -> None:
         self._closed = True

@@ -25,17 +25,19 @@ class Open:
 
 
 class Cursor:
-    """All below `next` but the open ones is dealt with."""
+    """All below `next` but the open ones is dealt with, and what is `ahead`."""
 
     __slots__ = (
-        "begins", "cuts", "heir", "next", "not_before", "open", "out", "owner", "reached", "saved", "shard", "told",
-        "waiting", "written",
+        "ahead", "begins", "cuts", "heir", "next", "not_before", "open", "out", "owner", "reached", "saved", "shard",
+        "told", "waiting", "written",
     )  # fmt: skip
 
     def __init__(self, shard: int, next_: int) -> None:
         self.shard = shard
         self.next = self.begins = next_
         self.open: dict[int, Open] = {}
+        #: Acknowledged, but not read since the engine was started: who had it before has said so.
+        self.ahead: set[int] = set()
         #: How many of the open ones a member has.
         self.out = 0
         #: (loop time, offset) of those that come again.
@@ -64,18 +66,25 @@ class Cursor:
     def candidate(self) -> Member | None:
         return self.heir or self.owner
 
+    def advance(self, next_: int) -> None:
+        """All before that offset is read."""
+        self.next = next_
+        if self.ahead:
+            self.ahead = {offset for offset in self.ahead if offset >= next_}
+
     def wait(self, offset: int, due: float) -> None:
         heappush(self.waiting, (due, offset))
 
     def standing(self, born: int, now: int) -> Standing:
         opened = [(offset, entry.attempts) for offset, entry in self.open.items()]
-        return Standing(born, self.next, now, opened, self.begins, self.told)
+        return Standing(born, self.next, now, opened, self.begins, self.told, sorted(self.ahead))
 
     def restore(self, standing: Standing) -> None:
         """Go on from what was stored: what was open comes again."""
         self.next = self.written = max(1, standing.next)
         self.saved = standing.next
         self.begins, self.told = standing.begins, standing.told
+        self.ahead = set(standing.ahead)
         for offset, attempts in standing.open:
             self.open[offset] = Open(attempts)
             self.wait(offset, 0.0)

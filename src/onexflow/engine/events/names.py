@@ -85,6 +85,7 @@ class Standing(msgspec.Struct, array_like=True, frozen=True):
     open: list[tuple[int, int]] = []  #: (offset, deliveries so far)
     begins: int = 0  #: where the group began to read
     told: int = 0  #: cuts up to this time are known to it
+    ahead: list[int] = []  #: at or above `next`, and dealt with
 
 
 class TopicRecord(msgspec.Struct, array_like=True, frozen=True):

@@ -72,7 +72,7 @@ async def status_of(kernel: Kernel, found: tuple[int, Located], groups: Sequence
 
 def _is_done(reader: Reader, shard: int, offset: int) -> bool:
     cursor = reader.cursors[shard]
-    return offset < cursor.next and offset not in cursor.open
+    return offset in cursor.ahead or (offset < cursor.next and offset not in cursor.open)
 
 
 def held_by(kernel: Kernel, groups: Iterable[Reader], shard: int, key: RunKey) -> int | None:
