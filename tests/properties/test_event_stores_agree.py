@@ -146,7 +146,9 @@ class StoresAgree(RuleBasedStateMachine):
 
     def after(self, batch: list[ShardAppend], outcome: AppendOutcome) -> None:
         for part in batch:
-            if part.shard in outcome.stored and part.head == self.heads[part.shard]:
+            if part.shard not in outcome.stored:
+                continue
+            if (part.epoch, part.head) == (self.epochs[part.shard], self.heads[part.shard]):
                 self.heads[part.shard] = part.next
                 for row in part.rows:
                     self.seqs[part.shard, row.iid] = row.seq + row.count
