@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from onexflow.client import Client, RunHandle, connect
     from onexflow.codec.definitions import dump_definition, load_definition
     from onexflow.core.builder import workflow
-    from onexflow.core.definition import RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
+    from onexflow.core.definition import (
+        Compensation,
+        RetryPolicy,
+        RunRetry,
+        TaskSpec,
+        Timeouts,
+        WorkflowDefinition,
+    )
     from onexflow.core.errors import (
         DeadlineExceeded,
         DefinitionConflict,
@@ -53,7 +60,8 @@ _HOME = {
     **dict.fromkeys(("dump_definition", "load_definition"), "onexflow.codec.definitions"),
     "workflow": "onexflow.core.builder",
     **dict.fromkeys(
-        ("RetryPolicy", "RunRetry", "TaskSpec", "Timeouts", "WorkflowDefinition"), "onexflow.core.definition"
+        ("Compensation", "RetryPolicy", "RunRetry", "TaskSpec", "Timeouts", "WorkflowDefinition"),
+        "onexflow.core.definition",
     ),
     **dict.fromkeys(
         (
@@ -76,6 +84,7 @@ _HOME = {
 __all__ = [
     "Cancelled",
     "Client",
+    "Compensation",
     "Context",
     "DeadlineExceeded",
     "DefinitionConflict",

@@ -78,6 +78,15 @@ ALL_0_2: list[Event] = [
     StateTransitioned("stream.published", "order.paid", "", data=Payload(b"\x01", "bytes")),
 ]
 
+#: And with what release 0.3 has added.
+ALL_0_3: list[Event] = [
+    *ALL_0_2,
+    WorkflowCancelled("not needed", "compensating"),
+    CompensationStarted("failed", None, "too late", Failure("Boom", "it broke")),
+    StateTransitioned("task.cancelled", "running", "cancelled", [1], 0, "it was told to stop, and has"),
+    CompensationCompleted("failed"),
+]
+
 
 def test_every_type_of_event_is_here() -> None:
     assert [type(event) for event in ALL] == list(EVENTS)
@@ -101,9 +110,14 @@ def test_rows_of_release_0_2_are_read_for_ever() -> None:
     assert decode_row(stored) == (AT, ALL_0_2, {"principal": "bob"})
 
 
-def test_release_0_2_still_writes_what_it_wrote() -> None:
+def test_rows_of_release_0_3_are_read_for_ever() -> None:
+    stored = (FIXTURES / "release-0.3.row").read_bytes()
+    assert decode_row(stored) == (AT, ALL_0_3, {"principal": "bob"})
+
+
+def test_release_0_3_still_writes_what_it_wrote() -> None:
     """A new field at an event's end changes these bytes: then keep the old file, and add one of the new release."""
-    assert encode_row(AT, ALL_0_2, {"principal": "bob"}) == (FIXTURES / "release-0.2.row").read_bytes()
+    assert encode_row(AT, ALL_0_3, {"principal": "bob"}) == (FIXTURES / "release-0.3.row").read_bytes()
 
 
 def test_an_event_of_a_newer_release_is_kept_and_shown() -> None:

@@ -366,6 +366,7 @@ def _show(view: RunView, out: Output) -> None:
         (
             ("run", f"{view.key.workflow_type}/{view.key.instance_id}"),
             ("state", view.state),
+            ("outcome", view.outcome),
             ("waits for", view.blocked_because),
             ("reason", view.reason),
             ("error", f"{error.type}: {error.message}" if error is not None else ""),

@@ -11,7 +11,7 @@ from onexflow.v1 import workflow_pb2 as pb
 
 def run_failed(outcome: pb.RunOutcome, workflow_type: str, instance_id: str) -> RunFailed:
     """The error of a run that ended without a result. Context: state, workflow_type, instance_id, and as far as they
-    are known error_type, error_code, task, traceback and the failure's own context."""
+    are known outcome (cancelled, failed or timeout, of a run that was compensated), error_type, error_code, task, traceback and the failure's own context."""
     failure = outcome.error
     context: dict[str, Any] = {
         "state": outcome.state,
@@ -27,9 +27,13 @@ def run_failed(outcome: pb.RunOutcome, workflow_type: str, instance_id: str) -> 
         context["traceback"] = failure.traceback
     if task := facts.pop("task", None):
         context["task"] = task
+    if outcome.state == "compensated":
+        context["outcome"] = facts.pop("outcome", "")
     if facts:
         context["error_context"] = facts
     what = f"run {context['workflow_type']}/{context['instance_id']} ended as {outcome.state}"
+    if context.get("outcome"):
+        what += f" ({context['outcome']})"
     where = f" in task {task}" if task else ""
     why = ": ".join(part for part in (failure.type, failure.message) if part)
     return RunFailed(f"{what}{where}{': ' if why else ''}{why}", context)

@@ -60,6 +60,7 @@ def definition_schema() -> Schema:
         "patternProperties": {"^x-": {"description": "Left alone: a place for YAML anchors."}},
         "$defs": {
             "task": _object(_task(), "name", "role"),
+            "compensation": _object(_compensation(), "handler"),
             "retry": _object(_retry()),
             "runRetry": _object(_run_retry()),
             "timeouts": _object(_timeouts()),
@@ -94,6 +95,29 @@ def _task() -> Schema:
         "priority": _choice("Who goes first when workers are scarce.", PRIORITIES, spec.priority),
         "allow_failure": _flag("A failure of this task does not fail the run."),
         "setup": _flag("Runs before every task that is not set-up."),
+        "compensation": {
+            "anyOf": [_handler("Name of the handler."), {"$ref": "#/$defs/compensation"}],
+            "description": "The effect that undoes this one when the run is cancelled, fails or times out.",
+        },
+    }
+
+
+def _compensation() -> Schema:
+    return {
+        "handler": _handler("Name of the handler on the workers."),
+        "input": _mapping("What it gets. Default: the object of the task's `input` and `result`."),
+        "retry": _nullable("retry", "When it is tried again."),
+        "timeouts": {"$ref": "#/$defs/timeouts"},
+    }
+
+
+def _handler(description: str) -> Schema:
+    return {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": _MAX_HANDLER,
+        "pattern": r"^[^\s\x00-\x1f\x7f]*$",
+        "description": description,
     }
 
 

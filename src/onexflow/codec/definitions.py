@@ -14,7 +14,15 @@ import msgspec
 import yaml
 
 from onexflow.core.canonical import canonical_json
-from onexflow.core.definition import MAX_TEXT, RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
+from onexflow.core.definition import (
+    MAX_TEXT,
+    Compensation,
+    RetryPolicy,
+    RunRetry,
+    TaskSpec,
+    Timeouts,
+    WorkflowDefinition,
+)
 from onexflow.core.errors import InvalidDefinition
 from onexflow.core.validate import Problems
 
@@ -158,6 +166,13 @@ def _part(cls: type[msgspec.Struct]) -> Reader:
     return lambda value, place, problems: _read(cls, value, place, problems)
 
 
+def _compensation(value: Any, place: str, problems: Problems) -> Any:
+    """By its handler's name alone, or as an object."""
+    if isinstance(value, str):
+        return Compensation(handler=value)
+    return _read(Compensation, value, place, problems)
+
+
 _READERS: Final[dict[type[msgspec.Struct], dict[str, Reader]]] = {
     WorkflowDefinition: {
         "workflow_type": _text, "version": _integer, "description": _text, "tasks": _tasks, "output": _mapping,
@@ -167,6 +182,10 @@ _READERS: Final[dict[type[msgspec.Struct], dict[str, Reader]]] = {
         "name": _text, "role": _text, "handler": _text, "depends_on": _names, "after": _names, "input": _mapping,
         "when": _expression, "map": _expression, "max_parallel": _integer, "retry": _part(RetryPolicy),
         "timeouts": _part(Timeouts), "priority": _text, "allow_failure": _flag, "setup": _flag,
+        "compensation": _compensation,
+    },
+    Compensation: {
+        "handler": _text, "input": _mapping, "retry": _part(RetryPolicy), "timeouts": _part(Timeouts),
     },
     RetryPolicy: {
         "policy": _text, "max_attempts": _integer, "initial_delay": _seconds, "max_delay": _seconds,
@@ -179,7 +198,7 @@ _READERS: Final[dict[type[msgspec.Struct], dict[str, Reader]]] = {
     },
 }  # fmt: skip
 #: How many of the first fields must be there.
-_REQUIRED: Final[dict[type[msgspec.Struct], int]] = {WorkflowDefinition: 1, TaskSpec: 2}
+_REQUIRED: Final[dict[type[msgspec.Struct], int]] = {WorkflowDefinition: 1, TaskSpec: 2, Compensation: 1}
 _NULLABLE: Final = frozenset({"input", "output", "retry"})
 
 

@@ -30,12 +30,13 @@ from onexflow.core.events import (
     TaskScheduled,
     TaskStarted,
 )
+from onexflow.core.graph import Graph
 from onexflow.core.instructions import CancelAttempt, SendAuthorised
 from onexflow.core.machine import TERMINAL_TASK_STATES, TERMINAL_WORKFLOW_STATES
 from onexflow.core.mapping import MappingError, condition, map_items, task_input
 from onexflow.core.payload import NULL, Failure
 from onexflow.core.retry import DEFAULT_RETRY, NO_RETRY, ORCHESTRATION_RETRY, delay, may_retry
-from onexflow.core.state import ItemState
+from onexflow.core.state import COMPENSATION, ItemState, RunState
 from onexflow.core.turn import SECOND, RunValues, Turn
 
 #: An item whose worker died under it this often fails: a handler that kills its process costs no more workers.
@@ -62,11 +63,11 @@ def schedule(turn: Turn, task: int) -> None:
         source, payload = (INLINE, None) if spec.map else task_input(graph, task, values, codec)
     except MappingError as error:
         turn.emit(TaskScheduled(task, source=INLINE, inputs=[NULL]))
-        _give_up(turn, task, 0, Failure("MappingError", str(error), retryable=False), "mapping")
+        give_up(turn, task, 0, Failure("MappingError", str(error), retryable=False), "mapping")
         return
     if not spec.map:
         offset = turn.emit(TaskScheduled(task, source=source, inputs=[] if payload is None else [payload]))
-        _dispatch_new(turn, task, 0, 1, offset)
+        dispatch_new(turn, task, 0, 1, offset)
         return
     if not inputs:
         turn.emit(TaskScheduled(task, count=0, of=0, source=INLINE))
@@ -81,11 +82,11 @@ def schedule(turn: Turn, task: int) -> None:
             count += 1
         chunk = inputs[first : first + count]
         offset = turn.emit(TaskScheduled(task, first=first, count=count, of=len(inputs), source=INLINE, inputs=chunk))
-        _dispatch_new(turn, task, first, count, offset)
+        dispatch_new(turn, task, first, count, offset)
         first += count
 
 
-def _dispatch_new(turn: Turn, task: int, first: int, count: int, offset: int) -> None:
+def dispatch_new(turn: Turn, task: int, first: int, count: int, offset: int) -> None:
     turn.dispatch(task, first, count, offset)
     timeouts = turn.graph.specs[task].timeouts
     if timeouts.schedule_to_close or timeouts.schedule_to_start:
@@ -201,7 +202,9 @@ def fail(turn: Turn, command: FailAttempt) -> None:
         _lose(turn, task, index, command.worker)
         return
     _write_started(turn, task, [index], command.worker, command.incarnation, command.started_at)
-    if item.stopping:
+    if item.stopping == COMPENSATION:
+        _fail(turn, task, index, command.error, "")
+    elif item.stopping:
         _retry_or_give_up(turn, task, index, turn.timed_out(task, item.stopping), "timeout")
     else:
         _retry_or_give_up(turn, task, index, command.error, "")
@@ -213,7 +216,9 @@ def stop(turn: Turn, command: StopAttempt) -> None:
     item = _accepted(turn, task, index, command.epoch, command.offset)
     if item is None or item.status == "waiting_for_input":
         return
-    if item.stopping:
+    if item.stopping == COMPENSATION:
+        _cancel(turn, task, index, "it was told to stop, and has")
+    elif item.stopping:
         _retry_or_give_up(turn, task, index, turn.timed_out(task, item.stopping), "timeout")
     elif turn.graph.specs[task].role == "effect" and not item.idempotent:
         _wait_for_input(turn, task, index, f"the attempt was interrupted on {item.worker}")
@@ -226,7 +231,9 @@ def give_back(turn: Turn, command: ReturnAttempt) -> None:
     item = _accepted(turn, command.task, command.item, command.epoch, command.offset)
     if item is None:
         return
-    if item.status == "scheduled":
+    if item.stopping == COMPENSATION or (item.status == "waiting_for_input" and _is_held_back(turn, command.task)):
+        _cancel(turn, command.task, command.item, "it had not begun")
+    elif item.status == "scheduled":
         turn.dispatch_held(command.task, command.item)
     elif item.status == "waiting_for_input":
         _schedule_again(turn, command.task, command.item, "returned")
@@ -260,9 +267,20 @@ def _lose(turn: Turn, task: int, index: int, worker: str) -> None:
             retryable=False,
             context={"workers": lost},
         )
-        _give_up(turn, task, index, error, "lost")
+        give_up(turn, task, index, error, "lost")
     else:
         _again_uncounted(turn, task, index, "lost", worker)
+
+
+def _is_held_back(turn: Turn, task: int) -> bool:
+    """Is this a task of the definition whose run is being undone?"""
+    return turn.state.status == "compensating" and not turn.graph.is_undo(task)
+
+
+def _cancel(turn: Turn, task: int, index: int, reason: str) -> None:
+    """The effect of a run that is being undone has not happened."""
+    status = turn.state.tasks[task].items[index].status
+    turn.emit(StateTransitioned("task.cancelled", status, "cancelled", [task], index, reason))
 
 
 def _wait_for_input(turn: Turn, task: int, index: int, reason: str) -> None:
@@ -292,7 +310,7 @@ def _retry_or_give_up(turn: Turn, task: int, index: int, error: Failure, kind: s
     item = turn.state.tasks[task].items[index]
     policy = _policy(turn, task, item)
     if not may_retry(policy, error, item.counted):
-        _give_up(turn, task, index, error, kind)
+        give_up(turn, task, index, error, kind)
         return
     asked = (error.context or {}).get("retry_after")
     if isinstance(asked, int | float) and 0 <= asked <= MAX_SECONDS:
@@ -310,7 +328,7 @@ def _retry_or_give_up(turn: Turn, task: int, index: int, error: Failure, kind: s
         _schedule_again(turn, task, index)
 
 
-def _give_up(turn: Turn, task: int, index: int, error: Failure, kind: str) -> None:
+def give_up(turn: Turn, task: int, index: int, error: Failure, kind: str) -> None:
     """The item has failed for good: with the run's own retry it is held for that, else its task has failed."""
     graph, state = turn.graph, turn.state
     items = state.tasks[task].items
@@ -364,13 +382,15 @@ def fire(turn: Turn, command: FireTimer) -> None:
     if index >= len(items) or items[index].status in TERMINAL_TASK_STATES:
         return
     item = items[index]
+    if is_void(turn.graph, turn.state, task, item, command.kind):
+        return
     current = item.epoch == command.epoch and item.offset == command.offset
     if command.kind == "retry":
         if item.status == "retrying" and 0 < item.due_at <= turn.now and turn.is_active(task):
             _schedule_again(turn, task, index)
     elif command.kind == "schedule_to_start":
         if item.status == "scheduled" and current:
-            _give_up(turn, task, index, turn.timed_out(task, "schedule_to_start"), "timeout")
+            give_up(turn, task, index, turn.timed_out(task, "schedule_to_start"), "timeout")
     elif command.kind == "schedule_to_close":
         # Final, also for the run's own retry: it bounds all attempts, and this one may still be running.
         _fail(turn, task, index, turn.timed_out(task, "schedule_to_close"), "timeout")
@@ -379,6 +399,16 @@ def fire(turn: Turn, command: FireTimer) -> None:
             _retry_or_give_up(turn, task, index, turn.timed_out(task, item.stopping), "timeout")
     elif current and not item.stopping and item.status in {"scheduled", "running"}:
         _stop_running(turn, task, index, command.kind)
+
+
+def is_void(graph: Graph, state: RunState, task: int, item: ItemState, timer: str) -> bool:
+    """Does this timer of a task mean nothing? While the run is undone, the end of what may have happened is waited for
+    as long as it takes."""
+    return (
+        state.status == "compensating"
+        and not graph.is_undo(task)
+        and (item.stopping == COMPENSATION or timer in {"schedule_to_start", "schedule_to_close"})
+    )
 
 
 def _stop_running(turn: Turn, task: int, index: int, timeout: str) -> None:
@@ -413,6 +443,6 @@ def resolve(turn: Turn, command: ResolveItem) -> None:
     elif command.result is not None:
         turn.emit(TaskCompleted(task, [index], [command.result], kind="resolved"))
     elif command.fail:
-        _give_up(turn, task, index, Failure("ResolvedAsFailed", command.fail, retryable=False), "resolved")
+        give_up(turn, task, index, Failure("ResolvedAsFailed", command.fail, retryable=False), "resolved")
     else:
         raise InvalidArgument("say one of retry, result and fail", field="resolution")

@@ -18,6 +18,7 @@ import msgspec
 
 from onexflow.core.definition import (
     NO_TIMEOUTS,
+    Compensation,
     Priority,
     RetryPolicy,
     Role,
@@ -63,6 +64,7 @@ class TaskOptions(TypedDict, total=False):
     priority: Priority
     allow_failure: bool
     setup: bool
+    compensation: Compensation | str | None
 
 
 def workflow(
@@ -127,8 +129,10 @@ class WorkflowBuilder:
         priority: Priority = "normal",
         allow_failure: bool = False,
         setup: bool = False,
+        compensation: Compensation | str | None = None,
     ) -> Task:
-        """A task of the given role, for programs that make definitions."""
+        """A task of the given role, for programs that make definitions. A compensation may be given by its handler's
+        name."""
         self._tasks.append(
             TaskSpec(
                 name=name,
@@ -145,6 +149,7 @@ class WorkflowBuilder:
                 priority=priority,
                 allow_failure=allow_failure,
                 setup=setup,
+                compensation=Compensation(handler=compensation) if isinstance(compensation, str) else compensation,
             )
         )
         return Task(name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from onexflow.core import attempts
+from onexflow.core import attempts, compensation
 from onexflow.core.commands import (
     AssignRun,
     AuthoriseAttempt,
@@ -99,6 +99,9 @@ def settle(turn: Turn) -> None:
     state = turn.state
     while True:
         status = state.status
+        if status == "compensating":
+            compensation.go_on(turn)
+            return
         if state.failing is not None and status in {"running", "initializing", "retrying"}:
             _end(turn, WorkflowFailed(state.failing), "the run failed")
             return
@@ -134,6 +137,10 @@ def _complete(turn: Turn) -> None:
 
 
 def _end(turn: Turn, event: WorkflowFailed | WorkflowCancelled | WorkflowTimedOut, reason: str) -> None:
+    """End the run with `event`, or undo first what its effects did."""
+    if compensation.is_needed(turn):
+        compensation.begin(turn, event, reason)
+        return
     turn.emit(event)
     turn.instructions.append(CancelAll(reason))
     turn.instructions.append(FinishRun())
@@ -164,9 +171,13 @@ def _resume(turn: Turn, command: ResumeRun) -> None:
 
 
 def _cancel(turn: Turn, command: CancelRun) -> None:
-    if turn.state.status != "cancelled":
-        check_workflow_edge(turn.state.status, "cancelled", str(turn.state.key))
-        _end(turn, WorkflowCancelled(command.reason), command.reason or "the run was cancelled")
+    state = turn.state
+    if state.status in {"cancelled", "compensating"} or (
+        state.status == "compensated" and state.outcome == "cancelled"
+    ):
+        return
+    check_workflow_edge(state.status, "cancelled", str(state.key))
+    _end(turn, WorkflowCancelled(command.reason), command.reason or "the run was cancelled")
 
 
 def _assign(turn: Turn, command: AssignRun) -> None:
@@ -188,7 +199,7 @@ def _fire(turn: Turn, command: FireTimer) -> None:
         if state.status == "pending" and turn.now >= state.start_at:
             _begin(turn)
     elif command.kind == "run_timeout":
-        if turn.now >= state.timeout_at > 0:
+        if turn.now >= state.timeout_at > 0 and state.status != "compensating":
             _end(turn, WorkflowTimedOut("the run passed its timeout"), "the run timed out")
     elif command.kind == "run_retry":
         if state.status == "retrying" and turn.now >= state.retry_at:

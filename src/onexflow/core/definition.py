@@ -76,6 +76,19 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 NO_TIMEOUTS: Final = Timeouts()
 
 
+class Compensation(msgspec.Struct, frozen=True, kw_only=True):
+    """How what an effect did is undone: by another effect, when its run is cancelled, fails or times out."""
+
+    #: Name of the effect handler on the workers.
+    handler: str
+    #: Beside `input`, `tasks` and `run` it sees `result` (of the task that is undone), `outcome` and `reason` (why).
+    #: None: the object of the `input` that the task had and its `result`.
+    input: Mapping = None
+    #: As for any effect.
+    retry: RetryPolicy | None = None
+    timeouts: Timeouts = NO_TIMEOUTS
+
+
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One task of a workflow."""
 
@@ -103,6 +116,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
     allow_failure: bool = False
     #: Runs while the run is `initializing`, before every task that is not set-up.
     setup: bool = False
+    #: How this effect is undone when the run does not complete. None: it is not.
+    compensation: Compensation | None = None
 
     def __post_init__(self) -> None:
         if not self.handler:

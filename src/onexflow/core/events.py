@@ -83,7 +83,7 @@ class WorkflowFailed(Event, tag=6, frozen=True):
 class WorkflowCancelled(Event, tag=7, frozen=True):
     type: ClassVar[str] = "workflow.cancelled"
     reason: str = ""
-    kind: str = ""
+    kind: str = ""  #: "" (the run has ended) | "compensating" (what its effects did is undone first)
 
 
 class WorkflowTimedOut(Event, tag=8, frozen=True):
@@ -190,14 +190,20 @@ class StateTransitioned(Event, tag=16, frozen=True):
 
 
 class CompensationStarted(Event, tag=17, frozen=True):
+    """The run is `compensating`: it has that outcome, and what its effects did will be undone."""
+
     type: ClassVar[str] = "compensation.started"
-    kind: str = ""
+    kind: str = ""  #: the outcome: "cancelled" | "failed" | "timeout"
     data: Payload | None = None
+    reason: str = ""
+    error: Failure | None = None
 
 
 class CompensationCompleted(Event, tag=18, frozen=True):
+    """All is undone: the run is `compensated`."""
+
     type: ClassVar[str] = "compensation.completed"
-    kind: str = ""
+    kind: str = ""  #: the outcome, as in `compensation.started`
     data: Payload | None = None
 
 
@@ -217,6 +223,9 @@ AnyEvent = (
 #: The closed list of kinds of each type. A kind that is not here comes from a newer release: kept, shown, not folded.
 KINDS: Final[dict[str, tuple[str, ...]]] = {
     **{event.type: ("",) for event in EVENTS},
+    "workflow.cancelled": ("", "compensating"),
+    "compensation.started": ("cancelled", "failed", "timeout"),
+    "compensation.completed": ("cancelled", "failed", "timeout"),
     "task.scheduled": ("", "again", "resolved", "returned", "enqueued"),
     "task.started": ("", "leased", "assigned", "bridged"),
     "task.completed": ("", "resolved", "empty"),
@@ -224,7 +233,7 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
     "task.retry": ("", "timeout", "lost", "returned", "run"),
     "state.transitioned": (
         "run.initializing", "run.retrying", "run.running", "run.assigned",
-        "task.skipped", "task.waiting_for_input", "attempt.stopping",
+        "task.skipped", "task.waiting_for_input", "task.cancelled", "attempt.stopping",
         "queue.paused", "queue.resumed", "queue.strategy", "task.raised", "task.progress",
         "stream.published",
     ),

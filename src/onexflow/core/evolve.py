@@ -13,6 +13,8 @@ from typing import Any
 
 from onexflow.core.errors import InternalError
 from onexflow.core.events import (
+    CompensationCompleted,
+    CompensationStarted,
     Event,
     StateTransitioned,
     TaskCompleted,
@@ -32,7 +34,7 @@ from onexflow.core.events import (
 from onexflow.core.graph import Graph
 from onexflow.core.machine import TASK_EDGES, TERMINAL_TASK_STATES, WORKFLOW_EDGES, check_task_edge, check_workflow_edge
 from onexflow.core.payload import Payload
-from onexflow.core.state import ItemState, RunState, TaskState
+from onexflow.core.state import COMPENSATION, ItemState, RunState, TaskState
 
 
 def create(graph: Graph, event: WorkflowCreated, at: int) -> RunState:
@@ -55,7 +57,7 @@ def create(graph: Graph, event: WorkflowCreated, at: int) -> RunState:
         start_at=event.start_at,
         timeout_at=event.timeout_at,
         tasks=[TaskState("blocked", count) for count in graph.indegree],
-        open_tasks=len(graph.specs),
+        open_tasks=len(graph),
         open_setup=len(graph.setup),
     )
 
@@ -107,14 +109,18 @@ def _end_run(state: RunState, target: str, at: int) -> None:
     state.completed_at = at
     for task in state.tasks if state.open_tasks else ():
         if task.status not in TERMINAL_TASK_STATES:
-            task.status = "cancelled"
-            task.finished_at = at
-            for item in task.items:
-                if item.status not in TERMINAL_TASK_STATES:
-                    item.status = "cancelled"
-                    item.finished_at = at
+            _cancel_task(task, at)
     state.open_tasks = state.open_setup = 0
     state.ready.clear()
+
+
+def _cancel_task(task: TaskState, at: int) -> None:
+    task.status = "cancelled"
+    task.finished_at = at
+    for item in task.items:
+        if item.status not in TERMINAL_TASK_STATES:
+            item.status = "cancelled"
+            item.finished_at = at
 
 
 def _on_completed(graph: Graph, state: RunState, event: WorkflowCompleted, epoch: int, offset: int, at: int) -> None:
@@ -129,12 +135,46 @@ def _on_failed(graph: Graph, state: RunState, event: WorkflowFailed, epoch: int,
 
 def _on_cancelled(graph: Graph, state: RunState, event: WorkflowCancelled, epoch: int, offset: int, at: int) -> None:
     state.reason = event.reason
-    _end_run(state, "cancelled", at)
+    if not event.kind:
+        _end_run(state, "cancelled", at)
 
 
 def _on_timed_out(graph: Graph, state: RunState, event: WorkflowTimedOut, epoch: int, offset: int, at: int) -> None:
     state.reason = event.reason
     _end_run(state, "timeout", at)
+
+
+def _on_compensation_started(
+    graph: Graph, state: RunState, event: CompensationStarted, epoch: int, offset: int, at: int
+) -> None:
+    """Only what may have happened and can be undone stays open; the tasks that undo enter the run."""
+    _move_run(state, "compensating")
+    state.outcome, state.reason, state.error = event.kind, event.reason, event.error
+    state.failing = None
+    state.retry_at = state.open_setup = 0
+    state.ready.clear()
+    for index, task in enumerate(state.tasks):
+        if task.status in TERMINAL_TASK_STATES:
+            continue
+        if index in graph.undo and any(item.is_unknown for item in task.items):
+            state.awaited += 1
+            for item in task.items:
+                if item.status == "running":
+                    item.stopping = COMPENSATION
+        else:
+            _cancel_task(task, at)
+    state.tasks.extend(TaskState() for _ in graph.undone)
+    state.open_tasks = state.awaited + len(graph.undone)
+
+
+def _on_compensation_completed(
+    graph: Graph, state: RunState, event: CompensationCompleted, epoch: int, offset: int, at: int
+) -> None:
+    for task in graph.undo.values():
+        if state.tasks[task].status == "blocked":  # there was nothing to undo
+            state.tasks[task].status = "skipped"
+            state.tasks[task].finished_at = at
+    _end_run(state, "compensated", at)
 
 
 # ---- tasks and items
@@ -222,6 +262,8 @@ def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoc
         task.result = task.items[0].result
         task.items[0].result = None
     task.status = "completed"
+    if event.task in graph.undo:
+        state.undoable.append(event.task)
     _end_task(graph, state, event.task, at)
 
 
@@ -240,7 +282,10 @@ def _on_task_failed(graph: Graph, state: RunState, event: TaskFailed, epoch: int
             other.finished_at = at
     task.status = target
     task.error = event.error
-    if state.failing is None and not graph.specs[event.task].allow_failure:
+    matters = not graph.specs[event.task].allow_failure
+    if state.status == "compensating":
+        matters = graph.is_undo(event.task)
+    if matters and state.failing is None:
         state.failing = event.error
     _end_task(graph, state, event.task, at)
 
@@ -272,6 +317,12 @@ def _on_transition(graph: Graph, state: RunState, event: StateTransitioned, epoc
         _move_item(graph, state, event.tasks[0], item, "waiting_for_input")
         item.lost = [*item.lost, item.worker]
         item.stopping = ""
+    elif kind == "task.cancelled":
+        item = state.tasks[event.tasks[0]].items[event.item]
+        _move_item(graph, state, event.tasks[0], item, "cancelled")
+        item.finished_at = at
+        item.stopping = ""
+        _end_task(graph, state, event.tasks[0], at)
     elif kind == "attempt.stopping":
         state.tasks[event.tasks[0]].items[event.item].stopping = event.reason
     elif kind == "run.assigned":
@@ -301,6 +352,9 @@ def _become_pending(state: RunState, task: int) -> None:
 
 def _end_task(graph: Graph, state: RunState, task: int, at: int) -> None:
     """Count the end of a task and tell the tasks behind it. Skips run on by themselves, so without recursion."""
+    if state.status == "compensating":
+        _end_while_compensating(graph, state, task, at)
+        return
     ended = [task]
     while ended:
         index = ended.pop()
@@ -314,6 +368,15 @@ def _end_task(graph: Graph, state: RunState, task: int, at: int) -> None:
             _resolve_parent(graph, state, child, doomed=without_result, at=at, ended=ended)
         for child in graph.soft_children[index]:
             _resolve_parent(graph, state, child, doomed=False, at=at, ended=ended)
+
+
+def _end_while_compensating(graph: Graph, state: RunState, task: int, at: int) -> None:
+    state.tasks[task].finished_at = at
+    state.open_tasks -= 1
+    if not graph.is_undo(task):
+        state.awaited -= 1
+    elif state.tasks[task].status == "completed":
+        state.undoable.pop()
 
 
 def _resolve_parent(
@@ -353,4 +416,6 @@ _FOLDS: dict[type[Event], Callable[[Graph, RunState, Any, int, int, int], None]]
     TaskFailed: _on_task_failed,
     TaskRetry: _on_task_retry,
     StateTransitioned: _on_transition,
+    CompensationStarted: _on_compensation_started,
+    CompensationCompleted: _on_compensation_completed,
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from onexflow.core.canonical import canonical_json, hash_of
-from onexflow.core.definition import MAX_TEXT, TaskSpec, WorkflowDefinition
+from onexflow.core.definition import MAX_TEXT, Compensation, TaskSpec, WorkflowDefinition
 from onexflow.core.errors import InvalidDefinition
 from onexflow.core.events import INLINE, RUN_INPUT
 from onexflow.core.expressions import Expression, ExpressionError, compile_expression
@@ -24,6 +24,12 @@ from onexflow.core.validate import Problems, check_definition, check_task
 #: Fields of an expression's document. `item` and `index` only exist in the input of a mapped task.
 ROOTS: Final = frozenset({"input", "tasks", "run"})
 ITEM_ROOTS: Final = ROOTS | {"item", "index"}
+#: In the input of a compensation there are these too: of the task that is undone, and why.
+UNDO_ROOTS: Final = ROOTS | {"result", "outcome", "reason"}
+
+_MAIN: Final = frozenset({"running"})
+_SETUP: Final = frozenset({"running", "initializing"})
+_UNDO: Final = frozenset({"compensating"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +85,24 @@ class Graph:
     conditions: tuple[Rule | None, ...]
     maps: tuple[Rule | None, ...]
     output: InputRule | None
+    #: States of the run in which attempts of the task may leave.
+    active: tuple[frozenset[str], ...]
+    #: Task → the task that undoes it. Those come behind all tasks of the definition, in every tuple but `indegree`, and
+    #: are part of a run only when it is compensated.
+    undo: dict[int, int]
+    #: The tasks that can be undone, in the order of those that undo them.
+    undone: tuple[int, ...]
 
     def parents(self, task: int) -> tuple[int, ...]:
         """Hard parents, then soft ones."""
         return self.hard_parents[task] + self.soft_parents[task]
 
+    def is_undo(self, task: int) -> bool:
+        return task >= len(self.indegree)
+
     def __len__(self) -> int:
-        return len(self.names)
+        """Tasks of the definition."""
+        return len(self.indegree)
 
 
 def task_path(name: str) -> str:
@@ -154,16 +171,21 @@ class _Compiler:
         main = tuple(task for task in tasks if not self.specs[task].setup)
         parents = [len(self.hard[task]) + len(self.soft[task]) for task in tasks]
         gate = [int(bool(setup) and not spec.setup) for spec in self.specs]
+        undone = tuple(task for task in tasks if self.specs[task].compensation is not None)
+        undoing = tuple(_undo_spec(self.specs[task]) for task in undone)
+        none: tuple[tuple[int, ...], ...] = ((),) * len(undone)
+        specs = self.specs + undoing
+        names = tuple(spec.name for spec in specs)
         return Graph(
             definition=self.definition,
             hash=digest,
-            names=tuple(spec.name for spec in self.specs),
-            index=self.index,
-            specs=self.specs,
-            hard_parents=tuple(self.hard),
-            soft_parents=tuple(self.soft),
-            hard_children=children[0],
-            soft_children=children[1],
+            names=names,
+            index={name: task for task, name in enumerate(names)},
+            specs=specs,
+            hard_parents=tuple(self.hard) + none,
+            soft_parents=tuple(self.soft) + none,
+            hard_children=children[0] + none,
+            soft_children=children[1] + none,
             indegree=tuple(parents[task] + gate[task] for task in tasks),
             roots=tuple(task for task in main if not parents[task]),
             setup=setup,
@@ -175,6 +197,9 @@ class _Compiler:
             conditions=tuple(rule[1] for rule in rules),
             maps=tuple(rule[2] for rule in rules),
             output=output,
+            active=tuple(_active(spec) for spec in self.specs) + (_UNDO,) * len(undone),
+            undo={task: len(self.specs) + place for place, task in enumerate(undone)},
+            undone=undone,
         )
 
     # ---- names and edges
@@ -270,6 +295,11 @@ class _Compiler:
             when = self._rule(task.when, f"{place}.when", ROOTS, number, parents) if task.when else None
             items = self._rule(task.map, f"{place}.map", ROOTS, number, parents) if task.map else None
             rules.append((made, when, items))
+        for number, task in enumerate(self.specs):
+            if isinstance(task.compensation, Compensation):
+                place = f"tasks[{number}].compensation.input"
+                near = (number, *self.hard[number], *self.soft[number])
+                rules.append((self._mapping(task.compensation.input, place, UNDO_ROOTS, None, near), None, None))
         return rules
 
     def _mapping(
@@ -319,6 +349,8 @@ class _Compiler:
     def _root_problem(self, root: str, allowed: frozenset[str], text: str) -> str:
         if root in ITEM_ROOTS:
             return f"{root!r} exists only in the input of a task with `map`"
+        if root in UNDO_ROOTS:
+            return f"{root!r} exists only in the input of a compensation; did you mean 'input.{root}'?"
         hint = f"; did you mean 'input.{root}'?"
         if root in {"true", "false", "null"}:
             hint = f"; a constant is written in backticks: `{root}`"
@@ -357,6 +389,27 @@ class _Compiler:
 
 _Children = tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
 _Rules = list[tuple[InputRule | None, Rule | None, Rule | None]]
+
+
+def _active(spec: TaskSpec) -> frozenset[str]:
+    """An effect that can be undone may also be run again while its run is compensated: to know how it ended."""
+    states = _SETUP if spec.setup else _MAIN
+    return states | _UNDO if spec.compensation is not None else states
+
+
+def _undo_spec(task: TaskSpec) -> TaskSpec:
+    """The task that undoes `task`. No task of a definition can have its name."""
+    compensation = task.compensation
+    assert compensation is not None
+    return TaskSpec(
+        name=f"{task.name}.undo",
+        role="effect",
+        handler=compensation.handler,
+        input=compensation.input,
+        retry=compensation.retry,
+        timeouts=compensation.timeouts,
+        priority=task.priority,
+    )
 
 
 def _source(expression: Expression, tasks: tuple[int, ...]) -> int:

@@ -17,6 +17,7 @@ from onexflow.core.events import INLINE, RUN_INPUT
 from onexflow.core.expressions import ExpressionError, is_true
 from onexflow.core.graph import Graph, InputRule, Rule
 from onexflow.core.payload import JSON, NULL, Payload, PayloadCodec
+from onexflow.core.state import RunState
 
 #: Most items of one mapped task.
 MAX_ITEMS: Final = 100_000
@@ -101,6 +102,29 @@ def map_items(graph: Graph, task: int, values: Values, codec: PayloadCodec) -> l
         if size > MAX_MADE_ITEMS:
             raise MappingError(made.place, f"the inputs of all items have more than {MAX_MADE_ITEMS} bytes together")
     return inputs
+
+
+def undo_input(graph: Graph, undo: int, task: int, state: RunState, values: Values, codec: PayloadCodec) -> Payload:
+    """The input of the task that undoes `task`: by its mapping, or the object of the input and the result it had."""
+    rule, result = graph.inputs[undo], values.result(task) or NULL
+    if rule is None:
+        item = state.tasks[task].items[0]
+        given = (item.input or NULL) if item.source == INLINE else _payload(item.source, values)
+        place = f"tasks[{task}].compensation"
+        for name, payload in (("input", given), ("result", result)):
+            if payload.encoding != JSON:
+                raise MappingError(place, f"the {name} is encoded as {payload.encoding!r}: write a mapping without it")
+        return _joined(place, (("input", given), ("result", result)))
+    if rule.whole is not None and rule.whole.expression.path == ("result",):
+        return _check_size(rule.place, result)
+    read = _read(rule, values)
+    document = _document(graph, read, values, codec)
+    error = state.error
+    document["outcome"] = state.outcome
+    document["reason"] = state.reason if error is None else f"{error.type}: {error.message}"
+    if any("result" in one.expression.roots for one in read):
+        document["result"] = _decode(codec, result, rule.place, f"the result of {graph.names[task]!r}")
+    return _from_document(rule, document, values, codec)
 
 
 def run_output(graph: Graph, values: Values, codec: PayloadCodec) -> Payload:

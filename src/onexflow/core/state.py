@@ -7,12 +7,16 @@ The struct is also the snapshot: encoded, decoded and folded on, it gives the sa
 
 from __future__ import annotations
 
+from typing import Final
 from uuid import UUID
 
 import msgspec
 
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import NULL, Failure, Payload
+
+#: Why the attempts of an effect that can be undone are told to stop when its run is compensated (`ItemState.stopping`).
+COMPENSATION: Final = "compensation"
 
 
 class ItemState(msgspec.Struct, array_like=True):
@@ -46,6 +50,13 @@ class ItemState(msgspec.Struct, array_like=True):
     error: Failure | None = None
     #: Workers that were lost under this item.
     lost: list[str] = []
+
+    @property
+    def is_unknown(self) -> bool:
+        """May this effect have happened, or happen yet? Then its end is waited for before anything is undone."""
+        return self.status in {"running", "waiting_for_input"} or (
+            bool(self.lost) and self.idempotent and self.status in {"scheduled", "retrying"}
+        )
 
 
 class TaskState(msgspec.Struct, array_like=True):
@@ -105,10 +116,12 @@ class RunState(msgspec.Struct, array_like=True):
     failing: Failure | None = None
     #: The node that the run is assigned to: its tasks go there while the node is connected.
     node: str = ""
-
-    def is_active(self, *, setup: bool) -> bool:
-        """May attempts of a task (of the set-up, or not) leave now? Not while the run is paused, retrying or over."""
-        return self.status == "running" or (setup and self.status == "initializing")
+    #: How a run ended whose effects are undone: "cancelled", "failed" or "timeout", with `reason` and `error`.
+    outcome: str = ""
+    #: Tasks with a compensation that have completed and are not undone, in the order of completion.
+    undoable: list[int] = []
+    #: While compensating: tasks whose end must be known before anything is undone.
+    awaited: int = 0
 
     @property
     def key(self) -> RunKey:

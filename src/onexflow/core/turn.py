@@ -58,7 +58,7 @@ class Turn:
 
     def is_active(self, task: int) -> bool:
         """May attempts of this task leave now?"""
-        return self.state.is_active(setup=self.graph.specs[task].setup)
+        return self.state.status in self.graph.active[task]
 
     def dispatch(self, task: int, first: int, count: int, offset: int) -> None:
         """Ask for items that this decision scheduled to be sent, as far as the task's window reaches. Held back while

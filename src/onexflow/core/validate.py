@@ -21,6 +21,7 @@ from onexflow.core.definition import (
     NO_TIMEOUTS,
     PRIORITIES,
     ROLES,
+    Compensation,
     RetryPolicy,
     RunRetry,
     Timeouts,
@@ -113,11 +114,8 @@ def check_task(task: Any, place: str, problems: Problems) -> None:
         )
     if task.role not in ROLES:
         problems.add(f"{place}.role", _role_problem(task.role, problems))
-    handler = task.handler
-    if handler is not name and (
-        not isinstance(handler, str) or len(handler) > _MAX_HANDLER or not _HANDLER_NAME.fullmatch(handler)
-    ):
-        problems.add(f"{place}.handler", f"{_shown(handler)} is no handler name: no spaces, at most {_MAX_HANDLER}")
+    if task.handler is not name:
+        _check_handler(task.handler, f"{place}.handler", problems)
     if task.priority not in PRIORITIES:
         problems.add(f"{place}.priority", f"{_shown(task.priority)} is none of {', '.join(PRIORITIES)}")
     if not _is_int(task.max_parallel) or task.max_parallel < 0:
@@ -131,6 +129,31 @@ def check_task(task: Any, place: str, problems: Problems) -> None:
         _check_retry(task.retry, f"{place}.retry", problems)
     if task.timeouts is not NO_TIMEOUTS:
         _check_timeouts(task.timeouts, f"{place}.timeouts", problems)
+    if task.compensation is not None:
+        _check_compensation(task, f"{place}.compensation", problems)
+
+
+def _check_compensation(task: Any, place: str, problems: Problems) -> None:
+    compensation = task.compensation
+    if not isinstance(compensation, Compensation):
+        problems.add(place, f"{_shown(compensation)} is not a Compensation")
+        return
+    if task.role != "effect":
+        problems.add(place, f"only an effect has something to undo, and this task is of role {_shown(task.role)}")
+    if task.map:
+        problems.add(
+            place, "a task with `map` cannot be undone item by item: let one task undo them all, or map a workflow"
+        )
+    _check_handler(compensation.handler, f"{place}.handler", problems)
+    if compensation.retry is not None:
+        _check_retry(compensation.retry, f"{place}.retry", problems)
+    if compensation.timeouts is not NO_TIMEOUTS:
+        _check_timeouts(compensation.timeouts, f"{place}.timeouts", problems)
+
+
+def _check_handler(handler: Any, place: str, problems: Problems) -> None:
+    if not isinstance(handler, str) or len(handler) > _MAX_HANDLER or not _HANDLER_NAME.fullmatch(handler):
+        problems.add(place, f"{_shown(handler)} is no handler name: no spaces, at most {_MAX_HANDLER}")
 
 
 def _role_problem(role: object, problems: Problems) -> str:

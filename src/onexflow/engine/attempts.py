@@ -254,8 +254,21 @@ class AttemptBook:
         started.session = session
         self._keep(started)
         session.inflight[token] = started
-        self._kernel.lane.when_durable(lambda error: self._send(started, session, error), run.shard)
+        self._kernel.lane.when_durable(lambda error: self._send_effect(started, session, error), run.shard)
         return True
+
+    def _send_effect(self, attempt: Attempt, session: WorkerSession, error: Coded | None) -> None:
+        """As `_send`; what was told to stop meanwhile never leaves."""
+        if (
+            error is None
+            and not attempt.withdrawn
+            and attempt.session is session
+            and session.is_open
+            and attempt.run.state.tasks[attempt.task].items[attempt.item].stopping
+        ):
+            self.give_back(attempt)
+        else:
+            self._send(attempt, session, error)
 
     def _send(self, attempt: Attempt, session: WorkerSession, error: Coded | None) -> None:
         if error is not None or attempt.withdrawn or attempt.session is not session:

@@ -109,6 +109,6 @@ class Housekeeping:
 def _reason(run: Run) -> str:
     if run.state.status != "running":
         return run.state.status
-    waiting = [name for name, task in zip(run.graph.names, run.state.tasks, strict=True)
+    waiting = [name for name, task in zip(run.graph.names, run.state.tasks, strict=False)
                if any(item.status == "waiting_for_input" for item in task.items)]  # fmt: skip
     return f"input for {', '.join(waiting[:3])}" if waiting else "a timer"

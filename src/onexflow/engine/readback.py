@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onexflow.core.attempts import CANCEL_GRACE
+from onexflow.core.attempts import CANCEL_GRACE, is_void
 from onexflow.core.instructions import ArmTimer
 from onexflow.core.machine import TERMINAL_TASK_STATES
 from onexflow.core.state import ItemState
@@ -28,30 +28,37 @@ def timers_of(run: Run) -> Iterator[ArmTimer]:
         return
     if state.status == "pending":
         yield ArmTimer(state.start_at, "start")
-    if state.timeout_at:
+    if state.timeout_at and state.status != "compensating":
         yield ArmTimer(state.timeout_at, "run_timeout")
     if state.status == "retrying":
         yield ArmTimer(state.retry_at, "run_retry")
     for task, index, item in open_items(run):
-        timeouts = run.graph.specs[task].timeouts
-        token = (item.epoch, item.offset)
-        if timeouts.schedule_to_close:
-            due = item.first_scheduled_at + int(timeouts.schedule_to_close * SECOND)
-            yield ArmTimer(due, "schedule_to_close", task, index)
-        if item.status == "retrying" and item.due_at:
-            yield ArmTimer(item.due_at, "retry", task, index)
-        elif item.status == "scheduled" and timeouts.schedule_to_start:
-            due = item.scheduled_at + int(timeouts.schedule_to_start * SECOND)
-            yield ArmTimer(due, "schedule_to_start", task, index, *token)
-        elif item.status == "running":
-            if item.stopping and item.idempotent:
-                yield ArmTimer(state.updated_at + int(CANCEL_GRACE * SECOND), "cancel_grace", task, index, *token)
-            elif timeouts.start_to_close:
-                due = item.started_at + int(timeouts.start_to_close * SECOND)
-                yield ArmTimer(due, "start_to_close", task, index, *token)
-            if timeouts.heartbeat and not item.stopping:
-                due = state.updated_at + int(timeouts.heartbeat * SECOND)
-                yield ArmTimer(due, "heartbeat", task, index, *token)
+        for timer in _item_timers(run, task, index, item):
+            if not is_void(run.graph, state, task, item, timer.kind):
+                yield timer
+
+
+def _item_timers(run: Run, task: int, index: int, item: ItemState) -> Iterator[ArmTimer]:
+    state = run.state
+    timeouts = run.graph.specs[task].timeouts
+    token = (item.epoch, item.offset)
+    if timeouts.schedule_to_close:
+        due = item.first_scheduled_at + int(timeouts.schedule_to_close * SECOND)
+        yield ArmTimer(due, "schedule_to_close", task, index)
+    if item.status == "retrying" and item.due_at:
+        yield ArmTimer(item.due_at, "retry", task, index)
+    elif item.status == "scheduled" and timeouts.schedule_to_start:
+        due = item.scheduled_at + int(timeouts.schedule_to_start * SECOND)
+        yield ArmTimer(due, "schedule_to_start", task, index, *token)
+    elif item.status == "running":
+        if item.stopping and item.idempotent:
+            yield ArmTimer(state.updated_at + int(CANCEL_GRACE * SECOND), "cancel_grace", task, index, *token)
+        elif timeouts.start_to_close:
+            due = item.started_at + int(timeouts.start_to_close * SECOND)
+            yield ArmTimer(due, "start_to_close", task, index, *token)
+        if timeouts.heartbeat and not item.stopping:
+            due = state.updated_at + int(timeouts.heartbeat * SECOND)
+            yield ArmTimer(due, "heartbeat", task, index, *token)
 
 
 def next_wake(run: Run) -> int:

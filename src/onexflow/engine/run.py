@@ -93,4 +93,4 @@ class Run:
 
     def may_dispatch(self, task: int) -> bool:
         """May attempts of this task leave now?"""
-        return self.state.is_active(setup=self.graph.specs[task].setup)
+        return self.state.status in self.graph.active[task]

@@ -35,7 +35,11 @@ def outcome_of(key: RunKey, state: RunState) -> RunOutcome:
     """How an ended run ended."""
     error = state.error
     if error is None and state.status != "completed":
-        error = Failure(state.status.capitalize(), state.reason or f"the run ended as {state.status}", retryable=False)
+        how = state.outcome or state.status
+        error = Failure(how.capitalize(), state.reason or f"the run ended as {how}", retryable=False)
+    if error is not None and state.status == "compensated":
+        context = {**(error.context or {}), "outcome": state.outcome}
+        error = msgspec.structs.replace(error, context=context)
     return RunOutcome(
         key=key,
         state=state.status,
@@ -59,7 +63,8 @@ def view_of(run: Run, serves: Serves, owner: str) -> RunView:
     """The run as it stands, with what each open task waits for."""
     state, graph = run.state, run.graph
     placed = {(attempt.task, attempt.item): attempt for attempt in run.attempts.values()}
-    tasks = tuple(_task_view(run, index, placed, serves) for index in range(len(graph.specs)))
+    shown = [index for index in range(len(state.tasks)) if index < len(graph) or _undoes(run, index)]
+    tasks = tuple(_task_view(run, index, placed, serves) for index in shown)
     why, wake = _run_blocked(state, tasks)
     return RunView(
         key=run.key,
@@ -82,6 +87,7 @@ def view_of(run: Run, serves: Serves, owner: str) -> RunView:
         owner=owner,
         node_id=state.node,
         causation_id=state.causation_id,
+        outcome=state.outcome,
     )
 
 
@@ -90,6 +96,11 @@ def past_view(run: Run, owner: str) -> RunView:
     view = view_of(run, lambda _role, _handler: True, owner)
     tasks = tuple(msgspec.structs.replace(task, blocked_because="", next_wake_at=0) for task in view.tasks)
     return msgspec.structs.replace(view, tasks=tasks, blocked_because="", next_wake_at=0)
+
+
+def _undoes(run: Run, index: int) -> bool:
+    """Has this task of a run that is undone something to undo?"""
+    return run.state.tasks[run.graph.undone[index - len(run.graph)]].status == "completed"
 
 
 def _run_blocked(state: RunState, tasks: tuple[TaskView, ...]) -> tuple[str, int]:
@@ -103,7 +114,7 @@ def _run_blocked(state: RunState, tasks: tuple[TaskView, ...]) -> tuple[str, int
         return f"the run is retried at {moment(state.retry_at)}", state.retry_at
     open_tasks = [task for task in tasks if task.state not in TERMINAL_TASK_STATES and task.state != "blocked"]
     wakes = [task.next_wake_at for task in open_tasks if task.next_wake_at]
-    if state.timeout_at:
+    if state.timeout_at and state.status != "compensating":
         wakes.append(state.timeout_at)
     reasons = [f"{task.name}: {task.blocked_because}" for task in open_tasks if task.blocked_because]
     more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
@@ -152,6 +163,9 @@ def _task_blocked(
     state, graph, task = run.state, run.graph, run.state.tasks[index]
     if task.status in TERMINAL_TASK_STATES:
         return "", 0
+    if task.status == "blocked" and graph.is_undo(index):
+        first = state.undoable[-1]
+        return f"waits for {'the end of what runs' if state.awaited else graph.names[graph.undo[first]]}", 0
     if task.status == "blocked":
         waits = [graph.names[p] for p in graph.parents(index) if state.tasks[p].status not in TERMINAL_TASK_STATES]
         return "waits for " + (", ".join(waits) or "the setup tasks"), 0

@@ -159,6 +159,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""
     node_id: str = ""  #: the node that the run is assigned to
     causation_id: str = ""
+    #: "cancelled", "failed" or "timeout" of a run whose effects are undone, or were, or could not be; else empty.
+    outcome: str = ""
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True):

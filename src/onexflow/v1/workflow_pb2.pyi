@@ -744,6 +744,7 @@ class RunView(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     CAUSATION_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of its definition."""
     state: _builtins.str
@@ -774,6 +775,8 @@ class RunView(_message.Message):
     """The node that it is assigned to."""
     causation_id: _builtins.str
     """What caused it."""
+    outcome: _builtins.str
+    """"cancelled", "failed" or "timeout" of a run whose effects are undone, or were, or could not be; else empty."""
     @_builtins.property
     def key(self) -> _common_pb2.RunKey:
         """The run."""
@@ -817,10 +820,11 @@ class RunView(_message.Message):
         owner: _builtins.str = ...,
         node_id: _builtins.str = ...,
         causation_id: _builtins.str = ...,
+        outcome: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "input", b"input", "key", b"key", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_because", b"blocked_because", "causation_id", b"causation_id", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "error", b"error", "input", b"input", "key", b"key", "next_wake_at", b"next_wake_at", "node_id", b"node_id", "owner", b"owner", "reason", b"reason", "result", b"result", "sequence", b"sequence", "shard", b"shard", "started_at", b"started_at", "state", b"state", "tasks", b"tasks", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_because", b"blocked_because", "causation_id", b"causation_id", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "error", b"error", "input", b"input", "key", b"key", "next_wake_at", b"next_wake_at", "node_id", b"node_id", "outcome", b"outcome", "owner", b"owner", "reason", b"reason", "result", b"result", "sequence", b"sequence", "shard", b"shard", "started_at", b"started_at", "state", b"state", "tasks", b"tasks", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -249,6 +249,7 @@ def run_view_to_pb(value: link.RunView) -> pb.RunView:
         owner=value.owner,
         node_id=value.node_id,
         causation_id=value.causation_id,
+        outcome=value.outcome,
     )
 
 
@@ -286,6 +287,7 @@ def run_view(message: pb.RunView) -> link.RunView:
         owner=message.owner,
         node_id=message.node_id,
         causation_id=message.causation_id,
+        outcome=message.outcome,
     )
 
 
