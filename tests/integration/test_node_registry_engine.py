@@ -8,9 +8,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from onexflow.core.builder import workflow
-from onexflow.core.errors import InvalidTransition, UnknownNode
+from onexflow.core.errors import InternalError, InvalidTransition, UnknownNode
 from onexflow.core.ids import RunKey, Token
 from onexflow.engine.protocols import WorkflowNodeRegistry, WorkQueue
+from onexflow.engine.run import Run
 from onexflow.engine.tally import KEPT_WORKERS, Tallies, Tally
 from onexflow.ports.nodes import MAX_GUESTS, NodeEntry, Registration
 from onexflow.ports.registry import NodeRecord
@@ -56,6 +57,32 @@ async def restart(cluster: Cluster) -> None:
 
 
 # ---- assignments
+
+
+@virtual_time
+async def test_a_run_that_cannot_be_read_keeps_no_other_with_a_node_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = Script()
+    script.gate("send")
+    async with Cluster(seed=1) as cluster:
+        await ready(cluster, script, single("effect", "send"), workers=2)
+        keys = [(await cluster.start("single")).key for _ in range(6)]
+        for key in keys:
+            await cluster.control(key, "assign", node_id="w2")
+        engine = cluster.engine
+        find, broken = engine._kernel.find, keys[2]
+
+        async def unless_broken(key: RunKey) -> Run:
+            if key == broken:
+                raise InternalError(f"run {key} cannot be read back")
+            return await find(key)
+
+        monkeypatch.setattr(engine._kernel, "find", unless_broken)
+        cluster.kill_worker("w2")
+        await until(lambda: "w2" not in {record.node_id for record in engine._registry.members()})
+        await asyncio.sleep(5)
+        assert await assigned(cluster, "w2") == [broken]
 
 
 @virtual_time

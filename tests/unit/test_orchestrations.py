@@ -16,12 +16,13 @@ from onexflow.core.errors import (
     InvalidTransition,
     RoleNotSupported,
     RunFailed,
+    Unavailable,
     UnknownRun,
     UnknownTask,
 )
 from onexflow.core.ids import RunKey
 from onexflow.engine.protocols import OrchestratorNode, find_node, reading
-from onexflow.ports.client_link import Caller, StartRequest
+from onexflow.ports.client_link import Caller, ControlOutcome, ControlRequest, StartRequest
 from onexflow.ports.worker_link import Role
 from onexflow.testing import Cluster, virtual_time
 from onexflow.worker.context import Context
@@ -309,6 +310,36 @@ async def test_what_a_crash_kept_from_being_cancelled_is_cancelled_at_the_next_s
         assert call.state == "running"
         script.gates["calc"].set()
         assert await cluster.result(other) == 1
+
+
+@virtual_time
+async def test_a_call_that_cannot_be_cancelled_now_is_cancelled_later() -> None:
+    async def code(contract: Any, ctx: Context) -> Any:
+        nodes = [await ctx.node("calc", "compute") for _ in range(3)]
+        return await asyncio.gather(*(node.execute_compute(n) for n, node in enumerate(nodes)))
+
+    script, conductor = Script(), Conductor()
+    conductor.code = code
+    script.gate("calc")
+    async with Cluster() as cluster:
+        await begin(cluster, script, conductor)
+        key = (await cluster.start("flow")).key
+        await until(lambda: script.running["calc"] == 3)
+        calls = cluster.engine._calls
+        control = calls._control
+        refused: list[RunKey] = []
+
+        async def later(request: ControlRequest) -> ControlOutcome:
+            if len(refused) < 2:
+                refused.append(request.key)
+                raise Unavailable("the run is being read back")
+            return await control(request)
+
+        calls._control = later
+        await cluster.control(key, "cancel")
+        ends = [await cluster.wait(view.key) for view in await children(cluster, key)]
+        assert [end.state for end in ends] == ["cancelled"] * 3
+        assert len(refused) == 2
 
 
 @virtual_time

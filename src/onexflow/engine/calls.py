@@ -8,6 +8,7 @@ and its registers are taken away; what a crash kept from being done is done at t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import quote, unquote
@@ -16,7 +17,15 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from onexflow.core.errors import InvalidArgument, InvalidTransition, NotDeterministic, UnknownRun, UnknownTask
+from onexflow.core.errors import (
+    InvalidArgument,
+    InvalidTransition,
+    NotDeterministic,
+    ShardMoved,
+    Unavailable,
+    UnknownRun,
+    UnknownTask,
+)
 from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.core.machine import TERMINAL_TASK_STATES, TERMINAL_WORKFLOW_STATES, WORKFLOW_STATES
 from onexflow.engine.kernel import Kernel
@@ -32,6 +41,8 @@ _DIGEST: Final = 16
 #: A number has a part for each level of calls side by side.
 MAX_NUMBER: Final = 256
 _PAGE: Final = 1000
+#: Seconds until a run that could not be cancelled is tried again.
+_AGAIN_SECONDS: Final = 5.0
 
 
 class CallBook:
@@ -98,41 +109,66 @@ class CallBook:
 
     async def close(self, caller: RunKey) -> None:
         """The caller has ended, and that is durable: cancel what it left open, and forget its calls."""
-        try:
-            await self._close(caller)
-        except SPIError as error:  # of the store; tried again at the next start
-            log.warning("calls.not_closed", run=str(caller), error=str(error))
+        is_closed = await self._closed(caller)
+        while not is_closed:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            is_closed = await self._closed(caller)
 
-    async def _close(self, caller: RunKey) -> None:
+    async def _closed(self, caller: RunKey) -> bool:
+        """False when that could not be done now, and can be later."""
+        try:
+            return await self._close(caller)
+        except SPIError as error:
+            log.warning("calls.not_closed", run=str(caller), error=str(error))
+            return not _is_passing(error)
+
+    async def _close(self, caller: RunKey) -> bool:
         shard, prefix = self._kernel.shard_of(caller), _of(caller)
-        while calls := await self._kernel.store.list_registers(shard.id, prefix, limit=_PAGE):
+        last, late = "", False
+        while calls := await self._kernel.store.list_registers(shard.id, prefix, after=last, limit=_PAGE):
+            last = calls[-1].name
             for call in calls:
-                await self._cancel(
-                    RunKey(caller.namespace, _type(call.data), derived_uuid(call.name)),
-                    f"its caller {caller} has ended",
-                )
-            for call in calls:
-                shard.put(call.name, b"")
+                run = RunKey(caller.namespace, _type(call.data), derived_uuid(call.name))
+                try:
+                    await self._cancel(run, f"its caller {caller} has ended")
+                except SPIError as error:  # its number stays: that is how the run is found again
+                    log.warning("call.not_cancelled", run=str(run), error=str(error))
+                    late = late or _is_passing(error)
+                else:
+                    shard.put(call.name, b"")
             self._kernel.lane.mark()
             await self._kernel.lane.durable()
+        return not late
 
     async def close_ended(self) -> None:
-        """`close` for every caller that ended before this process began."""
+        """`close_ended_of` for all shards that were there at the start."""
+        shards = list(self._kernel.shards.values())
+        while True:
+            shards = [shard for shard in shards if not await self._ended_are_closed(shard)]
+            if not shards:
+                return
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _ended_are_closed(self, shard: Shard) -> bool:
         try:
-            for shard in list(self._kernel.shards.values()):
-                await self.close_ended_of(shard)
+            await self.close_ended_of(shard)
         except SPIError as error:
-            log.warning("calls.not_closed", error=str(error))
+            log.warning("calls.not_closed", shard=shard.id, error=str(error))
+            return not _is_passing(error)
+        return True
 
     async def close_ended_of(self, shard: Shard) -> None:
-        """`close` for every caller of a shard that ended before the shard was claimed."""
-        last = ""
+        """`close` for every caller of a shard that ended before the shard was claimed. Raises Unavailable when some of
+        it has still to be done."""
+        last, late = "", 0
         while calls := await self._kernel.store.list_registers(shard.id, _PREFIX, after=last, limit=1):
             namespace, workflow_type, instance = calls[0].name.split("/")[1:4]
             caller = RunKey(unquote(namespace), unquote(workflow_type), UUID(instance))
             last = f"{_of(caller)[:-1]}0"  # "0" comes after "/": past all calls of this caller
-            if await self._is_over(caller):
-                await self.close(caller)
+            if await self._is_over(caller) and not await self._closed(caller):
+                late += 1
+        if late:
+            raise Unavailable(f"calls of {late} runs that have ended could not be cancelled yet", {"shard": shard.id})
 
     async def _is_over(self, key: RunKey) -> bool:
         record = await self._kernel.store.find_run(self._kernel.number_of(key), key.to_bytes())
@@ -145,8 +181,11 @@ class CallBook:
             await self._control(ControlRequest(key=key, action="cancel", reason=reason))
         except (InvalidTransition, UnknownRun):
             return  # it has ended meanwhile
-        except SPIError as error:
-            log.warning("call.not_cancelled", run=str(key), error=str(error))
+
+
+def _is_passing(error: SPIError) -> bool:
+    """May it go better when it is tried again, here?"""
+    return isinstance(error, Unavailable) and not isinstance(error, ShardMoved)
 
 
 def _of(caller: RunKey) -> str:

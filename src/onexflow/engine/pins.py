@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from onexflow.core.commands import AssignRun
-from onexflow.core.errors import InvalidTransition
+from onexflow.core.errors import InternalError, InvalidTransition
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import WORKFLOW_STATES
 from onexflow.engine.kernel import Kernel
@@ -121,12 +121,16 @@ class Pins:
         given = 0
         async for pin in self._stored(_folder(node_id)):
             key = RunKey.from_bytes(pin.key)
-            run = await self._kernel.find(key)
+            try:
+                run = await self._kernel.find(key)
+            except InternalError as error:  # it cannot be read back, which is told; it hurts no other run
+                log.warning("assignment.kept", run=str(key), node=node_id, error=str(error))
+                continue
             if run.is_over or run.state.node != node_id:
                 continue
             try:
                 self._kernel.decide(run, AssignRun(""))
-            except InvalidTransition:  # it has ended
+            except (InvalidTransition, InternalError):  # it has ended, or its decision fails, which is told
                 continue
             given += 1
             await self._kernel.lane.durable()
