@@ -128,6 +128,19 @@ async def test_a_setting_that_becomes_unsafe_stops_writing_until_it_is_put_right
         await assert_whole(load)
 
 
+async def test_a_reload_makes_no_connection_careless() -> None:
+    async with own_postgres() as server, loaded(new_schema(server)) as load:
+        await load.reaches(5)
+        async with beside(server) as connection:
+            await connection.execute("ALTER SYSTEM SET synchronous_commit = off")
+            await connection.execute("SELECT pg_reload_conf()")
+        async with beside(server) as connection, asyncio.timeout(10):
+            while await connection.fetchval("SHOW synchronous_commit") != "off":
+                await asyncio.sleep(0.01)
+        await load.reaches(load.acknowledged + 5)
+        assert await load.store._control(lambda db: db.fetchval("SHOW synchronous_commit")) == "on"
+
+
 async def test_a_synchronous_standby_has_all_that_was_acknowledged() -> None:
     async with own_postgres() as primary, standby_of(primary) as standby:
         schema = schema_of(new_schema(primary))

@@ -72,7 +72,7 @@ async def connect(settings: PostgresSettings, name: str) -> Connection:
 
 async def look_at(connection: Connection, settings: PostgresSettings) -> Server:
     """Raises StoreUnusable when the server's version or settings cannot be relied on, StoreUnavailable when it does not
-    take writes (now)."""
+    take writes (now). What a reload of its configuration could change for this connection stays as it is."""
     found: Any = await connection.fetchrow(_LOOK, timeout=settings.connect_timeout)
     context = {"store": settings.shown}
     if found["version"] < _OLDEST:
@@ -87,4 +87,7 @@ async def look_at(connection: Connection, settings: PostgresSettings) -> Server:
             )
     if found["read_only"]:
         raise StoreUnavailable(f"The store {settings.shown} takes no writes: it is a standby or read-only.", context)
+    await connection.execute(
+        f"SET synchronous_commit = {found['synchronous_commit']}", timeout=settings.connect_timeout
+    )
     return Server(found["version"], found["system"], found["timeline"])
