@@ -247,9 +247,9 @@ def get_workflow_event_bus() -> WorkflowEventBus:
 
 
 def get_workflow_event_coordinator() -> WorkflowEventCoordinator:
-    """An event coordinator of the cluster at ONEXFLOW_ADDRESS, over `get_workflow_event_bus()` until it is given another
-    bus: a new one at each call, since it can be given one."""
-    return WorkflowEventCoordinator(_service().events, get_workflow_event_bus())
+    """An event coordinator of the cluster at ONEXFLOW_ADDRESS, over `get_workflow_event_bus()` and
+    `get_workflow_node_registry()` until it is given others: a new one at each call, since it can be given them."""
+    return WorkflowEventCoordinator(_service().events, get_workflow_event_bus(), get_workflow_node_registry())
 
 
 @cache

@@ -11,6 +11,7 @@ from onexflow.client.remote import RemoteService
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.engine.protocols.coordinator import WorkflowEventCoordinator
 from onexflow.engine.protocols.event_bus import WorkflowEventBus
+from onexflow.engine.protocols.node_registry import WorkflowNodeRegistry
 from onexflow.testing import Cluster
 from onexflow.testing.conformance.onex_event_bus import Connect
 from onexflow.testing.conformance.onex_event_coordinator import EventCoordinatorConformance
@@ -58,6 +59,7 @@ class TestInProcess(EventCoordinatorConformance):
 
     @pytest.fixture
     async def coordinator(self, service: Orchestrator) -> AsyncIterator[WorkflowEventCoordinator]:
-        coordinator = WorkflowEventCoordinator(service.events, WorkflowEventBus(service.events))
+        registry = WorkflowNodeRegistry(service.node_registry)
+        coordinator = WorkflowEventCoordinator(service.events, WorkflowEventBus(service.events), registry)
         yield coordinator
         await coordinator.close()

@@ -289,8 +289,9 @@ class Client:
         return bus
 
     def event_coordinator(self, **options: Unpack[BusOptions]) -> WorkflowEventCoordinator:
-        """The specification's event coordinator, over a bus with these options until it is given another."""
-        return WorkflowEventCoordinator(self._service.events, self.event_bus(**options))
+        """The specification's event coordinator, over a bus with these options and the cluster's node registry until it is
+        given others."""
+        return WorkflowEventCoordinator(self._service.events, self.event_bus(**options), self.node_registry())
 
     # ---- persistence
 

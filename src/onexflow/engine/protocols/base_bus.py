@@ -10,7 +10,7 @@ from uuid import uuid4  # noqa: TID251 - the id of a message that its publisher 
 from onexflow.codec.payload import encode_value
 from onexflow.core.errors import DeadlineExceeded
 from onexflow.core.ids import RunKey, derived_uuid
-from onexflow.engine.protocols import bus_records
+from onexflow.engine.protocols import bus_records, checked
 from onexflow.engine.protocols.subscriptions import Handler
 from onexflow.ports.events import EventRecord, Filter
 from onexflow.spi.exceptions import SPIError
@@ -110,7 +110,7 @@ class BaseEventBus:
 
     async def _publish(self, message: Any, topic: str) -> None:
         given = next((value for name in _IDS if (value := _field(message, name))), "")
-        identity = to_uuid(bus_records.text(given, "event_id")) if given else uuid4()
+        identity = to_uuid(checked.text(given, "event_id")) if given else uuid4()
         correlation = _field(message, "correlation_id")
         bus_records.name(topic, "topic")
         key = RunKey(self._bus.namespace, topic, derived_uuid(f"topic:{topic}"))
@@ -118,7 +118,7 @@ class BaseEventBus:
             key=key,
             type=bus_records.MESSAGE,
             event_id=identity,
-            correlation_id=bus_records.text(correlation, "correlation_id"),
+            correlation_id=checked.text(correlation, "correlation_id"),
             idempotency_key=str(identity),
             payload=encode_value(bus_records.builtins_of(message)),
             metadata=encode_value({}),

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import structlog
 
-from onexflow.engine.protocols import node_infos
+from onexflow.codec.payload import encode_value
+from onexflow.core.errors import InvalidArgument
+from onexflow.engine.protocols import checked, node_infos
 from onexflow.ports.nodes import HEALTHY, NodeEntry
 from onexflow.spi.exceptions import SPIError
 from onexflow.spi.literals import LiteralHealthStatus
@@ -122,9 +124,11 @@ class NodeRegistry:
     ) -> bool:
         """Say how a node is. False when that was known. `metadata` is added to that of a node which this object has
         registered."""
+        added = checked.mapping(metadata, "metadata")
+        encode_value(added)  # refused before anything is said, if it is no JSON
         changed = await self._registry.update_node_health(node_id, health_status)
-        if metadata:
-            await self._registry.renew(node_id, dict(metadata))
+        if added:
+            await self._registry.renew(node_id, added)
         return changed
 
     async def heartbeat(self, node_id: str) -> bool:
@@ -141,6 +145,7 @@ class NodeRegistry:
     ) -> list[WorkflowNodeInfo]:
         """The nodes that are all of what is given. `node_type` is compared without case; one without a subtype has those
         with."""
+        _checked(node_type=node_type, environment=environment, group=group, health_filter=health_filter)
         return [
             node_infos.info_of(node)
             for node in await self._registry.service.find_nodes()
@@ -148,7 +153,7 @@ class NodeRegistry:
         ]
 
     async def get_node(self, node_id: str) -> WorkflowNodeInfo | None:
-        found = await self._registry.service.find_nodes(node_id) if node_id and node_id.isprintable() else ()
+        found = await self._registry.service.find_nodes(checked.name(node_id, "node_id"))
         return node_infos.info_of(found[0]) if found else None
 
     async def get_nodes_by_group(self, group: str) -> list[WorkflowNodeInfo]:
@@ -166,6 +171,9 @@ class NodeRegistry:
     ) -> WatchHandle:
         """Call `callback(node_info, change)` for each later change: `added`, `updated`, `removed`. It may be async; the
         next is told when it has returned. Changes in quick succession may be told as one."""
+        _checked(node_type=node_type, group=group)
+        if not callable(callback):
+            raise InvalidArgument(f"callback: {type(callback).__name__} cannot be called", field="callback")
         handle = WatchHandle(callback, node_type, group)
         self._watches.add(handle)
         handle.stop = self._registry.service.watch_nodes(handle.take)
@@ -184,6 +192,13 @@ class NodeRegistry:
     async def close(self) -> None:
         for watch in list(self._watches):
             await self.stop_watch(watch)
+
+
+def _checked(**given: str | None) -> None:
+    """Each is text, or was left out."""
+    for field, value in given.items():
+        if value is not None:
+            checked.text(value, field)
 
 
 def matches(

@@ -15,8 +15,8 @@ from onexflow.codec.payload import decode_value, encode_value
 from onexflow.core.errors import HandlerFailed, InvalidArgument
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Failure
-from onexflow.engine.protocols import records
-from onexflow.engine.protocols.work_queue import InvalidValue
+from onexflow.engine.protocols import checked, records
+from onexflow.engine.protocols.checked import InvalidValue
 from onexflow.ports.events import Delivery, EventRecord
 from onexflow.spi.event_type import EventType
 from onexflow.spi.exceptions import SPIError
@@ -30,9 +30,6 @@ MESSAGE: Final = "message"
 
 #: As a workflow type to subscribe to: all of them.
 ALL: Final = "*"
-#: Characters of a name, and of a key.
-MOST_NAME: Final = 255
-MOST_KEY: Final = 1020
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TRACEBACK: Final = 16 * 1024
@@ -43,7 +40,7 @@ def record_of(event: Any, namespace: str) -> EventRecord:
     """What is published of an event of ours, or of anything that has its attributes (`data` or `payload`, either spelling
     of the type). Raises InvalidArgument, which is a ValueError too where a value cannot be what it is."""
     key = key_of(namespace, _attribute(event, "workflow_type"), _attribute(event, "instance_id"))
-    sequence = whole(getattr(event, "sequence_number", None) or 0, "sequence_number")
+    sequence = checked.whole(getattr(event, "sequence_number", None) or 0, "sequence_number")
     body = getattr(event, "payload", None)
     if body is None:
         body = getattr(event, "data", None)
@@ -59,14 +56,14 @@ def record_of(event: Any, namespace: str) -> EventRecord:
         type=event_type(_attribute(event, "event_type")),
         sequence=sequence,
         event_id=identity,
-        correlation_id=text(records.correlation_text(correlation), "correlation_id"),
+        correlation_id=checked.text(records.correlation_text(correlation), "correlation_id"),
         causation_id=str(causation) if causation else "",
         correlation_chain=tuple(str(link) for link in getattr(event, "correlation_chain", None) or ()),
         timestamp=_nanoseconds(getattr(event, "timestamp", None)),
-        source=text(str(getattr(event, "source", None) or ""), "source"),
-        idempotency_key=text(str(getattr(event, "idempotency_key", None) or identity), "idempotency_key"),
-        payload=encode_value(_object(body, "payload")),
-        metadata=encode_value(_object(notes, "metadata")),
+        source=checked.text(str(getattr(event, "source", None) or ""), "source"),
+        idempotency_key=checked.text(str(getattr(event, "idempotency_key", None) or identity), "idempotency_key"),
+        payload=encode_value(checked.mapping(body, "payload")),
+        metadata=encode_value(checked.mapping(notes, "metadata")),
     )
 
 
@@ -130,34 +127,16 @@ def value_of(record: EventRecord) -> bytes:
     )
 
 
-def text(given: Any, field: str, *, most: int = MOST_KEY) -> str:
-    """Text of printable characters, which may be empty. Raises InvalidValue (a ValueError)."""
-    if not isinstance(given, str):
-        raise InvalidValue(f"{field}: text is needed, not {type(given).__name__}", field=field)
-    if len(given) > most or not given.isprintable():
-        raise InvalidValue(f"{field}: at most {most} printable characters are needed", field=field)
-    return given
-
-
-def name(given: Any, field: str) -> str:
+def name(text: Any, field: str) -> str:
     """A name: of a topic, a workflow type, a group. Raises InvalidValue (a ValueError)."""
-    if not text(given, field, most=MOST_NAME).strip() or given == ALL:
-        raise InvalidValue(f"{field}: a name is needed", field=field)
-    return str(given)
-
-
-def whole(given: Any, field: str, least: int = 0, most: int = 2**62) -> int:
-    """A whole number within bounds. Raises InvalidValue (a ValueError)."""
-    if not isinstance(given, int) or isinstance(given, bool) or not least <= given <= most:
-        raise InvalidValue(f"{field} must be a whole number from {least} to {most}, not {given!r}", field=field)
-    return given
+    if text == ALL:
+        raise InvalidValue(f"{field}: a name is needed, and {ALL} stands for all", field=field)
+    return checked.name(text, field)
 
 
 def key_of(namespace: str, workflow_type: Any, instance_id: Any) -> RunKey:
     """The name of a run or a stream. Raises InvalidArgument."""
-    if isinstance(instance_id, str):
-        text(instance_id, "instance_id")
-    return records.run_key(namespace, name(workflow_type, "workflow_type"), instance_id)
+    return checked.run_key(namespace, name(workflow_type, "workflow_type"), instance_id)
 
 
 def event_type(spelling: object) -> str:
@@ -172,9 +151,7 @@ def event_types(spellings: Iterable[str] | None) -> tuple[str, ...]:
     """A filter's types; None: the 18, and no message of the base bus."""
     if spellings is None:
         return TYPES
-    if isinstance(spellings, str):
-        raise InvalidArgument("event_types: a list is needed, not text", field="event_types")
-    return tuple(sorted({event_type(one) for one in spellings})) or TYPES
+    return tuple(sorted({event_type(one) for one in checked.each(spellings, "event_types")})) or TYPES
 
 
 def builtins_of(message: Any) -> ContextValue:
@@ -228,14 +205,6 @@ def _attribute(event: Any, name: str) -> Any:
         raise InvalidArgument(
             f"{name}: {type(event).__name__} has none: a workflow event is needed", field=name
         ) from None
-
-
-def _object(value: Any, field: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise InvalidArgument(f"{field}: a dict is needed, not {type(value).__name__}", field=field)
-    return dict(value)
 
 
 def _nanoseconds(moment: Any) -> int:

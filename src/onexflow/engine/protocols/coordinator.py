@@ -15,7 +15,7 @@ import msgspec
 
 from onexflow.codec.payload import encode_value
 from onexflow.core.errors import InternalError, InvalidArgument, UnknownNode
-from onexflow.engine.protocols import bus_records, records
+from onexflow.engine.protocols import bus_records, checked, records
 from onexflow.engine.protocols.base_bus import BaseEventBus
 from onexflow.engine.protocols.event_bus import WorkflowEventBus
 from onexflow.engine.protocols.subscriptions import Handler
@@ -43,13 +43,14 @@ class WorkflowEventCoordinator:
     | `health` | | | as health_check |
     """
 
-    def __init__(self, service: EventService, bus: WorkflowEventBus) -> None:
-        """`bus` is what it uses until `set_event_bus` gives it another; `service` knows what became of events."""
+    def __init__(self, service: EventService, bus: WorkflowEventBus, registry: Any = None) -> None:
+        """`bus` and `registry` are what it uses until `set_event_bus` and `set_registry` give it others; `service` knows
+        what became of events."""
         self._service = service
         self._namespace = bus.namespace
         self._own = bus
         self._bus: Any = bus
-        self._registry: Any = None
+        self._registry: Any = registry
         #: Subscriptions at buses of ours, and where they are.
         self._made: dict[str, WorkflowEventBus] = {}
         #: Subscriptions at a base bus that is not ours, and how to end them.
@@ -143,7 +144,7 @@ class WorkflowEventCoordinator:
         it. `result_data["subscription_id"]` is for the action `unsubscribe`."""
         try:
             types = bus_records.event_types(event_types or None)
-            given = bus_records.text(str(correlation_id or ""), "correlation_id")
+            given = checked.text(str(correlation_id or ""), "correlation_id")
             wanted = to_uuid(given) if given else None
             handler = Handler(
                 callback,
@@ -168,7 +169,7 @@ class WorkflowEventCoordinator:
     async def get_event_status(self, event_id: str) -> Context | None:
         """What became of a published event: `state` is published, pending, acknowledged or dead_lettered by what the durable
         groups that read it have said, who are named beside. None for an id that was never published."""
-        status = await self._service.find_event(self._namespace, to_uuid(bus_records.text(str(event_id), "event_id")))
+        status = await self._service.find_event(self._namespace, to_uuid(checked.text(str(event_id), "event_id")))
         return None if status is None else _status(status)
 
     async def health_check(self) -> Context:
@@ -278,7 +279,7 @@ class WorkflowEventCoordinator:
             return None
         record = bus_records.record_of(event, self._namespace)
         if correlation_id:
-            given = bus_records.text(records.correlation_text(correlation_id), "correlation_id")
+            given = checked.text(records.correlation_text(correlation_id), "correlation_id")
             record = msgspec.structs.replace(record, correlation_id=given)
         notes = records.mapping(record.metadata)
         if scenario_id and "scenario_id" not in notes:

@@ -18,8 +18,9 @@ from onexflow.codec.payload import decode_value
 from onexflow.core.definition import RetryPolicy
 from onexflow.core.errors import InvalidTransition, UnknownGroup, UnknownProjection
 from onexflow.core.ids import DEFAULT_NAMESPACE
-from onexflow.engine.protocols import bus_records, projections
+from onexflow.engine.protocols import bus_records, checked, projections
 from onexflow.engine.protocols.base_bus import BaseEventBus
+from onexflow.engine.protocols.checked import InvalidValue
 from onexflow.engine.protocols.projections import ProjectionRunner, ProjectionStatus
 from onexflow.engine.protocols.subscriptions import (
     RETRIES,
@@ -32,7 +33,6 @@ from onexflow.engine.protocols.subscriptions import (
     WorkflowEventMessage,
     buffered,
 )
-from onexflow.engine.protocols.work_queue import InvalidValue
 from onexflow.ports.events import (
     Consume,
     DeadLetter,
@@ -104,13 +104,13 @@ class WorkflowEventBus:
         once. `ack_timeout`: seconds after which a pulled message that was not acknowledged comes again;
         `max_deliveries`: how often, before it is a dead letter (0: always). `patience`: seconds that a subscription may
         take to come into force."""
-        if start not in {"latest", "earliest"}:
+        if start not in ("latest", "earliest"):
             raise InvalidValue(f"start must be latest or earliest, not {start!r}", field="start")
         if ack_timeout <= 0:
             raise InvalidValue(f"ack_timeout must be above 0, not {ack_timeout}", field="ack_timeout")
-        given.whole(concurrency, "concurrency", 1, 10_000)
-        given.whole(window, "window", 1, 100_000)
-        given.whole(max_deliveries, "max_deliveries", 0, 1_000_000)
+        checked.whole(concurrency, "concurrency", 1, 10_000)
+        checked.whole(window, "window", 1, 100_000)
+        checked.whole(max_deliveries, "max_deliveries", 0, 1_000_000)
         bus_records.name(namespace, "namespace")
         self._service = service
         self._namespace = namespace
@@ -177,7 +177,7 @@ class WorkflowEventBus:
     async def publish_record(self, record: EventRecord, topic: str = "", partition_key: str = "") -> Published:
         """As `publish`, of an event as the port has it."""
         topic = bus_records.name(topic, "target_topic") if topic else ""
-        key = given.text(partition_key, "partition_key")
+        key = checked.text(partition_key, "partition_key")
         return await self._service.publish_event(Publish(event=record, topic=topic, partition_key=key))
 
     # ---- subscribe
@@ -275,25 +275,34 @@ class WorkflowEventBus:
     async def dead_letters(self, workflow_type: str = ALL, limit: int = 100) -> list[DeadLetter]:
         """What was given up, with its error: of this bus's group and topic; without a group, of all subscriptions of the
         namespace that have none, on this topic."""
-        most = given.whole(limit, "limit", 1, 10_000)
+        most = checked.whole(limit, "limit", 1, 10_000)
         letters = await self._service.list_dead_letters(self._namespace, self._group_name(workflow_type), most)
         if self._group or workflow_type == ALL:
             return list(letters)
         return [letter for letter in letters if letter.delivery.topic == workflow_type]
 
     async def requeue_dead_letters(self, workflow_type: str = ALL, positions: Sequence[Position] = ()) -> int:
-        """Deliver these (none named: all) to the group again; how many."""
-        if not self._group:
-            raise UnknownGroup("dead letters go back to a group; this bus has none", {"workflow_type": workflow_type})
-        return await self._service.requeue_dead_letters(self._namespace, self._group_name(workflow_type), positions)
+        """Deliver these (none named: all) to the group again; how many. Without a group: to all subscriptions that have
+        none and want them now; InvalidProtocolStateError when there is none of these."""
+        chosen = await self._chosen(workflow_type, positions)
+        if chosen is None:
+            return 0
+        return await self._service.requeue_dead_letters(self._namespace, self._group_name(workflow_type), chosen)
 
     async def discard_dead_letters(self, workflow_type: str = ALL, positions: Sequence[Position] = ()) -> int:
         """Forget these (none named: all); how many."""
-        if not self._group and not positions and workflow_type != ALL:
-            positions = [letter.delivery.position for letter in await self.dead_letters(workflow_type, 1000)]
-            if not positions:
-                return 0
-        return await self._service.discard_dead_letters(self._namespace, self._group_name(workflow_type), positions)
+        chosen = await self._chosen(workflow_type, positions)
+        if chosen is None:
+            return 0
+        return await self._service.discard_dead_letters(self._namespace, self._group_name(workflow_type), chosen)
+
+    async def _chosen(self, workflow_type: str, positions: Sequence[Position]) -> Sequence[Position] | None:
+        """The dead letters that are meant; empty: all of the group; None: there are none. Without a group those of all
+        topics lie together."""
+        places = _positions(positions)
+        if self._group or places or workflow_type == ALL:
+            return places
+        return [letter.delivery.position for letter in await self.dead_letters(workflow_type, 10_000)] or None
 
     # ---- replay
 
@@ -308,9 +317,9 @@ class WorkflowEventBus:
         """The events of a run or an external stream from one sequence number to another, both in it; 0 is as 1. The handler
         gets each in order, and nobody else does. Raises RegistryError for an unknown instance, ProtocolHandlerError when
         the handler raises or the history was cut (`earliest` in the context)."""
-        wanted = max(1, given.whole(from_sequence, "from_sequence"))
+        wanted = max(1, checked.whole(from_sequence, "from_sequence"))
         if to_sequence is not None:
-            given.whole(to_sequence, "to_sequence")
+            checked.whole(to_sequence, "to_sequence")
         key = bus_records.key_of(self._namespace, workflow_type, instance_id)
         called = None if handler is None else Handler(handler, bus_records.event_of)
         events: list[WorkflowEvent] = []
@@ -395,6 +404,7 @@ class WorkflowEventBus:
 
     async def projection_status(self, projection_name: str) -> ProjectionStatus:
         """Where a projection is and what keeps it from getting on. Raises RegistryError for an unknown name."""
+        bus_records.name(projection_name, "projection_name")
         view = await projections.find_view(self._service, self._namespace, projection_name)
         known = self._projections.get(projection_name)
         if view is None:
@@ -411,7 +421,7 @@ class WorkflowEventBus:
     async def rebuild_projection(self, projection_name: str) -> None:
         """Forget its states and apply all events again; if it is registered here, returns when it has caught up. Raises
         RegistryError for an unknown name."""
-        known = self._projections.pop(projection_name, None)
+        known = self._projections.pop(bus_records.name(projection_name, "projection_name"), None)
         if known is not None:
             await _stop(known)
         await self._service.reset_projection(self._namespace, projection_name)
@@ -424,7 +434,7 @@ class WorkflowEventBus:
         """Create the topic of a workflow type with so many partitions; False when there is one. A topic that nobody
         created comes with its first use, with one partition."""
         topic = bus_records.name(workflow_type, "workflow_type")
-        partitions = given.whole(partition_count, "partition_count", 1, 100_000)
+        partitions = checked.whole(partition_count, "partition_count", 1, 100_000)
         return await self._service.create_topic(self._namespace, topic, partitions)
 
     async def delete_workflow_topic(self, workflow_type: str) -> bool:
@@ -463,7 +473,7 @@ class WorkflowEventBus:
         return f"{self._group}/{topic}" if self._group else ""
 
     def _subscription(self, subscription_id: str) -> Subscription:
-        known = self._subscriptions.get(subscription_id)
+        known = self._subscriptions.get(checked.text(subscription_id, "subscription_id"))
         if known is None:
             raise UnknownGroup(f"there is no subscription {subscription_id}", {"subscription_id": subscription_id})
         return known[0]
@@ -480,6 +490,14 @@ class WorkflowEventBus:
         if known[1] is not None:
             known[1].close()
         self._leave()
+
+
+def _positions(given: Any) -> list[Position]:
+    """Those that dead letters say of themselves."""
+    places = checked.each(given, "positions")
+    if not all(isinstance(place, Position) for place in places):
+        raise InvalidValue("positions: each must be a dead letter's `delivery.position`", field="positions")
+    return places
 
 
 async def _stop(known: tuple[ProjectionRunner, asyncio.Task[None]]) -> None:

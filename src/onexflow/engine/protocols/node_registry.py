@@ -16,7 +16,7 @@ import structlog
 
 from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE
-from onexflow.engine.protocols import node_infos, records
+from onexflow.engine.protocols import checked, node_infos
 from onexflow.engine.protocols.base_nodes import NodeRegistry
 from onexflow.ports.nodes import DEFAULT_TTL, HEALTHY, NodeRegistryService, Registration
 from onexflow.spi.exceptions import InvalidProtocolStateError, SPIError
@@ -186,7 +186,7 @@ class WorkflowNodeRegistry:
         """Assign an open run to a node: its tasks go there while the node is connected and fit, and to any other while it
         is not. Durable; given back when the node's registration ends. False when it was so. Raises RegistryError for an
         unknown run or node, InvalidProtocolStateError for a run that has ended."""
-        key = records.run_key(self._namespace, _name(workflow_type, "workflow_type"), instance_id)
+        key = checked.run_key(self._namespace, workflow_type, instance_id)
         return await self._service.assign_run(key, _name(node_id))
 
     async def get_workflow_assignments(self, node_id: str) -> list[WorkflowAssignment]:
@@ -216,7 +216,7 @@ class WorkflowNodeRegistry:
 
     async def renew(self, node_id: str, metadata: dict[str, Any] | None = None) -> bool:
         """A heartbeat; False when this object has not registered that node. `metadata` is added to the node's own."""
-        kept = self._kept.get(node_id)
+        kept = self._kept.get(_name(node_id))
         if kept is None:
             return False
         registration = kept.registration
@@ -256,9 +256,7 @@ class WorkflowNodeRegistry:
 
 
 def _name(text: Any, field: str = "node_id") -> str:
-    if not isinstance(text, str) or not text or not text.isprintable():
-        raise InvalidArgument(f"{field}: a name is needed, not {text!r:.100}", field=field)
-    return text
+    return checked.name(text, field)
 
 
 def _seconds(ttl: Any) -> float:

@@ -8,7 +8,7 @@ from uuid import UUID
 from onexflow.codec.payload import encode_value
 from onexflow.core.errors import InvalidArgument, RunFailed
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
-from onexflow.engine.protocols import reading, records
+from onexflow.engine.protocols import checked, reading, records
 from onexflow.ports.client_link import Action, ControlRequest, EventView, RunService, RunView, StartRequest
 from onexflow.spi.types import (
     Context,
@@ -110,7 +110,8 @@ class WorkflowOrchestrator:
     async def cancel_workflow(self, workflow_type: str, instance_id: UUID, reason: str | None = None) -> bool:
         """End a run; running attempts are told to stop. False when it is cancelled already. Raises
         InvalidProtocolStateError when it has ended otherwise."""
-        return await self._control("cancel", workflow_type, instance_id, reason or "")
+        said = "" if reason is None else checked.storable(reason, "reason")
+        return await self._control("cancel", workflow_type, instance_id, said)
 
     async def get_workflow_state(self, workflow_type: str, instance_id: UUID) -> WorkflowState:
         """The run as it stands, with its tasks."""
@@ -139,10 +140,11 @@ class WorkflowOrchestrator:
     async def get_workflow_metrics(self, workflow_type: str | None = None) -> WorkflowMetrics:
         """Figures of the runs of a type, or of all. The counts are of all runs that there are; durations and throughput
         of the newest ended runs, at most 1,000, whose age is `window_seconds`."""
-        return records.metrics_of(await self._service.measure_runs(self._namespace, workflow_type or ""))
+        kind = "" if workflow_type is None or workflow_type == "" else checked.name(workflow_type, "workflow_type")
+        return records.metrics_of(await self._service.measure_runs(self._namespace, kind))
 
     def _key(self, workflow_type: str, instance_id: UUID | str) -> RunKey:
-        return records.run_key(self._namespace, workflow_type, instance_id)
+        return checked.run_key(self._namespace, workflow_type, instance_id)
 
     async def _control(self, action: Action, workflow_type: str, instance_id: UUID, reason: str = "") -> bool:
         key = self._key(workflow_type, instance_id)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
-from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
-from onexflow.engine.protocols import bus_records, reading, records, saved_states
-from onexflow.engine.protocols.work_queue import InvalidValue
+from onexflow.engine.protocols import bus_records, checked, reading, records, saved_states
 from onexflow.ports.client_link import RunService, RunView
 from onexflow.ports.persistence import PersistenceService, StateRecord
 from onexflow.spi.types import WorkflowEvent, WorkflowSnapshot, WorkflowState
@@ -66,8 +64,10 @@ class WorkflowPersistence:
         Raises OutOfRange (a ProtocolHandlerError), with `earliest` in the context, when the first of them were cleaned
         up."""
         key = self._key(workflow_type, instance_id)
-        for field, value in (("from_sequence", from_sequence), ("to_sequence", to_sequence)):
-            _not_negative(value, field)
+        if from_sequence is not None:
+            checked.whole(from_sequence, "from_sequence")
+        if to_sequence is not None:
+            checked.whole(to_sequence, "to_sequence")
         found: list[WorkflowEvent] = []
         wanted = max(1, from_sequence or 0)
         while to_sequence is None or wanted <= to_sequence:
@@ -83,7 +83,7 @@ class WorkflowPersistence:
         the last event. Of an external stream its saved state is kept, if it is of that number, else False.
 
         Raises RegistryError for an unknown name, OutOfRange for a state that was before what a clean-up has left."""
-        _not_negative(sequence_number, "sequence_number")
+        checked.whole(sequence_number, "sequence_number")
         return await self._records.create_snapshot(self._key(workflow_type, instance_id), sequence_number)
 
     async def load_snapshot(self, workflow_type: str, instance_id: UUID) -> WorkflowSnapshot | None:
@@ -112,20 +112,11 @@ class WorkflowPersistence:
         The run goes on as if nothing had happened: it is rebuilt from its snapshot and what is left. Events that a
         consumer group or a projection has yet to read stay, and of an external stream those that its saved state does
         not cover. Raises RegistryError for an unknown name."""
-        _not_negative(before_sequence, "before_sequence")
+        checked.whole(before_sequence, "before_sequence")
         return (await self._records.cut_history(self._key(workflow_type, instance_id), before_sequence)).deleted
 
     def _key(self, workflow_type: str, instance_id: UUID | str) -> RunKey:
-        return records.run_key(self._namespace, workflow_type, instance_id)
+        return checked.run_key(self._namespace, workflow_type, instance_id)
 
     async def _state_of(self, view: RunView) -> WorkflowState:
         return records.state_of(view, await self._definitions.of(view))
-
-
-def _not_negative(value: Any, field: str) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidArgument(f"{field}: a number is needed, not {type(value).__name__}", field=field)
-    if value < 0:
-        raise InvalidValue(f"{field} must not be negative, not {value}", field=field)

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from onexflow.codec.definitions import load_definition
 from onexflow.core.definition import WorkflowDefinition
-from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import RunKey
+from onexflow.engine.protocols import checked
 from onexflow.ports.client_link import EventView, RunOutcome, RunService, RunView, StartOutcome, StartRequest
 from onexflow.spi.exceptions import SPIError
 
@@ -50,11 +50,10 @@ async def read_events(
     service: RunService, key: RunKey, from_sequence: int = 0, to_sequence: int | None = None
 ) -> list[EventView]:
     """The run's events of that range, both ends in it; 0 is as 1. Raises UnknownRun, InvalidArgument."""
-    for field, value in (("from_sequence", from_sequence), ("to_sequence", to_sequence)):
-        if value is not None and value < 0:
-            raise InvalidArgument(f"{field} must not be negative, not {value}", field=field)
+    wanted = max(1, checked.whole(from_sequence, "from_sequence"))
+    if to_sequence is not None:
+        checked.whole(to_sequence, "to_sequence")
     found: list[EventView] = []
-    wanted = max(1, from_sequence)
     while True:
         # Also for an empty range: whether there is such a run must be known.
         limit = PAGE if to_sequence is None else max(1, min(PAGE, to_sequence - wanted + 1))

@@ -8,10 +8,11 @@ from uuid import UUID
 
 from onexflow.codec.payload import decode_value
 from onexflow.core.definition import WorkflowDefinition
-from onexflow.core.errors import Coded, InvalidArgument
+from onexflow.core.errors import Coded
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Failure, Payload
 from onexflow.engine.event_records import SOURCE, body_of, event_id_of, idempotency_key_of, notes_of
+from onexflow.engine.protocols import checked
 from onexflow.ports.client_link import EventView, RunMetrics, RunView, TaskView
 from onexflow.spi.literals import LiteralTaskState, LiteralWorkflowEventType, LiteralWorkflowState
 from onexflow.spi.types import (
@@ -30,15 +31,6 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TYPES: Final = frozenset(get_args(LiteralWorkflowEventType))
 
 
-def run_key(namespace: str, workflow_type: str, instance_id: UUID | str) -> RunKey:
-    """The name of a run. Text that is no UUID gets one derived from it."""
-    if not workflow_type or not isinstance(workflow_type, str):
-        raise InvalidArgument("workflow_type: a name is needed", field="workflow_type")
-    if not instance_id or not isinstance(instance_id, UUID | str):
-        raise InvalidArgument("instance_id: a UUID is needed", field="instance_id")
-    return RunKey(namespace, workflow_type, to_uuid(instance_id))
-
-
 def correlation_text(correlation_id: UUID | str | None) -> str:
     """A correlation id as it is stored: a UUID in its usual form, other text as given, "" for None."""
     if not correlation_id:
@@ -46,7 +38,7 @@ def correlation_text(correlation_id: UUID | str | None) -> str:
     try:
         return str(UUID(str(correlation_id)))
     except ValueError:
-        return str(correlation_id)
+        return checked.text(str(correlation_id), "correlation_id")
 
 
 def correlation_uuid(text: str, key: RunKey) -> UUID:
@@ -115,7 +107,7 @@ def state_of(view: RunView, definition: WorkflowDefinition) -> WorkflowState:
 
 def _metadata(view: RunView) -> Context:
     notes: Context = {"namespace": view.key.namespace, "version": view.version, "correlation_id": view.correlation_id}
-    for name in ("reason", "blocked_because", "owner", "node_id"):
+    for name in ("reason", "outcome", "blocked_because", "owner", "node_id"):
         if value := getattr(view, name):
             notes[name] = value
     return notes

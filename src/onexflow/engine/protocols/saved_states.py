@@ -12,7 +12,7 @@ from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import WORKFLOW_STATE_INDEX
 from onexflow.engine.protocols import records
-from onexflow.engine.protocols.work_queue import InvalidValue
+from onexflow.engine.protocols.checked import InvalidValue
 from onexflow.ports.persistence import StateRecord
 from onexflow.spi.literals import LiteralWorkflowState
 from onexflow.spi.types import Context, TaskStatus, WorkflowState, to_uuid

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self, cast
+from uuid import UUID
 
-from onexflow.codec.payload import decode_value, encode_value
-from onexflow.core.errors import Coded, InvalidArgument
+from onexflow.codec.payload import encode_value
+from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE
-from onexflow.core.payload import Payload
 from onexflow.core.queue_state import PRIORITIES
 from onexflow.core.strategies import STRATEGIES
+from onexflow.engine.protocols import checked, records
+from onexflow.engine.protocols.checked import InvalidValue
 from onexflow.ports import queue as port
 from onexflow.spi.literals import (
     LiteralAssignmentStrategy,
@@ -36,12 +38,11 @@ from onexflow.spi.types import (
 )
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+#: Seconds of a delay, and retries, that are taken at most: a wire field has room for them.
+_LONGEST: Final = 10 * 365 * 86_400.0
+_MOST_RETRIES: Final = 1_000_000
 #: Leases that an object remembers for callers who name a task by its bare id.
 _HELD: Final = 10_000
-
-
-class InvalidValue(InvalidArgument, ValueError):
-    """An argument has a value that it cannot have: a ValueError too, as the specification's callers expect."""
 
 
 class LeasedId(str):
@@ -88,24 +89,26 @@ class WorkQueue:
     ) -> str:
         """Put a task in; returns its id. An id that is open already stays one task: the higher priority and the
         earlier time count. `priority` says more than the task's own, unless it is left at `normal`."""
+        if not hasattr(task, "task_id"):
+            raise InvalidArgument(f"task: a work task is needed, not {type(task).__name__}", field="task")
         own = _priority(getattr(task, "priority", "normal"))
         given = _priority(priority)
         not_before = getattr(task, "not_before", None)
         instance = getattr(task, "instance_id", None)
-        if delay_seconds < 0:
-            raise InvalidValue("delay_seconds must not be negative", field="delay_seconds")
         await self._call(
             port.Enqueue(
                 **cast("Any", self._where),
                 task_id=_name(task.task_id, "task_id"),
                 priority=given if given != "normal" else own,
-                delay=float(delay_seconds),
+                delay=checked.number(delay_seconds, "delay_seconds", most=_LONGEST),
                 not_before=_nanoseconds(not_before),
                 name=task.task_name,
                 type=task.task_type,
                 queue=_queue_of(task),
                 capability=getattr(task, "required_capability", None) or "",
-                dependencies=tuple(str(dependency) for dependency in task.dependencies),
+                dependencies=tuple(
+                    _name(one, "dependencies") for one in checked.each(task.dependencies, "dependencies")
+                ),
                 payload=encode_value(task.payload),
                 max_retries=task.max_retries,
                 timeout=task.timeout_seconds or 0.0,
@@ -123,7 +126,7 @@ class WorkQueue:
             port.Dequeue(
                 **cast("Any", self._where),
                 worker_id=_name(worker_id, "worker_id"),
-                max_tasks=max_tasks,
+                max_tasks=checked.whole(max_tasks, "max_tasks"),
                 wait=self._wait,
             )
         )
@@ -140,14 +143,14 @@ class WorkQueue:
     async def fail_task(self, task_id: str, error: str, retry_count: int | None = None) -> bool:
         """True: the attempt has failed; the task comes again, later each time, while the greater of its own and the
         given retry count is below its max_retries. False: as in complete_task."""
-        if retry_count is not None and retry_count < 0:
-            raise InvalidValue("retry_count must not be negative", field="retry_count")
+        if retry_count is not None:
+            checked.whole(retry_count, "retry_count", most=_MOST_RETRIES)
         token = self._token(task_id)
         call = port.Fail(
             **cast("Any", self._where),
             task_id=_name(task_id, "task_id"),
             token=token,
-            error=str(error),
+            error=checked.storable(str(error), "error"),
             retry_count=retry_count,
         )
         return (await self._call(call)).changed
@@ -162,11 +165,11 @@ class WorkQueue:
             worker_id=view.worker or None,
             retry_count=view.retry_count,
             progress=view.progress,
-            result=_value(view.result),
+            result=records.plain(view.result),
             error=view.error or None,
-            enqueued_at=_moment(view.created_at),
-            started_at=_moment(view.started_at),
-            finished_at=_moment(view.finished_at),
+            enqueued_at=records.moment(view.created_at),
+            started_at=records.moment(view.started_at),
+            finished_at=records.moment(view.finished_at),
         )
 
     async def get_queue_metrics(self) -> QueueMetrics:
@@ -197,9 +200,10 @@ class WorkQueue:
 
     async def get_queue_status(self, queue_name: str) -> QueueStatus:
         """One queue name as it stands; a queue name that was never used is empty."""
+        wanted = _name(queue_name, "queue_name")
         figures = await self._figures()
         known = {queue.queue: _queue_status(queue) for queue in figures.queues}
-        return known.get(queue_name) or QueueStatus(queue_name=_name(queue_name, "queue_name"))
+        return known.get(wanted) or QueueStatus(queue_name=wanted)
 
     # ---- ticket calls
 
@@ -216,7 +220,11 @@ class WorkQueue:
     async def assign_ticket_to_agent(self, ticket_id: str, agent_id: str = "") -> bool:
         """Lease this ticket to an agent; without a name, to the one that the assignment strategy picks."""
         answer = await self._call(
-            port.Assign(**cast("Any", self._where), task_id=_name(ticket_id, "ticket_id"), worker_id=str(agent_id))
+            port.Assign(
+                **cast("Any", self._where),
+                task_id=_name(ticket_id, "ticket_id"),
+                worker_id=_name(agent_id, "agent_id") if agent_id else "",
+            )
         )
         for view in answer.tasks:
             self._hold(view)
@@ -224,14 +232,11 @@ class WorkQueue:
 
     async def update_ticket_progress(self, ticket_id: str, progress_percent: float) -> bool:
         """How far it is: 0 to 1 is a fraction, above 1 up to 100 per cent. Renews the lease. False: it is over."""
-        if not 0 <= progress_percent <= 100:
-            raise InvalidValue(
-                f"progress_percent must be between 0 and 100, not {progress_percent}", field="progress_percent"
-            )
-        share = progress_percent if progress_percent <= 1 else progress_percent / 100
+        given = checked.number(progress_percent, "progress_percent", most=100)
+        share = given if given <= 1 else given / 100
         token = self._token(ticket_id)
         call = port.Progress(
-            **cast("Any", self._where), task_id=_name(ticket_id, "ticket_id"), token=token, share=float(share)
+            **cast("Any", self._where), task_id=_name(ticket_id, "ticket_id"), token=token, share=share
         )
         return (await self._call(call)).changed
 
@@ -265,7 +270,7 @@ class WorkQueue:
 
     async def set_assignment_strategy(self, strategy: LiteralAssignmentStrategy) -> bool:
         """How one of several workers is chosen from now on. False: it is so already."""
-        if strategy not in STRATEGIES:
+        if strategy not in tuple(STRATEGIES):  # a tuple takes what has no hash, too
             raise InvalidValue(f"{strategy!r} is not a strategy: {', '.join(STRATEGIES)}", field="strategy")
         return (await self._call(port.SetStrategy(**cast("Any", self._where), strategy=strategy))).changed
 
@@ -283,8 +288,8 @@ class WorkQueue:
         return answer.tasks[0]
 
     async def _tickets(self, which: str, ticket_id: str = "", limit: int | None = None) -> list[WorkTicket]:
-        if limit is not None and limit < 0:
-            raise InvalidValue("limit must not be negative", field="limit")
+        if limit is not None:
+            checked.whole(limit, "limit")
         if limit == 0:
             return []
         call = port.ListTasks(
@@ -309,17 +314,15 @@ class WorkQueue:
 _SPREAD: Final = ("mean", "p50", "p95", "p99")
 
 
-def _name(text: str, field: str) -> str:
-    plain = str(text)  # a leased id becomes a bare one
-    if not plain or len(plain) > 255 or not plain.isprintable():
-        raise InvalidValue(f"{field}: 1 to 255 printable characters are needed", field=field)
-    return plain
+def _name(given: Any, field: str) -> str:
+    """A name or an id; a leased id becomes a bare one."""
+    return checked.name(str(given) if isinstance(given, UUID) else given, field)
 
 
-def _priority(priority: str) -> str:
-    if priority not in PRIORITIES:
+def _priority(priority: Any) -> str:
+    if priority not in tuple(PRIORITIES):  # a tuple takes what has no hash, too
         raise InvalidValue(f"{priority!r} is not a priority: {', '.join(PRIORITIES)}", field="priority")
-    return priority
+    return str(priority)
 
 
 def _queue_of(task: WorkTask) -> str:
@@ -331,20 +334,6 @@ def _nanoseconds(moment: datetime | None) -> int:
     return int((moment - _EPOCH) / timedelta(microseconds=1)) * 1000 if moment is not None else 0
 
 
-def _moment(at: int) -> datetime | None:
-    return _EPOCH + timedelta(microseconds=at // 1000) if at else None
-
-
-def _value(payload: Payload | None) -> ContextValue:
-    """The JSON value; of another encoding, what can be said about it."""
-    if payload is None:
-        return None
-    try:
-        return cast("ContextValue", decode_value(payload))
-    except Coded:
-        return {"encoding": payload.encoding, "bytes": len(payload.data)}
-
-
 def _task(task_id: str, view: port.TaskView) -> WorkTask:
     return WorkTask(
         task_id=task_id,
@@ -354,15 +343,15 @@ def _task(task_id: str, view: port.TaskView) -> WorkTask:
         instance_id=to_uuid(view.instance_id) if view.instance_id else None,
         queue_name=view.queue,
         priority=cast("LiteralTaskPriority", view.priority),
-        payload=_value(view.payload),
+        payload=records.plain(view.payload),
         required_capability=view.capability or None,
         dependencies=list(view.dependencies),
         retry_count=view.retry_count,
         max_retries=view.max_retries,
         timeout_seconds=view.timeout or None,
         attempt=view.attempt,
-        created_at=_moment(view.created_at),
-        not_before=_moment(view.not_before),
+        created_at=records.moment(view.created_at),
+        not_before=records.moment(view.not_before),
         idempotency_key=view.idempotency_key,
     )
 
@@ -377,7 +366,7 @@ def _ticket(view: port.TaskView) -> WorkTicket:
         "dependencies": list(view.dependencies),
         "progress": view.progress,
         "progress_percent": view.progress * 100,
-        "result": _value(view.result),
+        "result": records.plain(view.result),
         "error": view.error or None,
     }
     return WorkTicket(
@@ -386,9 +375,9 @@ def _ticket(view: port.TaskView) -> WorkTicket:
         priority=cast("LiteralTaskPriority", view.priority),
         status=ended.get(view.state) or (held if view.state == "running" else "pending"),
         assigned_to=view.worker or None,
-        created_at=_moment(view.created_at),
-        completed_at=_moment(view.finished_at),
-        payload=_value(view.payload),
+        created_at=records.moment(view.created_at),
+        completed_at=records.moment(view.finished_at),
+        payload=records.plain(view.payload),
         metadata=metadata,
     )
 
