@@ -361,6 +361,22 @@ async def test_a_frozen_owner_that_holds_the_lock_is_deposed_within_two_seconds(
         assert (outcome.stored, outcome.refused) == (frozenset(), {0: (2, 3)})
 
 
+@pytest.mark.slow
+async def test_a_frozen_owner_that_holds_every_lock_is_deposed_within_two_seconds(postgres: EmbeddedPostgres) -> None:  # noqa: F811 - the fixture
+    url = new_schema(postgres)
+    async with opened(url, 12) as frozen, opened(url) as successor:
+        await asyncio.gather(*(frozen.claim(shard, 0, "frozen") for shard in range(12)))
+        async with beside(postgres, url) as connection:
+            session = await connection.fetchval("SELECT session FROM shards WHERE shard = 0")
+        async with beside(postgres, url, application_name=f"onexflow {session} write-stuck") as stuck:
+            await stuck.execute("BEGIN")
+            await stuck.execute("SELECT * FROM shards FOR UPDATE")
+            began = time.monotonic()
+            claims = await asyncio.gather(*(successor.claim(shard, 1, "successor") for shard in range(12)))
+            assert time.monotonic() - began < 2
+            assert [claim and claim.epoch for claim in claims] == [2] * 12
+
+
 async def test_a_shard_that_stays_locked_is_unavailable_and_the_others_are_stored(
     monkeypatch: pytest.MonkeyPatch,
     postgres: EmbeddedPostgres,  # noqa: F811 - the fixture

@@ -187,27 +187,28 @@ class Readers:
 
     async def run(self, read: Callable[[Connection], Awaitable[T]]) -> T:
         try:
-            return await self._once(read)
+            return await self.once(read)
         except StoreUnavailable as error:
-            if (
-                error.context.get("fatal")
-                or error.context.get("overdue")
-                or not isinstance(error.__cause__, DriverError)
-            ):
+            if not _broke(error):
                 raise
-            if not is_lost(error.__cause__):
-                raise
-        return await self._once(read)
+        return await self.once(read)
 
     async def close(self) -> None:
         await asyncio.gather(*(link.close() for link in self._links))
 
-    async def _once(self, read: Callable[[Connection], Awaitable[T]]) -> T:
+    async def once(self, work: Callable[[Connection], Awaitable[T]], seconds: float = READ_SECONDS) -> T:
+        """On any free connection, and not again."""
         link = await self._free.get()
         try:
-            return await link.run(read)
+            return await link.run(work, seconds)
         finally:
             self._free.put_nowait(link)
+
+
+def _broke(error: StoreUnavailable) -> bool:
+    """Whether it was the connection that failed, and not the store."""
+    known = error.context.get("fatal") or error.context.get("overdue")
+    return not known and isinstance(error.__cause__, DriverError) and is_lost(error.__cause__)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -255,10 +255,12 @@ class _Opened:
             task.exception()  # the caller may have left
 
     async def claim(self, shard: int, epoch: int, owner: str) -> ShardClaim | None:
-        """Compare and set. The deposed owner may be frozen with the shard locked: then its connections are ended."""
+        """Compare and set. The deposed owner may be frozen with the shard locked: then its connections are ended.
+
+        Several may run at once, each on one of the readers' connections; the one that ends owners is never taken."""
         arguments = (shard, epoch, as_bytes(owner), self.session.id)
         claiming = asyncio.get_running_loop().create_task(
-            self.control.run(lambda db: db.fetchrow(sql.CLAIM, *arguments), _CLAIM_SECONDS), name="store-claim"
+            self.readers.once(lambda db: db.fetchrow(sql.CLAIM, *arguments), _CLAIM_SECONDS), name="store-claim"
         )
         try:
             while not (await asyncio.wait({claiming}, timeout=POLITE_SECONDS))[0]:
@@ -282,7 +284,7 @@ class _Opened:
             return session
 
         try:
-            session = await self.readers.run(end)
+            session = await self.control.run(end)
         except (StoreUnavailable, InternalError) as error:
             _log.warning("owner.not_ended", shard=shard, error=str(error))
         else:
