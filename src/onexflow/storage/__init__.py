@@ -1,3 +1,3 @@
-"""Adapters of `ports.event_store`: `memory`, the contract in its plainest form, and `sqlite`, one file for one
-orchestrator. One conformance suite runs on both.
+"""Adapters of `ports.event_store`: `memory`, the contract in its plainest form, `sqlite`, one file for one orchestrator,
+and `postgres`, for many. One conformance suite runs on all.
 """

@@ -96,7 +96,10 @@ class EmbeddedPostgres:
         return self._process.pid if self._process is not None else None
 
     async def start(self, *, timeout: float = 30.0) -> None:
-        """Make it if there is none yet, start it, and return when it answers. Idempotent."""
+        """Make it if there is none yet, start it, and return when it answers. Idempotent.
+
+        Call it from the thread that lives as long as the process: on Linux the server ends with the thread that started it.
+        """
         if self._process is not None and self._process.poll() is None:
             return
         if self._root is None:
