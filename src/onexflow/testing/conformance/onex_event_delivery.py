@@ -149,8 +149,13 @@ class EventDeliveryConformance(BusSuite):
         assert (letter.delivery.event.sequence, letter.delivery.topic) == (3, ORDER)
         assert letter.at > 0
 
-    async def test_dead_letters_go_back_to_their_group_or_away(self, make: Connect) -> None:
-        bus, seen, instance = make(group="billing"), Seen(failures=6), uuid4()
+    @pytest.mark.parametrize("group", [None, "billing"])
+    async def test_dead_letters_go_back_to_those_who_read_or_away(self, make: Connect, group: str | None) -> None:
+        bus, seen, instance = make(group=group), Seen(failures=6), uuid4()
+        elsewhere = Seen(failures=3)
+        await bus.subscribe_to_workflow_events("another", handler=elsewhere)
+        await self.numbered(bus, instance, 0, workflow_type="another")
+        await elsewhere.got(3)
         await bus.subscribe_to_workflow_events(ORDER, handler=seen)
         await self.numbered(bus, instance, 1, 2, 3)
         await seen.got(7)
@@ -162,6 +167,9 @@ class EventDeliveryConformance(BusSuite):
         await self.letters(bus, 1)
         assert await bus.discard_dead_letters(ORDER) == 1
         assert await bus.dead_letters(ORDER) == []
+        assert (await bus.requeue_dead_letters(ORDER), await bus.discard_dead_letters(ORDER)) == (0, 0)
+        assert await bus.requeue_dead_letters("another") == 1
+        await elsewhere.got(4)
 
     async def test_a_late_subscriber_reads_from_the_start(self, make: Connect) -> None:
         early, alone, group, instance = make(), Seen(), Seen(), uuid4()
