@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, get_args
 
 import cyclopts
 
@@ -11,9 +11,12 @@ from onexflow.cli.common import Common, connected
 from onexflow.cli.output import payload, short, when
 from onexflow.core.errors import InvalidArgument
 from onexflow.ports.events import EventService, Filter, Position
+from onexflow.spi.literals import LiteralWorkflowEventType
 
 if TYPE_CHECKING:
     from onexflow.client import Client
+
+_ALL_TYPES: Final = frozenset(get_args(LiteralWorkflowEventType))
 
 app = cyclopts.App(name="event", help="The event bus: its groups and dead letters.")
 group = cyclopts.App(name="group", help="Consumer groups and projections.")
@@ -132,8 +135,11 @@ def _say(common: Common, group: str, what: str, count: int) -> None:
 
 
 def _reads(where: Filter) -> str:
+    """Its topics, and the types of events unless it takes all that workflows have."""
     topics = ", ".join(where.topics) or "*"
-    return f"{topics} ({', '.join(where.event_types)})" if where.event_types else topics
+    if not where.event_types or set(where.event_types) == _ALL_TYPES:
+        return topics
+    return f"{topics} ({', '.join(where.event_types)})"
 
 
 def _places(texts: Sequence[str], *, every: bool) -> list[Position]:

@@ -38,6 +38,7 @@ from onexflow.engine.protocols.persistence import WorkflowPersistence
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports.client_link import (
     ControlOutcome,
+    ControlRequest,
     DefinitionInfo,
     EventView,
     Health,
@@ -49,7 +50,7 @@ from onexflow.ports.client_link import (
 )
 from onexflow.ports.nodes import DEFAULT_TTL
 from onexflow.telemetry import tracing
-from onexflow.v1 import admin_pb2, common_pb2
+from onexflow.v1 import admin_pb2
 from onexflow.v1 import workflow_pb2 as pb
 
 PAGE = 1000
@@ -355,35 +356,8 @@ class Client:
     def _follow(self, key: RunKey, from_sequence: int) -> AsyncIterator[EventView]:
         return follow(self._channels, wire_common.key_to_pb(key), max(1, from_sequence), self._patience)
 
-    async def _control(self, action: str, key: RunKey, reason: str) -> ControlOutcome:
-        message, method = {
-            "pause": (pb.PauseRunRequest, "PauseRun"),
-            "resume": (pb.ResumeRunRequest, "ResumeRun"),
-            "cancel": (pb.CancelRunRequest, "CancelRun"),
-        }[action]
-        request = message(key=wire_common.key_to_pb(key), reason=reason, request_id=new_request_id())
-        answer = await self._unary(lambda seconds: getattr(self._channels.workflows, method)(request, timeout=seconds))
-        return wire.control_outcome(answer.outcome)
-
-    async def _resolve(
-        self, key: RunKey, task: str, item: int, *, retry: bool, result: Payload | None, fail: str, reason: str
-    ) -> ControlOutcome:
-        request = pb.ResolveTaskRequest(
-            key=wire_common.key_to_pb(key), task=task, item=item, reason=reason, request_id=new_request_id()
-        )
-        if retry:
-            request.retry = True
-        elif result is not None:
-            request.result.CopyFrom(common_pb2.Payload(data=result.data, encoding=result.encoding))
-        else:
-            request.fail = fail
-        answer = await self._unary(lambda seconds: self._channels.workflows.ResolveTask(request, timeout=seconds))
-        return wire.control_outcome(answer.outcome)
-
-    async def _assign(self, key: RunKey, node_id: str) -> ControlOutcome:
-        request = pb.AssignRunRequest(key=wire_common.key_to_pb(key), node_id=node_id, request_id=new_request_id())
-        answer = await self._unary(lambda seconds: self._channels.workflows.AssignRun(request, timeout=seconds))
-        return wire.control_outcome(answer.outcome)
+    async def _control(self, request: ControlRequest) -> ControlOutcome:
+        return await self._service.control(request)
 
     # ---- helpers
 

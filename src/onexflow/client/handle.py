@@ -9,7 +9,7 @@ from uuid import UUID
 from onexflow.codec.payload import encode_value
 from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import RunKey
-from onexflow.ports.client_link import ControlOutcome, EventView, RunOutcome, RunView
+from onexflow.ports.client_link import ControlOutcome, ControlRequest, EventView, RunOutcome, RunView
 
 if TYPE_CHECKING:
     from onexflow.client.client import Client
@@ -65,19 +65,19 @@ class RunHandle:
 
     async def pause(self, reason: str = "") -> ControlOutcome:
         """Stop dispatching; what runs ends and is recorded."""
-        return await self._client._control("pause", self.key, reason)
+        return await self._client._control(ControlRequest(key=self.key, action="pause", reason=reason))
 
     async def resume(self, reason: str = "") -> ControlOutcome:
-        return await self._client._control("resume", self.key, reason)
+        return await self._client._control(ControlRequest(key=self.key, action="resume", reason=reason))
 
     async def cancel(self, reason: str = "") -> ControlOutcome:
         """End the run; running attempts are told to stop."""
-        return await self._client._control("cancel", self.key, reason)
+        return await self._client._control(ControlRequest(key=self.key, action="cancel", reason=reason))
 
     async def assign(self, node_id: str) -> ControlOutcome:
         """Send its tasks to that node from now on, while the node is connected; "" takes that back. Raises
         UnknownNode."""
-        return await self._client._assign(self.key, node_id)
+        return await self._client._control(ControlRequest(key=self.key, action="assign", node_id=node_id))
 
     async def resolve(
         self,
@@ -95,4 +95,7 @@ class RunHandle:
         if given != 1:
             raise InvalidArgument("exactly one of retry, result and fail is needed", field="decision")
         payload = None if result is NOTHING else encode_value(result)
-        return await self._client._resolve(self.key, task, item, retry=retry, result=payload, fail=fail, reason=reason)
+        decision = ControlRequest(
+            key=self.key, action="resolve", task=task, item=item, retry=retry, result=payload, fail=fail, reason=reason
+        )
+        return await self._client._control(decision)

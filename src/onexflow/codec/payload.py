@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from onexflow.core.errors import InvalidArgument
+from onexflow.core.errors import Coded, InvalidArgument
 from onexflow.core.payload import JSON, Payload
 
 T = TypeVar("T")
@@ -104,6 +104,14 @@ def _plain(value: Any) -> Any:
 
 #: The codec of everybody: it has no state.
 CODEC: Final = JsonCodec()
+
+
+def told(payload: Payload) -> Any:
+    """The JSON value of a payload; of one that is no JSON, what can be said about it."""
+    try:
+        return decode_value(payload)
+    except Coded:
+        return {"encoding": payload.encoding, "bytes": len(payload.data)}
 
 
 def encode_value(value: Any) -> Payload:

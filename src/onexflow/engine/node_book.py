@@ -166,10 +166,11 @@ class NodeBook:
         return registration
 
     def _refuse_taken(self, node_id: str) -> None:
-        taken = next((record.kind for record in self._lives(node_id) if record.kind != "guest"), "")
-        if node_id == self._orchestrator_id:
+        kinds = {record.kind for record in self._lives(node_id)} - {"guest"}
+        taken = ""
+        if node_id == self._orchestrator_id or "orchestrator" in kinds:
             taken = "orchestrator"
-        elif not taken and node_id in self._sessions.by_worker:
+        elif kinds or node_id in self._sessions.by_worker:
             taken = "worker"
         if taken:
             raise InvalidTransition(

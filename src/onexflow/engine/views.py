@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from onexflow.codec.payload import decode_value
+from onexflow.codec.payload import told
 from onexflow.codec.rows import decode_row
-from onexflow.core.errors import Coded
 from onexflow.core.events import Event
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey
@@ -239,10 +238,7 @@ def _event_data(event: Event, graph: Graph | None) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Payload):
-        try:
-            return decode_value(value)
-        except Coded:
-            return {"encoding": value.encoding, "bytes": len(value.data)}
+        return told(value)
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, list | tuple):

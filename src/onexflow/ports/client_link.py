@@ -230,9 +230,6 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, str] = {}
 
 
-Reply = Callable[[Any], None]
-
-
 class RunService(Protocol):
     """The part of an orchestrator that the specification's service objects stand on (`engine.protocols`). The engine has
     it, and so has a client (`client.remote`): the same objects work in process and over gRPC."""

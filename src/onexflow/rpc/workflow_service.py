@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from onexflow.codec.wire import common
 from onexflow.codec.wire import workflow as wire
 from onexflow.codec.wire.worker import cut
 from onexflow.core.definition import MAX_TEXT
 from onexflow.core.errors import InvalidArgument, Overloaded
-from onexflow.core.ids import RunKey
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
-from onexflow.ports.client_link import EventView, OrchestratorService, RunOutcome, StartOutcome, StartRequest
+from onexflow.engine.protocols import reading
+from onexflow.ports.client_link import EventView, OrchestratorService
 from onexflow.rpc.client_session import ClientStream
 from onexflow.rpc.status import judged
 from onexflow.rpc.stream import Context, abort
@@ -36,10 +36,10 @@ class WorkflowEndpoint:
 
     @unary
     async def StartWorkflow(self, request: pb.StartWorkflowRequest, context: Context) -> pb.StartWorkflowResponse:
-        started = await self._start(wire.start(request, trace=traceparent(context)))
+        started = await reading.start(self._service, wire.start(request, trace=traceparent(context)))
         response = pb.StartWorkflowResponse(start=wire.start_outcome_to_pb(started))
         if request.wait:
-            response.outcome.CopyFrom(wire.run_outcome_to_pb(await self._wait(started.key)))
+            response.outcome.CopyFrom(wire.run_outcome_to_pb(await reading.end_of(self._service, started.key)))
         return response
 
     @unary
@@ -49,7 +49,7 @@ class WorkflowEndpoint:
             state = (await self._service.describe_run(key)).state
             if state not in TERMINAL_WORKFLOW_STATES:
                 return pb.GetResultResponse(state=state)
-        outcome = await self._wait(key)
+        outcome = await reading.end_of(self._service, key)
         return pb.GetResultResponse(outcome=wire.run_outcome_to_pb(outcome), state=outcome.state)
 
     @unary
@@ -155,33 +155,6 @@ class WorkflowEndpoint:
             await stream.serve()
         finally:
             self._streams.discard(stream)
-
-    async def _start(self, request: StartRequest) -> StartOutcome:
-        answer: asyncio.Future[StartOutcome] = asyncio.get_running_loop().create_future()
-        self._service.start_run(request, _into(answer))
-        return await answer
-
-    async def _wait(self, key: RunKey) -> RunOutcome:
-        answer: asyncio.Future[RunOutcome] = asyncio.get_running_loop().create_future()
-        give_up = self._service.wait_run(key, _into(answer))
-        try:
-            return await answer
-        finally:
-            give_up()
-
-
-def _into(future: asyncio.Future[Any]) -> Callable[[Any], None]:
-    """A reply that ends `future`."""
-
-    def reply(outcome: object) -> None:
-        if future.done():
-            return
-        if isinstance(outcome, SPIError):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-    return reply
 
 
 class _Follower:

@@ -93,11 +93,6 @@ def payload(message: pb.Payload, field: str) -> Payload:
     return Payload(data)
 
 
-def optional_payload(parent: Any, attribute: str, field: str) -> Payload | None:
-    """The payload at `attribute`, or None when it is not set."""
-    return payload(getattr(parent, attribute), field) if parent.HasField(attribute) else None
-
-
 def payload_or_null(parent: Any, attribute: str, field: str) -> Payload:
     return payload(getattr(parent, attribute), field) if parent.HasField(attribute) else NULL
 

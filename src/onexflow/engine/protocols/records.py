@@ -6,9 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast, get_args
 from uuid import UUID
 
-from onexflow.codec.payload import decode_value
+from onexflow.codec.payload import told
 from onexflow.core.definition import WorkflowDefinition
-from onexflow.core.errors import Coded
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Failure, Payload
 from onexflow.engine.event_records import SOURCE, body_of, event_id_of, idempotency_key_of, notes_of
@@ -53,12 +52,7 @@ def moment(at: int) -> datetime | None:
 
 def plain(payload: Payload | None) -> ContextValue:
     """The JSON value of a payload; of another encoding, what can be said about it."""
-    if payload is None:
-        return None
-    try:
-        return cast("ContextValue", decode_value(payload))
-    except Coded:
-        return {"encoding": payload.encoding, "bytes": len(payload.data)}
+    return None if payload is None else cast("ContextValue", told(payload))
 
 
 def mapping(payload: Payload) -> Context:
