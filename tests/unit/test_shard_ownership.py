@@ -11,8 +11,11 @@ from onexflow.codec.payload import encode_value
 from onexflow.core.builder import WorkflowBuilder, workflow
 from onexflow.core.errors import ShardMoved
 from onexflow.core.ids import RunKey
+from onexflow.engine.gateway import FORWARDED
 from onexflow.engine.placement import MOVE_SECONDS, SETTLED_SECONDS, ranking
-from onexflow.ports.client_link import StartRequest
+from onexflow.engine.protocols.work_queue import WorkQueue
+from onexflow.ports.client_link import ControlRequest, RunOutcome, StartOutcome, StartRequest
+from onexflow.spi import WorkTask
 from onexflow.testing.clock import virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
 from support.engine_kit import Script, single, until
@@ -204,3 +207,73 @@ async def test_both_think_they_own_a_shard_and_one_append_alone_is_accepted() ->
         assert await cluster.result(await start_at(cluster, "a")) == 1
         assert await cluster.start("chain", 1, instance_id=key.instance_id) == key
         assert await cluster.result(key) == 1
+
+
+@virtual_time
+async def test_any_orchestrator_answers_any_call() -> None:
+    script = Script()
+    gate = script.gate("charge")
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        gateway = cluster.members["b"].engine.gateway
+        keys = [await key_owned_by(cluster, name) for name in ("a", "b", "c")]
+        for key in keys:
+            answers: asyncio.Queue[object] = asyncio.Queue()
+            gateway.start_run(
+                StartRequest(
+                    namespace="default", workflow_type="chain", input=encode_value(1), instance_id=key.instance_id
+                ),
+                answers.put_nowait,
+            )
+            started = await answers.get()
+            assert isinstance(started, StartOutcome)
+            assert started.key == key
+        await script.called("charge", 3)
+        outcomes: asyncio.Queue[object] = asyncio.Queue()
+        heard: list[int] = []
+        for key in keys:
+            assert (await gateway.describe_run(key)).state == "running"
+            gateway.wait_run(key, outcomes.put_nowait)
+            gateway.follow_run(key, 1, lambda events: heard.extend(e.sequence for e in events or ()))
+        assert (await gateway.control(ControlRequest(key=keys[0], action="pause"))).changed
+        assert (await gateway.control(ControlRequest(key=keys[0], action="resume"))).changed
+        await cluster.kill("a")  # those who wait hear of it from the new owner
+        gate.set()
+        for _ in keys:
+            outcome = await outcomes.get()
+            assert isinstance(outcome, RunOutcome)
+            assert outcome.state == "completed"
+        lengths = [len(await gateway.read_history(key)) for key in keys]
+        await until(lambda: len(heard) >= sum(lengths))
+        assert sorted(heard) == sorted(number for length in lengths for number in range(1, length + 1))
+        listed, _ = await gateway.list_runs("default")
+        assert {run.key for run in listed} == set(keys)
+
+
+@virtual_time
+async def test_a_call_that_was_passed_on_is_not_passed_on_again() -> None:
+    async with MultiCluster() as cluster:
+        await three(cluster, Script(), chain())
+        key = await key_owned_by(cluster, "a")
+        FORWARDED.set(True)
+        with pytest.raises(ShardMoved):
+            await cluster.members["b"].engine.gateway.describe_run(key)
+
+
+@virtual_time
+async def test_tasks_of_a_queue_are_done_by_workers_whoever_owns_the_queue_and_the_run() -> None:
+    script = Script()
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        for name in ("a", "b", "c"):
+            gateway = cluster.members[name].engine.gateway
+            queue = WorkQueue(gateway, name=f"queue-{name}")
+            for number in range(5):
+                await queue.enqueue_task(WorkTask(task_id=f"{name}{number}", task_name="send", payload=number))
+        for name in ("a", "b", "c"):  # every queue by another orchestrator than before
+            queue = WorkQueue(cluster.members["b"].engine.gateway, name=f"queue-{name}")
+            for number in range(5):
+                async with asyncio.timeout(60):
+                    while (await queue.get_task_status(f"{name}{number}")).state != "completed":
+                        await cluster.clock.sleep(0.1)
+        assert script.count("send") == 15

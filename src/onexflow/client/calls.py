@@ -53,8 +53,10 @@ class Call:
 class Calls:
     """The table. The stream asks it for batches and tells it answers; `work` is set when there may be a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ask_again: tuple[type[SPIError], ...] = ASK_AGAIN) -> None:
+        """`ask_again`: errors that are no answer, so that the call is sent again."""
         self._loop = asyncio.get_running_loop()
+        self._ask_again = ask_again
         self._last_id = 0
         #: Not sent on the present stream, in order. A call that was given up stays until it is met here.
         self._queue: deque[Call] = deque()
@@ -156,7 +158,7 @@ class Calls:
                 continue
             if not answer.HasField("error"):
                 call.future.set_result(answer)
-            elif isinstance(error := wire_common.error(answer.error), ASK_AGAIN):
+            elif isinstance(error := wire_common.error(answer.error), self._ask_again):
                 self._loop.call_later(answer.error.retry_after or ASK_AGAIN_AFTER, self._again, call)
             else:
                 call.future.set_exception(error)

@@ -46,8 +46,10 @@ def parse_addresses(addresses: str | Iterable[str] | None) -> tuple[str, ...]:
 class Channels:
     """One channel an orchestrator, opened when first used. The present one is used until it fails, then the next."""
 
-    def __init__(self, addresses: tuple[str, ...]) -> None:
+    def __init__(self, addresses: tuple[str, ...], *, forwarding: bool = False) -> None:
+        """`forwarding`: of an orchestrator, for calls of others. Whoever is asked is the one to ask, or says who is."""
         self.addresses = addresses
+        self.forwarding = forwarding
         self._present = 0
         self._channels: dict[str, grpc.aio.Channel] = {}
         #: A stub has a callable for each of its methods: too much to make for each call.
@@ -92,7 +94,7 @@ class Channels:
         address = self.address
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = open_channel(address)
+            channel = self._channels[address] = open_channel(address, forwarding=self.forwarding)
         return channel
 
     def failed(self, address: str) -> None:
@@ -135,7 +137,7 @@ class Channels:
         """Is this no answer to the call, but only to the question whom to ask? Then the next orchestrator is."""
         # CANCELLED: by the other end, which has ended in the middle of the call. One that this end gives up raises
         # CancelledError.
-        if not isinstance(error, grpc.aio.AioRpcError) or error.code() not in _UNREACHED:
+        if self.forwarding or not isinstance(error, grpc.aio.AioRpcError) or error.code() not in _UNREACHED:
             return False
         if not is_answer(error) or isinstance(self.error_of(error), (Draining, ShardMoved)):
             self.failed(self.address)

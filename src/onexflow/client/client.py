@@ -98,7 +98,7 @@ class Client:
         self._service = RemoteService.of(self)
         self._registries: WeakSet[WorkflowNodeRegistry] = WeakSet()
         self._buses: WeakSet[WorkflowEventBus] = WeakSet()
-        self._calls = Calls()
+        self._calls = Calls(ask_again=()) if channels.forwarding else Calls()
         self._stream = ConnectStream(self._calls, channels, client_id=client_id, patience=patience)
         self._running = asyncio.get_running_loop().create_task(self._stream.run(), name="onexflow-client")
 

@@ -337,9 +337,10 @@ class AttemptBook:
             session.flush()
 
     def tell_demand(self) -> None:
-        """Tell the workers what waits here, when that has changed."""
+        """Tell the workers what waits here. Again while something does: what they have been sent since they count as
+        what they were told of."""
         waiting = self.dispatcher.waiting()
-        if waiting != self._told:
+        if waiting or waiting != self._told:
             self._told = waiting
             for session in self._sessions:
                 session.send(Demand(waiting))

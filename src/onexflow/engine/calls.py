@@ -89,7 +89,9 @@ class CallBook:
                     "required_state": "the same call in every execution",
                 },
             )  # fmt: skip
-        return parent, not exists and known is None and self._kernel.known_start(key) is None
+        is_owned = self._kernel.number_of(key) in self._kernel.shards
+        is_seen = is_owned and self._kernel.known_start(key) is not None
+        return parent, not exists and known is None and not is_seen
 
     @staticmethod
     def _check_open(parent: Run, caller: Caller) -> None:

@@ -41,6 +41,7 @@ from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.calls import CallBook
 from onexflow.engine.events.book import EventBook
+from onexflow.engine.gateway import Gateway, Peers
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
@@ -66,8 +67,10 @@ from onexflow.ports.client_link import (
     EventView,
     Health,
     NodeView,
+    OrchestratorService,
     RunMetrics,
     RunOutcome,
+    RunService,
     RunSummary,
     RunView,
     StartOutcome,
@@ -114,8 +117,9 @@ class Orchestrator:
         payload_limit: int = PAYLOAD_LIMIT,
         on_fatal: Callable[[Coded], None] | None = None,
         shared: bool = False,
+        peers: Peers | None = None,
     ) -> None:
-        """`shared`: several orchestrators own shards of this store."""
+        """`shared`: several orchestrators own shards of this store; `peers` finds the others, for calls about theirs."""
         self.orchestrator_id = orchestrator_id
         self.incarnation = incarnation
         self._clock = clock
@@ -137,10 +141,17 @@ class Orchestrator:
         self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
         self._answers = Answers(store)
         self._housekeeping = Housekeeping(self._kernel, self._book, registry)
-        self._bridge = QueueBridge(self._kernel, self._book.dispatcher, self, self._is_able)
+        self._gateways = (
+            () if peers is None else (Gateway(self, peers, ids), Gateway(self, peers, ids, is_forwarded=_no))
+        )
+        #: What clients are served by: calls about shards of other orchestrators are passed on to these.
+        self.gateway: OrchestratorService = self._gateways[0] if self._gateways else self
+        #: The same for what this orchestrator asks itself.
+        self._runs: RunService = self._gateways[1] if self._gateways else self
+        self._bridge = QueueBridge(self._kernel, self._book.dispatcher, self._runs, self._is_able)
         self._queues = QueueBook(self._kernel, registry, self._bridge, payload_limit)
         self._book.on_room = self._bridge.on_room
-        self._calls = CallBook(self._kernel, self.control)
+        self._calls = CallBook(self._kernel, self._runs.control)
         self._pins = Pins(self._kernel, registry)
         #: What `ports.nodes` asks.
         self.node_registry = NodeBook(
@@ -169,7 +180,7 @@ class Orchestrator:
             payload_limit=payload_limit,
         )
         self._kernel.on_durable = self._on_durable
-        self._ownership = self._owns(prober, lease_ttl)
+        self._ownership: Ownership = self._owns(prober, lease_ttl)
         self._observed = Observed(self._kernel, self._book, self._sessions)
         self._waiters: dict[RunKey, list[WaitReply]] = {}
         self._ended: dict[RunKey, RunOutcome] = {}
@@ -250,6 +261,8 @@ class Orchestrator:
             await self.hand_over()
         self._draining = True
         await self._ownership.stop()
+        for gateway in self._gateways:
+            await gateway.close()
         self._queues.stop(Draining(reason))
         self.events.stop(Draining(reason))
         await self.events.close()
@@ -360,7 +373,8 @@ class Orchestrator:
             if request.caller is not None:
                 request = self._calls.named(request, request.caller)
             key, digest = self._key_of(request)
-            self._kernel.shard_of(key)
+            if request.caller is None:
+                self._kernel.shard_of(key)
             graph = self._graph_for(request)
         except UnknownWorkflowType as error:
             if not self._kernel.is_shared:
@@ -506,7 +520,9 @@ class Orchestrator:
         request = msgspec.structs.replace(
             request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
         )
-        if is_new:
+        if self._kernel.is_shared:  # the called run may be another's
+            self._runs.start_run(msgspec.structs.replace(request, caller=None), reply)
+        elif is_new:
             self._create(request, graph, key, digest, reply)
         else:
             await self._start_known(request, graph, key, digest, reply)
@@ -652,6 +668,10 @@ class Orchestrator:
         record = self._kernel.catalog.record(namespace, workflow_type, version)
         return self._kernel.catalog.info(record), record.data
 
+    async def refresh_definitions(self) -> None:
+        """Know what was registered through other orchestrators."""
+        await self._kernel.catalog.load()
+
     async def list_definitions(self, namespace: str) -> Sequence[DefinitionInfo]:
         return self._kernel.catalog.list(namespace)
 
@@ -686,3 +706,8 @@ class Orchestrator:
         if self._draining:
             details["orchestrator"] = "draining"
         return Health(serving=self._lost is None and not self._draining, details=details)
+
+
+def _no() -> bool:
+    """What an orchestrator asks itself was passed on by nobody."""
+    return False

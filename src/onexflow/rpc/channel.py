@@ -12,6 +12,9 @@ import grpc
 
 from onexflow.codec.wire.common import MAX_MESSAGE
 
+#: Metadata of a call that an orchestrator passes on to another one.
+FORWARDED_MARK: Final = "onexflow-forwarded"
+
 _PING_EVERY_MS: Final = 10_000
 _PING_TIMEOUT_MS: Final = 5_000
 
@@ -54,10 +57,35 @@ def server_options() -> list[tuple[str, Any]]:
     return list(_SERVER)
 
 
-def open_channel(address: str, *, ping: tuple[float, float] | None = None) -> grpc.aio.Channel:
+async def _marked(continuation: Any, details: Any, request: Any) -> Any:
+    """The call, marked as one that is passed on."""
+    metadata = grpc.aio.Metadata(*(details.metadata or ()), (FORWARDED_MARK, "1"))
+    return await continuation(details._replace(metadata=metadata), request)
+
+
+# A channel takes an interceptor for the first kind of call only that it is made for.
+class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await _marked(continuation, client_call_details, request)
+
+
+class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await _marked(continuation, client_call_details, request)
+
+
+class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await _marked(continuation, client_call_details, request_iterator)
+
+
+def open_channel(
+    address: str, *, ping: tuple[float, float] | None = None, forwarding: bool = False
+) -> grpc.aio.Channel:
     """A channel to host:port. It connects when it is first used; close it.
 
     `ping`: seconds of silence before a ping and those for its answer, where the general 10 + 5 are too slow.
+    `forwarding`: what is sent is passed on for others, and is not to be passed on again.
     """
     options = client_options()
     if ping is not None:
@@ -68,4 +96,5 @@ def open_channel(address: str, *, ping: tuple[float, float] | None = None) -> gr
             "grpc.http2.ping_timeout_ms": within,
         }
         options = [(name, quick.get(name, value)) for name, value in options]
-    return grpc.aio.insecure_channel(address, options=options)
+    interceptors = [_UnaryUnary(), _UnaryStream(), _StreamStream()] if forwarding else None
+    return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)

@@ -13,6 +13,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from onexflow.core.errors import ProtocolViolation, Unavailable
+from onexflow.engine.gateway import FORWARDED
+from onexflow.rpc.channel import FORWARDED_MARK
 from onexflow.rpc.status import judged, to_status
 from onexflow.spi.exceptions import SPIError
 
@@ -22,6 +24,12 @@ HELLO_WITHIN: Final = 5.0
 FLUSH_WITHIN: Final = 1.0
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+def mark(context: Context) -> None:
+    """Remember for the present call, and what is done for it, whether another orchestrator has passed it on."""
+    metadata: Any = context.invocation_metadata() or ()
+    FORWARDED.set(any(name == FORWARDED_MARK for name, _ in metadata))
 
 
 async def abort(context: Context, error: SPIError) -> None:
@@ -52,6 +60,7 @@ class ServerStream:
 
     async def serve(self) -> None:
         """Until the end. Returns for OK, aborts the call otherwise."""
+        mark(self._context)
         try:
             if (error := await self._serve()) is not None:
                 await abort(self._context, error)

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from onexflow.core.errors import DeadlineExceeded
 from onexflow.rpc.status import judged
-from onexflow.rpc.stream import Context, abort
+from onexflow.rpc.stream import Context, abort, mark
 from onexflow.spi.exceptions import SPIError
 
 #: Seconds that a call without deadline is given.
@@ -30,6 +30,7 @@ def unary(
         remaining: float | None = context.time_remaining()
         limit = asyncio.timeout(DEFAULT_DEADLINE if remaining is None else remaining)
         error: SPIError
+        mark(context)
         try:
             async with limit:
                 return await method(self, request, context)

@@ -216,6 +216,7 @@ class MultiCluster:
             prober=_Prober(self),
             on_fatal=self.fatal.append,
             shared=True,
+            peers=self._peer,
         )
         member = ClusterMember(engine, registry, store)
         await engine.start()
@@ -225,6 +226,13 @@ class MultiCluster:
         for worker in self.workers.values():
             self.connect(worker, member)
         return member
+
+    def _peer(self, address: str) -> Orchestrator:
+        """What another orchestrator reaches at that address: itself, not its gateway."""
+        member = self.members.get(address.partition(":")[0])
+        if member is None:
+            raise Unavailable(f"{address} refuses the connection")
+        return member.engine
 
     async def kill(self, name: str) -> None:
         """`kill -9`: nothing is said, nothing more is stored, the port refuses."""

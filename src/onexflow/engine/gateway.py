@@ -1,0 +1,382 @@
+"""Any orchestrator answers any call: what is not owned here is asked of its owner, once (rule 24 of the protocol).
+
+A call is tried here first. `ShardMoved` says that the shard is another's, and as far as is known whose: then that one is
+asked. An owner that was asked so does not pass the call on. While a shard is on its way between owners its calls wait,
+so many and so long; what changes something carries a request id, so that asking twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Final, Protocol, TypeVar, cast
+
+import msgspec
+
+from onexflow.core.errors import Draining, Overloaded, ShardMoved, Unavailable, UnknownWorkflowType
+from onexflow.core.ids import RunKey
+from onexflow.ports.client_link import (
+    ControlOutcome,
+    ControlRequest,
+    DefinitionInfo,
+    EventView,
+    Health,
+    NodeView,
+    OrchestratorService,
+    RunMetrics,
+    RunOutcome,
+    RunService,
+    RunSummary,
+    RunView,
+    StartOutcome,
+    StartRequest,
+)
+from onexflow.ports.clock import IdSource
+from onexflow.ports.events import EventService
+from onexflow.ports.nodes import NodeRegistryService
+from onexflow.ports.persistence import PersistenceService
+from onexflow.ports.queue import Answer, AnyCall
+from onexflow.ports.worker_link import WorkerLink, WorkerPeer
+from onexflow.spi.exceptions import SPIError
+
+T = TypeVar("T")
+
+#: Was the call that is handled now passed on by another orchestrator?
+FORWARDED: ContextVar[bool] = ContextVar("onexflow-forwarded", default=False)
+#: Seconds that a call waits for an owner, and those between looks.
+PATIENCE: Final = 10.0
+LOOK_SECONDS: Final = 0.05
+LONG_SECONDS: Final = 1.0
+#: Calls that may wait for owners at a time.
+MAX_WAITING: Final = 10_000
+
+
+class Peer(RunService, Protocol):
+    """Another orchestrator, asked for what it owns."""
+
+    @property
+    def events(self) -> EventService: ...
+    @property
+    def records(self) -> PersistenceService: ...
+    @property
+    def node_registry(self) -> NodeRegistryService: ...
+
+
+class Local(OrchestratorService, Protocol):
+    """This orchestrator."""
+
+    async def refresh_definitions(self) -> None: ...
+
+
+#: The orchestrator at an address.
+Peers = Callable[[str], Peer]
+
+
+class Router:
+    """Finds who answers. `is_forwarded` says of the present call that it must not be passed on."""
+
+    def __init__(self, local: Local, peers: Peers, is_forwarded: Callable[[], bool]) -> None:
+        self._local = local
+        self._peers = peers
+        self.is_forwarded = is_forwarded
+        self._waiting = 0
+
+    async def ask(self, call: Callable[[Peer], Awaitable[T]]) -> T:
+        """The answer of this orchestrator, or of the owner."""
+        if self.is_forwarded():
+            return await call(self._local)
+        try:
+            return await call(self._local)
+        except ShardMoved as error:
+            moved = error
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded(f"{self._waiting} calls wait for the owners of their shards") from moved
+        self._waiting += 1
+        try:
+            return await self._ask_owner(call, moved)
+        finally:
+            self._waiting -= 1
+
+    async def _ask_owner(self, call: Callable[[Peer], Awaitable[T]], moved: ShardMoved) -> T:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + PATIENCE
+        error: Unavailable = moved
+        while True:
+            asked_at = loop.time()
+            address = str(moved.context.get("address") or "")
+            if address:
+                try:
+                    return await call(self._peers(address))
+                except Unavailable as refused:  # it has gone, or has handed the shard over
+                    error = refused
+            if asked_at >= end:
+                raise error
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                return await call(self._local)  # it may have come here meanwhile
+            except ShardMoved as again:
+                moved = again
+            if loop.time() - asked_at > LONG_SECONDS:  # somebody had it for a while: a wait goes on
+                end = loop.time() + PATIENCE
+
+
+class _Routed:
+    """All coroutine methods of one service of the orchestrator, each asked of who owns what it is about."""
+
+    def __init__(self, router: Router, local: object, pick: Callable[[Peer], object]) -> None:
+        self._router = router
+        self._service = local
+        self._pick = pick
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._service, name)
+        if not asyncio.iscoroutinefunction(found):
+            return found
+
+        async def routed(*arguments: Any, **named: Any) -> Any:
+            return await self._router.ask(lambda peer: getattr(self._pick(peer), name)(*arguments, **named))
+
+        return routed
+
+
+class _Told:
+    """A call that is answered by callback: a start, or a wait that can be given up."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.stop: Callable[[], None] | None = None
+        self.is_over = False
+
+    def give_up(self) -> None:
+        self.is_over = True
+        if self.stop is not None:
+            self.stop()
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Gateway:
+    """Implements `OrchestratorService` for a cluster of orchestrators."""
+
+    def __init__(
+        self,
+        local: Local,
+        peers: Peers,
+        ids: IdSource,
+        *,
+        is_forwarded: Callable[[], bool] = FORWARDED.get,
+    ) -> None:
+        self.local = local
+        self.orchestrator_id = local.orchestrator_id
+        self._ids = ids
+        self._router = Router(local, peers, is_forwarded)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Pass nothing on any more."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def events(self) -> EventService:
+        return cast("EventService", _Routed(self._router, self.local.events, lambda peer: peer.events))
+
+    @property
+    def records(self) -> PersistenceService:
+        return cast("PersistenceService", _Routed(self._router, self.local.records, lambda peer: peer.records))
+
+    @property
+    def node_registry(self) -> NodeRegistryService:
+        return self.local.node_registry
+
+    def accept_worker(self, link: WorkerLink) -> WorkerPeer:
+        return self.local.accept_worker(link)
+
+    # ---- calls answered by callback
+
+    def start_run(self, request: StartRequest, reply: Callable[[StartOutcome | SPIError], None]) -> None:
+        if self._router.is_forwarded():
+            self.local.start_run(request, reply)
+            return
+        if request.instance_id is None and not request.request_id and request.caller is None:
+            request = msgspec.structs.replace(request, instance_id=self._ids.uuid())  # asked twice, it starts one run
+
+        def answered(outcome: StartOutcome | SPIError) -> None:
+            if isinstance(outcome, ShardMoved):
+                told = _Told()
+                told.task = self._spawn(self._forward(told, lambda peer: _started(peer, request), reply))
+            else:
+                reply(outcome)
+
+        self.local.start_run(request, answered)
+
+    def wait_run(self, key: RunKey, reply: Callable[[RunOutcome | SPIError], None]) -> Callable[[], None]:
+        if self._router.is_forwarded():
+            return self.local.wait_run(key, reply)
+        told = _Told()
+
+        def answered(outcome: RunOutcome | SPIError) -> None:
+            if told.is_over:
+                return
+            if isinstance(outcome, ShardMoved):
+                told.stop = None
+                told.task = self._spawn(self._forward(told, lambda peer: _ended(peer, key), reply))
+            else:
+                told.is_over = True
+                reply(outcome)
+
+        stop = self.local.wait_run(key, answered)
+        if told.task is None:
+            told.stop = stop
+        return told.give_up
+
+    async def _forward(
+        self, told: _Told, call: Callable[[Peer], Awaitable[T]], reply: Callable[[T | SPIError], None]
+    ) -> None:
+        """Ask the owner; a wait goes on for as long as there is one to be found."""
+        outcome: T | SPIError
+        try:
+            outcome = await self._router.ask(call)
+        except SPIError as error:
+            outcome = error
+        if not told.is_over:
+            told.is_over = True
+            reply(outcome)
+
+    def follow_run(
+        self, key: RunKey, from_sequence: int, listener: Callable[[Sequence[EventView] | SPIError | None], None]
+    ) -> Callable[[], None]:
+        if self._router.is_forwarded():
+            return self.local.follow_run(key, from_sequence, listener)
+        task = self._spawn(self._follow(key, max(1, from_sequence), listener))
+
+        def stop() -> None:
+            task.cancel()
+
+        return stop
+
+    async def _follow(
+        self, key: RunKey, start: int, listener: Callable[[Sequence[EventView] | SPIError | None], None]
+    ) -> None:
+        position = start
+
+        async def until_end(peer: Peer) -> None:
+            nonlocal position
+            heard: asyncio.Queue[Sequence[EventView] | SPIError | None] = asyncio.Queue()
+            stop = peer.follow_run(key, position, heard.put_nowait)
+            try:
+                while (events := await heard.get()) is not None:
+                    if isinstance(events, SPIError):
+                        raise events
+                    listener(events)
+                    position = events[-1].sequence + 1
+            finally:
+                stop()
+
+        try:
+            while True:
+                before = position
+                try:
+                    await self._router.ask(until_end)
+                except (ShardMoved, Draining):
+                    if position == before:  # a while without anybody to follow
+                        raise
+                else:
+                    break
+        except SPIError as error:
+            listener(error)
+        else:
+            listener(None)
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # ---- calls about one run or queue
+
+    async def control(self, request: ControlRequest) -> ControlOutcome:
+        if not request.request_id:
+            request = msgspec.structs.replace(request, request_id=str(self._ids.uuid()))
+        return await self._router.ask(lambda peer: peer.control(request))
+
+    async def queue_call(self, call: AnyCall) -> Answer:
+        if not call.request_id:
+            call = msgspec.structs.replace(call, request_id=str(self._ids.uuid()))
+        return await self._router.ask(lambda peer: peer.queue_call(call))
+
+    async def describe_run(self, key: RunKey) -> RunView:
+        return await self._router.ask(lambda peer: peer.describe_run(key))
+
+    async def read_history(self, key: RunKey, from_sequence: int = 1, limit: int = 1000) -> Sequence[EventView]:
+        return await self._router.ask(lambda peer: peer.read_history(key, from_sequence, limit))
+
+    # ---- calls about all: the store knows
+
+    async def list_runs(
+        self, namespace: str, workflow_type: str = "", states: Sequence[str] = (), cursor: str = "", limit: int = 100
+    ) -> tuple[Sequence[RunSummary], str]:
+        return await self.local.list_runs(namespace, workflow_type, states, cursor, limit)
+
+    async def measure_runs(self, namespace: str, workflow_type: str = "") -> RunMetrics:
+        return await self._informed(lambda: self.local.measure_runs(namespace, workflow_type))
+
+    async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
+        return await self.local.register_definition(namespace, definition)
+
+    async def get_definition(
+        self, namespace: str, workflow_type: str, version: int = 0
+    ) -> tuple[DefinitionInfo, bytes]:
+        if not version:
+            await self.local.refresh_definitions()
+        return await self._informed(lambda: self.local.get_definition(namespace, workflow_type, version))
+
+    async def list_definitions(self, namespace: str) -> Sequence[DefinitionInfo]:
+        await self.local.refresh_definitions()
+        return await self.local.list_definitions(namespace)
+
+    async def _informed(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await call()
+        except UnknownWorkflowType:  # it may have been registered through another orchestrator
+            await self.local.refresh_definitions()
+            return await call()
+
+    async def list_nodes(self) -> Sequence[NodeView]:
+        return await self.local.list_nodes()
+
+    async def drain_node(self, node_id: str) -> bool:
+        return await self.local.drain_node(node_id)
+
+    def health(self) -> Health:
+        return self.local.health()
+
+
+async def _started(peer: Peer, request: StartRequest) -> StartOutcome:
+    answer: asyncio.Future[StartOutcome | SPIError] = asyncio.get_running_loop().create_future()
+    peer.start_run(request, lambda outcome: _tell(answer, outcome))
+    return _value(await answer)
+
+
+async def _ended(peer: Peer, key: RunKey) -> RunOutcome:
+    answer: asyncio.Future[RunOutcome | SPIError] = asyncio.get_running_loop().create_future()
+    give_up = peer.wait_run(key, lambda outcome: _tell(answer, outcome))
+    try:
+        return _value(await answer)
+    finally:
+        give_up()
+
+
+def _tell(answer: asyncio.Future[T], outcome: T) -> None:
+    if not answer.done():
+        answer.set_result(outcome)
+
+
+def _value(answer: T | SPIError) -> T:
+    if isinstance(answer, SPIError):
+        raise answer
+    return answer
