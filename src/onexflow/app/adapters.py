@@ -16,6 +16,7 @@ from onexflow.registry.open import open_registry
 
 #: Of a store that one orchestrator has to itself.
 LOCAL_SHARDS: Final = 8
+_POSTGRES: Final = frozenset({"postgresql", "postgres"})
 
 
 def store_of(settings: StoreSettings, clock: Clock) -> EventStore:
@@ -25,7 +26,7 @@ def store_of(settings: StoreSettings, clock: Clock) -> EventStore:
         from onexflow.storage.memory import MemoryStore
 
         return MemoryStore(clock, settings.shards or LOCAL_SHARDS)
-    if scheme in ("postgresql", "postgres"):
+    if scheme in _POSTGRES:
         return postgres_store(settings.url, settings.shards, clock, password=settings.password.reveal())
     from onexflow.storage.sqlite import SqliteStore
 
@@ -48,6 +49,11 @@ def need_postgres_driver() -> None:
     if importlib.util.find_spec("asyncpg") is None:
         message = "A store on PostgreSQL needs asyncpg, which is not installed."
         raise StoreUnusable(message, {"hint": "Install it: pip install 'onexflow[postgres]'."})
+
+
+def is_shared(settings: StoreSettings) -> bool:
+    """May several orchestrators own shards of the store that the settings name?"""
+    return settings.url.partition(":")[0] in _POSTGRES
 
 
 def registry_of(settings: RegistrySettings, cluster: str, clock: Clock) -> Registry:

@@ -13,11 +13,13 @@ from onexflow.app import adapters, exits, telemetry
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
+from onexflow.client.peers import PeerPool
 from onexflow.codec.payload import JsonCodec
 from onexflow.config import OrchestratorSettings
 from onexflow.core.address import split_address, without_password
 from onexflow.core.errors import Coded
 from onexflow.engine.orchestrator import Orchestrator
+from onexflow.ports.registry import MemberEvent
 from onexflow.rpc.liveness import LivenessServer, TcpProber
 from onexflow.rpc.server import GrpcServer
 from onexflow.telemetry import logging
@@ -30,7 +32,8 @@ _SWITCH_INTERVAL: Final = 0.0005
 async def serve(settings: OrchestratorSettings) -> int:
     """Serve until a signal, or until the store is lost. Raises what made a start impossible."""
     clock, ids = SystemClock(), SystemIds()
-    name = settings.node_id or f"orchestrator-{adapters.host()}"
+    shared = adapters.is_shared(settings.store)
+    name = settings.node_id or _name(settings.listen, shared=shared)
     incarnation = ids.uuid().hex
     logging.configure(settings.log.level, settings.log.format, node=name)
     end_telemetry = telemetry.wire("onex-orchestrator", name)
@@ -43,6 +46,7 @@ async def serve(settings: OrchestratorSettings) -> int:
     host, _ = split_address(settings.listen) or ("127.0.0.1", 0)
     registry = adapters.registry_of(settings.registry, settings.cluster, clock)
     liveness = LivenessServer(incarnation)
+    peers = PeerPool(name)
     orchestrator = Orchestrator(
         adapters.store_of(settings.store, clock),
         registry,
@@ -55,8 +59,21 @@ async def serve(settings: OrchestratorSettings) -> int:
         lease_ttl=settings.registry.lease_ttl,
         payload_limit=settings.limits.payload,
         on_fatal=on_fatal,
+        shared=shared,
+        peers=peers if shared else None,
     )
-    server = GrpcServer(orchestrator, settings.listen, reflection=settings.reflection, allow_insecure=settings.insecure)
+
+    def on_member(event: MemberEvent) -> None:
+        if event.type == "down" and event.record.kind == "orchestrator":
+            peers.forget(event.record.address)
+
+    registry.subscribe(on_member)
+    if shared and not settings.registry.url.startswith("etcd3:"):
+        _log.warning("registry.alone", registry=settings.registry.url,
+                     hint="other orchestrators on this store need an etcd to see each other, or they take shards from each other")  # fmt: skip
+    server = GrpcServer(
+        orchestrator.gateway, settings.listen, reflection=settings.reflection, allow_insecure=settings.insecure
+    )
     with StopSignals() as stop:
         try:
             await registry.start()
@@ -73,9 +90,11 @@ async def serve(settings: OrchestratorSettings) -> int:
             if not lost.done():
                 orchestrator.drain()
                 await server.drain()
+                await orchestrator.hand_over()
         finally:
             await server.stop(settings.drain_timeout)
             await orchestrator.stop()
+            await peers.close()
             await registry.close()
             await liveness.stop()
             end_telemetry()
@@ -83,6 +102,13 @@ async def serve(settings: OrchestratorSettings) -> int:
         raise lost.result()
     _log.info("orchestrator.stopped", reason=stop.reason)
     return exits.OK
+
+
+def _name(listen: str, *, shared: bool) -> str:
+    """The name of an orchestrator that was given none. Those that share a store on one machine need one each."""
+    name = f"orchestrator-{adapters.host()}"
+    _, port = split_address(listen) or ("", 0)
+    return f"{name}-{port}" if shared and port else name
 
 
 async def _until(requested: asyncio.Event, lost: asyncio.Future[Coded]) -> None:

@@ -75,9 +75,13 @@ class Placement:
         self._seen_at: dict[str, float] = {}
         self._refused: dict[str, int] = {}
         self._ever_seen: set[str] = set()
+        #: Shards that the store may name as this orchestrator's without its knowing: of a life before, or as a claim
+        #: was not answered.
+        self._unsure: set[int] = set()
+        self._has_twin = False
         #: Loop time since when a shard (at that epoch) has had no living owner.
         self._free_since: dict[tuple[int, int], float] = {}
-        self._asked_at = self._moved_at = self._began_at = 0.0
+        self._asked_at = self._moved_at = 0.0
         self._is_stale = True
         self._announced: frozenset[tuple[int, int]] = frozenset()
         self._wake = asyncio.Event()
@@ -86,7 +90,7 @@ class Placement:
 
     def start(self) -> None:
         """From now on shards are claimed. After this orchestrator has been registered."""
-        self._began_at = asyncio.get_running_loop().time()
+        self._unsure.update(range(self._kernel.store.shards))
         self._unsubscribe = self._registry.subscribe(self._on_member)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="placement")
 
@@ -201,7 +205,10 @@ class Placement:
             if number in self._kernel.shards or owner in names:
                 continue
             since = free[number, epoch] = self._free_since.get((number, epoch), now)
-            if owner not in {"", self._me} and not self._is_gone(owner, now):
+            if owner == self._me and number not in self._unsure:
+                self._tell_of_twin(number, epoch)
+                continue
+            if owner not in {"", self._me} and not self._is_gone(owner, now - since):
                 continue
             rank = 0 if owner == self._me else ranking(number, members).index(self._me)
             if now - since >= rank * RANK_SECONDS:
@@ -209,13 +216,22 @@ class Placement:
                 free.pop((number, epoch))
         self._free_since = free
 
-    def _is_gone(self, owner: str, now: float) -> bool:
-        """Is an owner that is no member dead? One that was never seen may be about to register: a registry that has just
-        come back, empty, is evidence of nothing."""
-        return owner in self._ever_seen or now - self._began_at >= self._patience
+    def _is_gone(self, owner: str, missed: float) -> bool:
+        """Is an owner dead that has been missed for so long among the members? One that was never seen may be about to
+        register: a registry that has just come back, empty, is evidence of nothing."""
+        return owner in self._ever_seen or missed >= self._patience
+
+    def _tell_of_twin(self, number: int, epoch: int) -> None:
+        """The shard was taken under this orchestrator's own id, and not by it."""
+        if not self._has_twin:
+            self._has_twin = True
+            log.error("shard.taken_by_twin", shard=number, epoch=epoch, node=self._me,
+                      hint="two orchestrators have one node id: shards that the other has taken are left to it")  # fmt: skip
 
     async def _claim(self, number: int, epoch: int, owner: str) -> None:
+        self._unsure.add(number)  # until there is an answer
         shard = await self._kernel.claim(number, epoch, self._me)
+        self._unsure.discard(number)
         if shard is None:
             self._is_stale = True  # somebody was faster
             return
@@ -238,6 +254,7 @@ class Placement:
                 return
 
     async def _release(self, number: int) -> None:
+        self._unsure.add(number)  # a claim that ends it may have been stored, or not
         try:
             if await self._kernel.release(number):
                 log.info("shard.handed_over", shard=number)
