@@ -62,16 +62,16 @@ async def test_three_orchestrators_share_a_store_lose_one_and_stop_one_and_no_ru
                 await client.register(flow.build())
                 stop = asyncio.Event()
                 load = asyncio.ensure_future(_load(client, stop))
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(1.0)  # of load
                 processes["o2"][0].kill()
                 killed_at = time.monotonic()
                 await owned_by(store, {"o1", "o3"})
                 taken_after = time.monotonic() - killed_at
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(1.0)  # of load
                 processes["o1"][0].send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(processes["o1"][0].wait, 20) == 0
                 await owned_by(store, {"o3"})
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(1.0)  # of load
                 stop.set()
                 done = await load
             assert done > 100

@@ -356,6 +356,14 @@ class Gateway:
         return self.local.health()
 
 
+def gateways(local: Local, peers: Peers | None, ids: IdSource) -> tuple[Gateway, ...]:
+    """Of an orchestrator that has peers: the one for its clients, and the one for what it asks itself, which was passed
+    on by nobody."""
+    if peers is None:
+        return ()
+    return Gateway(local, peers, ids), Gateway(local, peers, ids, is_forwarded=lambda: False)
+
+
 async def _started(peer: Peer, request: StartRequest) -> StartOutcome:
     answer: asyncio.Future[StartOutcome | SPIError] = asyncio.get_running_loop().create_future()
     peer.start_run(request, lambda outcome: _tell(answer, outcome))

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from hashlib import blake2b
 
 import msgspec
 import structlog
 
 from onexflow.core.commands import AssignRun, CancelRun, Command, PauseRun, ResolveItem, ResumeRun, StartRun
-from onexflow.core.definition import MAX_SECONDS
 from onexflow.core.errors import (
     Coded,
     Draining,
@@ -30,7 +28,7 @@ from onexflow.core.errors import (
     UnknownWorkflowType,
 )
 from onexflow.core.graph import Graph
-from onexflow.core.ids import RunKey, instance_of_request
+from onexflow.core.ids import RunKey
 from onexflow.core.instructions import FinishRun
 from onexflow.core.machine import WORKFLOW_STATES
 from onexflow.core.payload import PayloadCodec
@@ -41,7 +39,7 @@ from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.calls import CallBook
 from onexflow.engine.events.book import EventBook
-from onexflow.engine.gateway import Gateway, Peers
+from onexflow.engine.gateway import Peers, gateways
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
@@ -54,10 +52,10 @@ from onexflow.engine.queries import FollowListener, Queries
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.queue_bridge import QueueBridge
 from onexflow.engine.records import RecordBook
-from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.engine.shard import Entity, Shard
+from onexflow.engine.starts import graph_for, key_of
 from onexflow.engine.tally_store import TallyStore
 from onexflow.ports.client_link import (
     Caller,
@@ -141,9 +139,7 @@ class Orchestrator:
         self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
         self._answers = Answers(store)
         self._housekeeping = Housekeeping(self._kernel, self._book, registry)
-        self._gateways = (
-            () if peers is None else (Gateway(self, peers, ids), Gateway(self, peers, ids, is_forwarded=_no))
-        )
+        self._gateways = gateways(self, peers, ids)
         #: What clients are served by: calls about shards of other orchestrators are passed on to these.
         self.gateway: OrchestratorService = self._gateways[0] if self._gateways else self
         #: The same for what this orchestrator asks itself.
@@ -154,19 +150,7 @@ class Orchestrator:
         self._calls = CallBook(self._kernel, self._runs.control)
         self._pins = Pins(self._kernel, registry)
         #: What `ports.nodes` asks.
-        self.node_registry = NodeBook(
-            registry,
-            self._sessions,
-            self._book,
-            self._queues,
-            self._pins,
-            TallyStore(self._kernel, self._book.tallies),
-            self.control,
-            clock=clock,
-            ids=ids,
-            orchestrator_id=orchestrator_id,
-            incarnation=incarnation,
-        )
+        self.node_registry = self._nodes()
         self._kernel.carry_out = self._carry_out
         self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
         self.events = EventBook(self._kernel, ids, payload_limit, self._refuse_if_unable)
@@ -189,6 +173,21 @@ class Orchestrator:
         self._lost: Coded | None = None
         self._draining = False
         self._record: NodeRecord | None = None
+
+    def _nodes(self) -> NodeBook:
+        return NodeBook(
+            self._registry,
+            self._sessions,
+            self._book,
+            self._queues,
+            self._pins,
+            TallyStore(self._kernel, self._book.tallies),
+            self.control,
+            clock=self._clock,
+            ids=self._ids,
+            orchestrator_id=self.orchestrator_id,
+            incarnation=self.incarnation,
+        )
 
     def _owns(self, prober: Prober | None, lease_ttl: float) -> Ownership:
         self._kernel.on_claimed = self._on_claimed
@@ -372,10 +371,10 @@ class Orchestrator:
             self._refuse_if_unable()
             if request.caller is not None:
                 request = self._calls.named(request, request.caller)
-            key, digest = self._key_of(request)
+            key, digest = key_of(request, self._ids, self._kernel.store.now())
             if request.caller is None:
                 self._kernel.shard_of(key)
-            graph = self._graph_for(request)
+            graph = graph_for(self._kernel.catalog, request, self._payload_limit)
         except UnknownWorkflowType as error:
             if not self._kernel.is_shared:
                 reply(error)
@@ -418,30 +417,6 @@ class Orchestrator:
 
     def _is_able(self) -> bool:
         return not self._draining and not self._is_full and self._lost is None
-
-    def _graph_for(self, request: StartRequest) -> Graph:
-        if len(request.input.data) > self._payload_limit:
-            raise InvalidArgument(
-                f"the input has {len(request.input.data):,} bytes, the limit is {self._payload_limit:,}", field="input"
-            )
-        for field, seconds in (("delay", request.delay), ("timeout", request.timeout)):
-            if not 0 <= seconds <= MAX_SECONDS:
-                raise InvalidArgument(
-                    f"{field} must be between 0 and {MAX_SECONDS:,.0f} seconds, not {seconds}", field=field
-                )
-        record = self._kernel.catalog.record(request.namespace, request.workflow_type, request.version)
-        return self._kernel.catalog.graph(record)
-
-    def _key_of(self, request: StartRequest) -> tuple[RunKey, bytes]:
-        instance = request.instance_id
-        if instance is None:
-            instance = instance_of_request(request.request_id) if request.request_id else self._ids.uuid()
-        if RecentRuns.is_premature(instance, self._kernel.store.now()):
-            field = "request_id" if request.instance_id is None else "instance_id"
-            raise InvalidArgument(f"{field} is a UUIDv7 of the future: is the clock of the client right?", field=field)
-        digest = blake2b(request.input.data, digest_size=16)
-        digest.update(f"\0{request.input.encoding}\0{request.correlation_id}\0{request.version}".encode())
-        return RunKey(request.namespace, request.workflow_type, instance), digest.digest()
 
     def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
         if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
@@ -706,8 +681,3 @@ class Orchestrator:
         if self._draining:
             details["orchestrator"] = "draining"
         return Health(serving=self._lost is None and not self._draining, details=details)
-
-
-def _no() -> bool:
-    """What an orchestrator asks itself was passed on by nobody."""
-    return False
