@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from hypothesis import strategies as st
 
-from onexflow.core.definition import RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
+from onexflow.core.definition import Compensation, RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
 from onexflow.core.graph import Graph, compile_graph
 
 _RETRIES = (
@@ -13,6 +13,12 @@ _RETRIES = (
     RetryPolicy(policy="none"),
     RetryPolicy(policy="fixed", initial_delay=0.0, max_attempts=2),
     RetryPolicy(policy="exponential", initial_delay=1.0, max_attempts=3),
+)
+_COMPENSATIONS = (
+    Compensation(handler="undo"),
+    Compensation(handler="undo", input={"r": "result", "why": "reason", "all": "tasks.*"}),
+    Compensation(handler="undo", input="outcome", retry=RetryPolicy(policy="fixed", initial_delay=0.0, max_attempts=2)),
+    Compensation(handler="undo", timeouts=Timeouts(start_to_close=2.0, schedule_to_close=30.0, heartbeat=1.0)),
 )
 _TIMEOUTS = Timeouts(schedule_to_start=5.0, start_to_close=2.0, schedule_to_close=30.0, heartbeat=1.0)
 
@@ -45,6 +51,8 @@ def graphs(draw: st.DrawFn) -> Graph:
                 setup=is_setup,
             )
         )
+        if tasks[-1].role == "effect" and not tasks[-1].map and draw(st.booleans()):
+            tasks[-1] = msgspec.structs.replace(tasks[-1], compensation=draw(st.sampled_from(_COMPENSATIONS)))
         if tasks[-1].map:
             tasks[-1] = msgspec.structs.replace(tasks[-1], max_parallel=draw(st.sampled_from((0, 1, 2))))
     return compile_graph(
@@ -54,6 +62,37 @@ def graphs(draw: st.DrawFn) -> Graph:
             output="input",
             retry=draw(st.sampled_from((None, RunRetry(max_attempts=3, delay=1.0)))),
             timeout=draw(st.sampled_from((0.0, 0.0, 60.0))),
+        )
+    )
+
+
+@st.composite
+def sagas(draw: st.DrawFn) -> Graph:
+    """Two to seven tasks, most of them effects that can be undone, and nothing that keeps them from being done."""
+    tasks: list[TaskSpec] = []
+    for number in range(draw(st.integers(2, 7))):
+        parents = [task.name for task in tasks]
+        hard = draw(st.lists(st.sampled_from(parents), unique=True, max_size=2)) if parents else []
+        role = draw(st.sampled_from(("effect", "effect", "effect", "compute")))
+        tasks.append(
+            TaskSpec(
+                name=f"t{number}",
+                role=role,
+                depends_on=tuple(hard),
+                input="input",
+                retry=draw(st.sampled_from(_RETRIES)),
+                timeouts=draw(st.sampled_from((Timeouts(), Timeouts(), _TIMEOUTS))),
+                setup=number == 0 and draw(st.booleans()),
+                compensation=draw(st.sampled_from((*_COMPENSATIONS, None))) if role == "effect" else None,
+            )
+        )
+    return compile_graph(
+        WorkflowDefinition(
+            workflow_type="saga",
+            tasks=tuple(tasks),
+            output="input",
+            retry=draw(st.sampled_from((None, RunRetry(max_attempts=2, delay=1.0)))),
+            timeout=draw(st.sampled_from((0.0, 0.0, 10.0))),
         )
     )
 

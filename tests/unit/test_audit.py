@@ -16,17 +16,21 @@ from onexflow.audit.rules import ITEM_MOVES, RULES, RUN_MOVES
 from onexflow.cli.main import main
 from onexflow.codec.rows import decode_row, decode_snapshot, encode_row, encode_snapshot
 from onexflow.core.events import (
+    CompensationStarted,
     Event,
     StateTransitioned,
     TaskCompleted,
     TaskScheduled,
     TaskStarted,
+    WorkflowCancelled,
     WorkflowCompleted,
     WorkflowCreated,
+    WorkflowFailed,
     WorkflowResumed,
     WorkflowStarted,
 )
 from onexflow.core.machine import TASK_TRANSITIONS, WORKFLOW_TRANSITIONS
+from onexflow.core.payload import Failure
 from onexflow.ports.event_store import CheckpointRecord, ParkedRecord, Row, SnapshotRecord, Tombstone
 from onexflow.storage.memory import MemoryStore
 from onexflow.storage.sqlite import SqliteStore
@@ -135,6 +139,75 @@ FORGERIES = [
         insert(TaskCompleted, StateTransitioned("task.waiting_for_input", "running", "waiting_for_input", [0], 5)),
     ),
 ]
+
+
+async def undone() -> Log:
+    """The log of a run of two effects and a third that failed: both were undone."""
+    worker = Worker("w")
+    for name in ("book", "pay", "undo"):
+        worker.effect(name)(lambda contract: contract)
+    flow = workflow("saga")
+    book = flow.effect("book", compensation="undo")
+    pay = flow.effect("pay", depends_on=[book], compensation="undo")
+    flow.compute("fail", depends_on=[pay], input="length(`5`)")
+    clock = VirtualClock()
+    store = MemoryStore(clock, shards=1)
+    async with Cluster(store=store, clock=clock) as cluster:
+        await cluster.register(flow.build())
+        await cluster.add_worker(worker)
+        outcome = await cluster.wait((await cluster.start("saga", {})).key)
+        assert outcome.state == "compensated"
+    await store.open()
+    return Log(store)
+
+
+def without_results(events: list[Event]) -> list[Event]:
+    """Nothing has completed before the compensation."""
+    place = next(index for index, one in enumerate(events) if isinstance(one, CompensationStarted))
+    head = [one for one in events[:place] if isinstance(one, WorkflowCreated | WorkflowStarted)]
+    return [*head, *events[place:]]
+
+
+def order_turned(events: list[Event]) -> list[Event]:
+    """What undoes the one stands where the other was undone."""
+    turned = {3: 4, 4: 3}
+    return [
+        msgspec.structs.replace(one, task=turned[one.task])
+        if isinstance(one, TaskScheduled | TaskStarted | TaskCompleted) and one.task in turned
+        else one
+        for one in events
+    ]
+
+
+def one_left_out(events: list[Event]) -> list[Event]:
+    """The first effect is not undone."""
+    return [one for one in events if getattr(one, "task", 0) != 3]
+
+
+def failed_instead(events: list[Event]) -> list[Event]:
+    """The run just ends."""
+    place = next(index for index, one in enumerate(events) if isinstance(one, CompensationStarted))
+    return [*events[:place], WorkflowFailed(Failure("MappingError", "…"))]
+
+
+#: Each breaks the rule "compensation".
+UNDOING = [
+    without_results,
+    order_turned,
+    one_left_out,
+    failed_instead,
+    insert(CompensationStarted, TaskScheduled(4, source=-1)),
+    insert(CompensationStarted, WorkflowCancelled("no", "compensating")),
+]
+
+
+@pytest.mark.parametrize("change", UNDOING, ids=lambda change: change.__name__)
+@virtual_time
+async def test_forged_undoing_is_found(change: Callable[[list[Event]], list[Event]]) -> None:
+    log = await undone()
+    assert (await audit(log.store)).is_consistent
+    log.rewrite(change)
+    assert "compensation" in rules(await audit(log.store))
 
 
 @virtual_time

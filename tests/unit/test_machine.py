@@ -46,8 +46,8 @@ from onexflow.core.payload import Failure
 from onexflow.spi import LiteralTaskState, LiteralWorkflowState
 from support.core_driver import BEGIN, BOOM, Model, graph_of, one_task
 
-#: Their features come later: code workflows, children and compensation.
-NOT_REACHED = {"compensating", "compensated", "waiting_for_dependency"}
+#: Its feature comes later: child runs.
+NOT_REACHED = {"waiting_for_dependency"}
 
 NEVER = RetryPolicy(policy="none")
 LATER = BEGIN + 10**12
@@ -76,6 +76,16 @@ def _effect(*steps: Callable[[Model], Any], idempotent: bool = False, **options:
     return after(Model(one_task("effect", **options)), lambda m: m.authorise(idempotent=idempotent), *steps)
 
 
+def _compensating() -> Model:
+    """`a` may have happened; the end of its attempt is waited for."""
+    return _effect(lambda m: m.do(CancelRun()), compensation="undo-a")
+
+
+def _undoing(*steps: Callable[[Model], Any]) -> Model:
+    """`a` is done, and being undone."""
+    return after(_compensating(), lambda m: m.complete(), *steps)
+
+
 def after(model: Model, *steps: Callable[[Model], Any]) -> Model:
     for step in steps:
         step(model)
@@ -95,6 +105,10 @@ RUNS: dict[str, Callable[[], Model]] = {
         Model(one_task(), timeout_at=BEGIN + 1), lambda m: m.later(1), lambda m: m.fire("run_timeout")
     ),
     "retrying": _retrying,
+    "compensating": lambda: after(_compensating()),
+    "compensated": lambda: after(
+        _compensating(), lambda m: m.complete(), lambda m: m.authorise("a.undo"), lambda m: m.complete("a.undo")
+    ),
 }
 
 #: A real path to each state of task `a`.
@@ -162,9 +176,10 @@ def test_every_task_state_has_a_path() -> None:
 
 
 def commands(model: Model) -> Iterator[Command]:
-    """Every command, each in its forms, about task `a` under its current token."""
-    a = model.graph.index["a"]
-    items = model.task().items
+    """Every command, each in its forms, about task `a` (or the one that undoes it) under its current token."""
+    name = "a.undo" if any(task.items for task in model.state.tasks[len(model.graph) :]) else "a"
+    a = model.graph.index[name]
+    items = model.task(name).items
     epoch, offset = (items[0].epoch, items[0].offset) if items else (1, 1)
     yield from (PauseRun(), ResumeRun(), CancelRun(), AssignRun("w9"))
     yield AuthoriseAttempt(a, 0, "w9", "w9.1", True)
@@ -185,7 +200,21 @@ def test_the_commands_are_all_tried() -> None:
     assert {type(command) for command in commands(Model(one_task()))} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("path", [*RUNS.items(), *TASKS.items()], ids=lambda path: path[0])
+#: States of a task whose run is compensated.
+UNDOING: dict[str, Callable[[], Model]] = {
+    "awaited": _compensating,
+    "unknown": lambda: after(_compensating(), lambda m: m.on_attempt(LoseAttempt, worker="w1")),
+    "undoing scheduled": _undoing,
+    "undoing": lambda: _undoing(lambda m: m.authorise("a.undo")),
+    "again": lambda: after(
+        _effect(idempotent=True, compensation="undo-a"),
+        lambda m: m.on_attempt(LoseAttempt, worker="w1"),
+        lambda m: m.do(CancelRun()),
+    ),
+}
+
+
+@pytest.mark.parametrize("path", [*RUNS.items(), *TASKS.items(), *UNDOING.items()], ids=lambda path: path[0])
 def test_every_pair_of_state_and_command_transits_legally_or_is_refused_without_a_trace(
     path: tuple[str, Callable[[], Model]],
 ) -> None:

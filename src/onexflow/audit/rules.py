@@ -19,6 +19,7 @@ RULES: Final[dict[str, str]] = {
     "dependency": "a task was scheduled before what it depends on had ended",
     "attempt": "an attempt's number is not one more than that of the attempt before",
     "open-task": "a run completed with a task that had not ended",
+    "compensation": "something was undone that had not been done, or in the wrong order; or a run ended without undoing it",
     "snapshot": "a snapshot is not what the events up to it make",
     "tombstone": "tombstones and rows of a run do not fit together",
     "stalled": "an open run that nobody would look at again after a failover",
@@ -40,6 +41,8 @@ RUN_MOVES: Final[dict[str, tuple[frozenset[str], str]]] = {
     "workflow.timeout": (_LIVE, "timeout"),
     "run.retrying": (frozenset({"running", "waiting_for_dependency"}), "retrying"),
     "run.running": (frozenset({"retrying"}), "running"),
+    "compensation.started": (_LIVE - {"pending", "initializing"}, "compensating"),
+    "compensation.completed": (frozenset({"compensating"}), "compensated"),
 }
 
 ITEM_TERMINAL: Final = frozenset({"completed", "failed", "timeout", "cancelled", "skipped"})
@@ -52,4 +55,5 @@ ITEM_MOVES: Final[dict[str, frozenset[str]]] = {
     "timeout": frozenset({"scheduled", "running", "retrying", "waiting_for_input"}),
     "retrying": frozenset({"scheduled", "running"}),
     "waiting_for_input": frozenset({"running"}),
+    "cancelled": frozenset({"running", "waiting_for_input"}),
 }

@@ -9,6 +9,7 @@ import msgspec
 
 from onexflow.audit.rules import ITEM_MOVES, ITEM_TERMINAL, RUN_MOVES, TERMINAL
 from onexflow.core.events import (
+    CompensationStarted,
     Event,
     StateTransitioned,
     TaskCompleted,
@@ -16,6 +17,7 @@ from onexflow.core.events import (
     TaskRetry,
     TaskScheduled,
     TaskStarted,
+    WorkflowCancelled,
     WorkflowCreated,
 )
 from onexflow.core.payload import Payload
@@ -37,19 +39,35 @@ class Plan:
         self.parents = [[*hard, *soft] for hard, soft in zip(self.hard, self.soft, strict=True)]
         self.setup = [bool(task.get("setup")) for task in tasks]
         self.roles = [task["role"] for task in tasks]
+        #: Behind the tasks come those that undo them.
+        self.count = len(tasks)
+        undone = [index for index, task in enumerate(tasks) if "compensation" in task]
+        self.undo = {index: self.count + number for number, index in enumerate(undone)}
+        self.names += [f"{self.names[index]}.undo" for index in undone]
+        for lists in (self.hard, self.soft, self.parents):
+            lists += [[] for _ in undone]
+        self.setup += [False] * len(undone)
+        self.roles += ["effect"] * len(undone)
 
 
 class Item:
     """One item of a task."""
 
-    __slots__ = ("attempt", "due_at", "epoch", "offset", "result", "status")
+    __slots__ = ("attempt", "due_at", "epoch", "idempotent", "lost", "offset", "result", "status")
 
     def __init__(self, epoch: int, offset: int) -> None:
         self.status = "scheduled"
         self.attempt = 1
         self.epoch, self.offset = epoch, offset
         self.due_at = 0
+        self.lost, self.idempotent = False, True
         self.result: Payload | None = None
+
+    @property
+    def may_have_happened(self) -> bool:
+        if self.status in {"scheduled", "retrying"}:
+            return self.lost and self.idempotent
+        return self.status in {"running", "waiting_for_input"}
 
 
 class Task:
@@ -71,8 +89,10 @@ class RunStory:
         self.status = "pending"
         self.seq = 1
         self.start_at = self.timeout_at = self.retry_at = 0
-        self.is_started = False
-        self.tasks = [Task() for _ in plan.names]
+        self.is_started = self.is_cancelled = False
+        self.tasks = [Task() for _ in range(plan.count)]
+        #: What has completed and can be undone, and is not, in the order of completion.
+        self.undoable: list[int] = []
 
     @classmethod
     def begin(cls, plan: Plan, event: WorkflowCreated) -> RunStory:
@@ -87,12 +107,16 @@ class RunStory:
         story.status, story.seq = state.status, state.seq
         story.start_at, story.timeout_at, story.retry_at = state.start_at, state.timeout_at, state.retry_at
         story.is_started = bool(state.started_at)
+        story.undoable = list(state.undoable)
+        story.tasks += [Task() for _ in state.tasks[plan.count :]]
         for told, known in zip(story.tasks, state.tasks, strict=True):
             told.of = known.of
             told.status = "" if known.status in {"pending", "blocked"} else known.status
             for one in known.items:
                 item = Item(one.epoch, one.offset)
                 item.status, item.attempt, item.due_at = one.status, one.attempt, one.due_at
+                item.lost, item.idempotent = bool(one.lost), one.idempotent
+                item.result = known.result if one.result is None else one.result
                 told.items.append(item)
         return story
 
@@ -103,7 +127,8 @@ class RunStory:
     def wake_at(self) -> int:
         """The earliest time at which something is due; 0: nothing."""
         due = [item.due_at for task in self.tasks for item in task.items if item.status == "retrying"]
-        due.append(self.timeout_at)
+        if self.status != "compensating":
+            due.append(self.timeout_at)
         if self.status == "pending":
             due.append(self.start_at)
         if self.status == "retrying":
@@ -118,6 +143,9 @@ class RunStory:
         kind = event.kind if isinstance(event, StateTransitioned) else event.type
         if self.is_over:
             complain("after-the-end", f"{kind} follows {self.status}")
+            return
+        if isinstance(event, WorkflowCancelled) and event.kind:
+            self.is_cancelled = True  # what it begins is told by the next event
             return
         if kind in RUN_MOVES:
             self._move_run(kind, event, complain)
@@ -134,10 +162,14 @@ class RunStory:
             case TaskFailed():
                 self._failed(event, complain)
             case TaskRetry():
-                self._move(event.task, event.item, "retrying", complain).due_at = event.due_at
+                item = self._move(event.task, event.item, "retrying", complain)
+                item.due_at, item.lost = event.due_at, item.lost or event.kind == "lost"
                 self._follow(event.task)
             case StateTransitioned(kind="task.waiting_for_input"):
-                self._move(event.tasks[0], event.item, "waiting_for_input", complain)
+                self._move(event.tasks[0], event.item, "waiting_for_input", complain).lost = True
+                self._follow(event.tasks[0])
+            case StateTransitioned(kind="task.cancelled"):
+                self._move(event.tasks[0], event.item, "cancelled", complain)
                 self._follow(event.tasks[0])
             case StateTransitioned(kind="task.skipped"):
                 for task in event.tasks:
@@ -153,15 +185,59 @@ class RunStory:
         missing = [name for name, told in zip(self.plan.names, derived, strict=False) if told not in ITEM_TERMINAL]
         if after == "completed" and missing:
             complain("open-task", f"completed without {', '.join(missing[:5])}")
+        if after == "compensated" or (after in {"failed", "cancelled", "timeout"} and self.status != "compensating"):
+            self._check_undone(kind, complain)
+        if isinstance(event, CompensationStarted):
+            self._compensate(event, complain)
         self.status = after
         self.is_started = self.is_started or kind == "workflow.started"
         self.retry_at = event.due_at if isinstance(event, StateTransitioned) and after == "retrying" else 0
         if after in TERMINAL:
             for task, told in zip(self.tasks, derived, strict=True):
-                task.status = told
+                task.status = "skipped" if after == "compensated" and told == "blocked" else told
                 _cancel_rest(task)
 
+    def _check_undone(self, kind: str, complain: Complain) -> None:
+        left = [self.plan.names[task] for task in (*self._awaited(), *reversed(self.undoable))]
+        if left:
+            complain("compensation", f"{kind} though {', '.join(left[:5])} may have to be undone")
+
+    def _awaited(self) -> list[int]:
+        """Tasks that can be undone, and of which is not known whether they happened."""
+        return [
+            task for task in self.plan.undo
+            if self.tasks[task].status not in ITEM_TERMINAL
+            and any(item.may_have_happened for item in self.tasks[task].items)
+        ]  # fmt: skip
+
+    def _compensate(self, event: CompensationStarted, complain: Complain) -> None:
+        awaited = self._awaited()
+        if not awaited and not self.undoable:
+            complain("compensation", "compensation.started though there is nothing to undo")
+        if (event.kind == "cancelled") != self.is_cancelled:
+            complain("compensation", f"compensation.started as {event.kind}, and workflow.cancelled says otherwise")
+        for index, told in enumerate(self.statuses()):
+            task = self.tasks[index]
+            task.status = told
+            if index not in awaited:
+                _cancel_rest(task)
+        self.tasks += [Task() for _ in self.plan.undo]
+
+    def _check_undo(self, index: int, complain: Complain) -> None:
+        """Is this what is to be undone now?"""
+        name, awaited = self.plan.names[index], self._awaited()
+        if index >= len(self.tasks):
+            complain("compensation", f"{name} was scheduled while the run was {self.status}")
+            self.tasks += [Task() for _ in range(len(self.plan.names) - len(self.tasks))]
+        if awaited:
+            complain("compensation", f"{name} was scheduled before {self.plan.names[awaited[0]]} had ended")
+        if not self.undoable or self.plan.undo[self.undoable[-1]] != index:
+            last = self.plan.names[self.undoable[-1]] if self.undoable else "nothing"
+            complain("compensation", f"{name} was scheduled while {last} was to be undone")
+
     def _scheduled(self, event: TaskScheduled, epoch: int, offset: int, complain: Complain) -> None:
+        if event.task >= self.plan.count and (event.task >= len(self.tasks) or not self.tasks[event.task].status):
+            self._check_undo(event.task, complain)
         task = self.tasks[event.task]
         if not task.status:
             self._check_parents(event.task, complain)
@@ -190,6 +266,7 @@ class RunStory:
     def _started(self, event: TaskStarted, epoch: int, offset: int, complain: Complain) -> None:
         for index in event.items:
             item = self._move(event.task, index, "running", complain)
+            item.idempotent = event.idempotent
             if self.plan.roles[event.task] == "effect":
                 item.epoch, item.offset = epoch, offset
         task = self.tasks[event.task]
@@ -206,6 +283,10 @@ class RunStory:
             task.status = "completed"
         else:
             self._follow(event.task)
+        if event.task in self.plan.undo:
+            self.undoable.append(event.task)
+        elif event.task >= self.plan.count and self.undoable:
+            self.undoable.pop()
 
     def _failed(self, event: TaskFailed, complain: Complain) -> None:
         target = "timeout" if event.kind == "timeout" else "failed"
@@ -261,6 +342,8 @@ class RunStory:
 
     def _derived(self, index: int, found: dict[int, str]) -> str:
         """The state of a task that no event speaks of."""
+        if index >= self.plan.count:
+            return "blocked"
         is_free = self.status != "pending" if self.plan.setup[index] else self.is_started
         if not is_free or any(found[parent] not in ITEM_TERMINAL for parent in self.plan.parents[index]):
             return "blocked"
@@ -270,7 +353,12 @@ class RunStory:
         """What of a snapshot is not what the events make; "" when nothing is."""
         if (state.status, state.seq) != (self.status, self.seq):
             return f"it is {state.status} at event {state.seq}, the events make {self.status} at {self.seq}"
-        for name, told, known, status in zip(self.plan.names, self.tasks, state.tasks, self.statuses(), strict=True):
+        if len(self.tasks) != len(state.tasks):
+            return f"it has {len(state.tasks)} tasks, the events make {len(self.tasks)}"
+        if self.undoable != state.undoable:
+            return "other tasks are to be undone than the events make"
+        names = self.plan.names[: len(self.tasks)]
+        for name, told, known, status in zip(names, self.tasks, state.tasks, self.statuses(), strict=True):
             if known.status != status:
                 return f"task {name} is {known.status}, the events make it {status}"
             if known.items and len(known.items) != len(told.items):
