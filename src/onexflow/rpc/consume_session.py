@@ -10,7 +10,7 @@ from onexflow.codec.wire import common
 from onexflow.codec.wire import events as wire
 from onexflow.codec.wire.worker import cut
 from onexflow.core.errors import Draining, ProtocolViolation
-from onexflow.ports.events import Begun, Consumer, Delivery, EventService, Reached, Told
+from onexflow.ports.events import Begun, Consumer, Delivery, EventService, Position, Reached, Told
 from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import events_pb2 as pb
@@ -29,7 +29,9 @@ class ConsumeStream(ServerStream):
         self._service = service
         self._consumer: Consumer | None = None
         self._is_open = False
-        self._deliveries: deque[Delivery] = deque()
+        #: Not sent yet. One that comes again before it was sent, or was answered by guess, is not sent twice, so there
+        #: are never more than the consumer's window.
+        self._deliveries: dict[Position, Delivery] = {}
         self._words: deque[pb.ConsumeResponse] = deque()
         self._reached: dict[int, int] = {}
         self._wake = asyncio.Event()
@@ -62,6 +64,9 @@ class ConsumeStream(ServerStream):
     def _answers(self, message: pb.ConsumeAnswers) -> None:
         consumer = self._consumer
         assert consumer is not None, "it was opened before"
+        acks = wire.positions(message.acks)
+        for place in (*acks, *(wire.position(one.position) for one in (*message.rejects, *message.buries))):
+            self._deliveries.pop(place, None)
         for reject in message.rejects:
             consumer.reject(*wire.reject(reject))
         waiting = len(message.buries) + 1
@@ -77,7 +82,7 @@ class ConsumeStream(ServerStream):
         for bury in message.buries:
             place, error, _ = wire.reject(bury)
             consumer.bury(place, error, done)
-        consumer.ack(wire.positions(message.acks), done)
+        consumer.ack(acks, done)
 
     def _done(self, answer_id: int, error: SPIError | None) -> None:
         word = pb.ConsumeDone(answer_id=answer_id, error=common.error_to_pb(error) if error is not None else None)
@@ -97,7 +102,9 @@ class ConsumeStream(ServerStream):
             case Reached():
                 self._reached.update(told.positions)
             case _:
-                self._deliveries.extend(told)
+                for delivery in told:
+                    self._deliveries.pop(delivery.position, None)
+                    self._deliveries[delivery.position] = delivery
         self._wake.set()
 
     # ---- ServerStream
@@ -123,7 +130,7 @@ class ConsumeStream(ServerStream):
 
     async def _write_deliveries(self) -> None:
         """Nothing that was reached after them is told before them."""
-        deliveries = list(self._deliveries)
+        deliveries = list(self._deliveries.values())
         self._deliveries.clear()
         reached, self._reached = self._reached, {}
         for part in cut(deliveries, wire.delivery_size):

@@ -74,7 +74,7 @@ class EventsEndpoint:
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Context) -> pb.ListDeadLettersResponse:
         count = min(request.limit or 100, MAX_DEAD_LETTERS)
         letters = await self._service.list_dead_letters(wire.namespace(request.namespace), request.group, count)
-        found = fitting(letters, lambda letter: wire.delivery_size(letter.delivery) + len(letter.error.traceback))
+        found = fitting(letters, wire.dead_letter_size)
         return pb.ListDeadLettersResponse(dead_letters=[wire.dead_letter_to_pb(letter) for letter in found])
 
     @unary

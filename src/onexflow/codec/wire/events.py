@@ -142,11 +142,20 @@ def event_to_pb(value: port.EventRecord) -> pb.Event:
 
 def event_size(value: port.EventRecord) -> int:
     """About how many bytes it takes on the wire."""
-    return ENTRY + min(len(value.payload.data), LARGEST) + len(value.metadata.data) + 4 * len(value.idempotency_key)
+    chain = value.correlation_chain
+    texts = len(value.idempotency_key) + len(value.source) + len(value.correlation_id) + len(value.causation_id)
+    texts += len(value.type) + len(value.key.namespace) + len(value.key.workflow_type)
+    texts += sum(map(len, chain)) + len(chain) if chain else 0
+    return ENTRY + min(len(value.payload.data), LARGEST) + len(value.metadata.data) + 4 * texts
 
 
 def delivery_size(value: port.Delivery) -> int:
-    return event_size(value.event) + ENTRY
+    return event_size(value.event) + ENTRY + 4 * (len(value.topic) + len(value.partition_key))
+
+
+def dead_letter_size(value: port.DeadLetter) -> int:
+    """About how many bytes it takes on the wire."""
+    return delivery_size(value.delivery) + 4 * (len(value.error.message) + len(value.error.traceback)) + ENTRY
 
 
 def published(message: pb.PublishEventResponse) -> port.Published:

@@ -12,6 +12,7 @@ from onexflow.core.errors import (
     InvalidArgument,
     InvalidTransition,
     OutOfRange,
+    Overloaded,
     ShardMoved,
     Unavailable,
     UnknownGroup,
@@ -20,7 +21,13 @@ from onexflow.core.errors import (
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.engine.events import names
-from onexflow.engine.events.checks import check_consume, check_names
+from onexflow.engine.events.checks import (
+    MAX_GROUP_BYTES,
+    MAX_GROUPS,
+    check_consume,
+    check_names,
+    size_of_group,
+)
 from onexflow.engine.events.cursor import Cursor
 from onexflow.engine.events.dead import DeadLetters
 from onexflow.engine.events.log import Log
@@ -205,6 +212,7 @@ class EventBook:
                     {"group": name, "current_state": _words(known.where), "required_state": _words(where)},
                 )
             return known
+        self._check_room(where, name)
         config = GroupConfig(self._kernel.store.now(), where.topics, where.event_types, request.projection)
         reader = self._reader(where, name, config, self._beginnings(request))
         self._groups[where.namespace, name] = reader
@@ -214,6 +222,14 @@ class EventBook:
             cursor.saved = cursor.next if cursor.next > 1 else 0
             reader.write(cursor)
         return reader
+
+    def _check_room(self, where: Filter, name: str) -> None:
+        """Groups are kept in memory, and told in one message."""
+        positions = 16 * len(self._kernel.shards)
+        size = size_of_group(name, where) + positions
+        size += sum(known.size + positions for known in self._groups.values())
+        if len(self._groups) >= MAX_GROUPS or size > MAX_GROUP_BYTES:
+            raise Overloaded(f"there are {len(self._groups):,} groups: no room for another one", {"group": name})
 
     def _beginnings(self, request: Consume) -> dict[int, Cursor]:
         """Where a new reader begins. Of what was cut before he came he is not told."""

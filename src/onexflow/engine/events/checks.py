@@ -9,13 +9,22 @@ from onexflow.core.errors import Coded, InvalidArgument
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.core.queue_state import is_system_type
-from onexflow.ports.events import Consume, Publish
+from onexflow.ports.events import Consume, Filter, Publish
 
 MAX_NAME: Final = 255
 MAX_KEY: Final = 1020  #: of idempotency and partition keys
 MAX_NUMBER: Final = 1 << 62  #: of a sequence number, an offset, a time
 MAX_WINDOW: Final = 10_000
 MAX_NAMES: Final = 1000
+MIN_ACK_TIMEOUT: Final = 0.1
+#: Groups of an orchestrator, and bytes that they take in the message that lists them.
+MAX_GROUPS: Final = 10_000
+MAX_GROUP_BYTES: Final = 6 << 20
+#: Topics that there are or were, and bytes of their list.
+MAX_TOPICS: Final = 200_000
+MAX_TOPIC_BYTES: Final = 6 << 20
+#: Streams of a shard to which one event id was published.
+MAX_STREAMS: Final = 256
 
 
 def check_text(text: str, field: str, longest: int = MAX_NAME, *, needed: bool = False) -> None:
@@ -52,9 +61,22 @@ def check_consume(request: Consume) -> None:
         raise InvalidArgument(f"window must be between 1 and {MAX_WINDOW:,}", field="window")
     if not (request.ack_timeout >= 0 and request.max_deliveries >= 0):
         raise InvalidArgument("ack_timeout and max_deliveries must not be negative", field="ack_timeout")
+    if 0 < request.ack_timeout < MIN_ACK_TIMEOUT:  # what comes again all the time is all that anybody gets
+        raise InvalidArgument(f"ack_timeout must be 0 or at least {MIN_ACK_TIMEOUT} seconds", field="ack_timeout")
     for offset in request.positions.values():
         if not 0 <= offset < MAX_NUMBER:
             raise InvalidArgument(f"{offset} is no offset", field="positions")
+
+
+def size_of_group(name: str, where: Filter) -> int:
+    """About how many bytes it takes on the wire, without its positions."""
+    texts = (name, *where.topics, *where.event_types)
+    return 64 + 4 * (sum(map(len, texts)) + len(texts))
+
+
+def size_of_topic(name: str) -> int:
+    """About how many bytes it takes on the wire."""
+    return 24 + 4 * len(name)
 
 
 def check_publish(request: Publish, payload_limit: int) -> None:

@@ -198,7 +198,8 @@ class Log:
 
 def size_of(event: EventRecord) -> int:
     """About how much memory it takes."""
-    return 512 + len(event.payload.data) + len(event.metadata.data)
+    chain = event.correlation_chain
+    return 512 + len(event.payload.data) + len(event.metadata.data) + (sum(map(len, chain)) if chain else 0)
 
 
 def wants(where: Filter, event: Located | Delivery) -> bool:

@@ -17,6 +17,8 @@ TOPICS: Final = "topic/"
 DEAD: Final = "dead/"
 POSITIONS: Final = "group/"
 STATES: Final = "projection-state/"
+#: Of what is kept of a failure with a dead letter.
+MAX_TEXT: Final = 16 << 10
 
 T = TypeVar("T")
 
@@ -124,9 +126,9 @@ def encode_dead(delivery: Delivery, error: Failure, at: int) -> bytes:
 
 
 def _storable(error: Failure) -> Failure:
-    """The failure in a form that can be stored: it may hold what a handler raised."""
+    """The failure in a form that can be stored, and told: it may hold what a handler raised, of any length."""
     texts = {
-        field: getattr(error, field).encode("utf-8", "replace").decode()
+        field: getattr(error, field)[:MAX_TEXT].encode("utf-8", "replace").decode()
         for field in ("type", "message", "traceback", "code")
     }
     return storable(msgspec.structs.replace(error, **texts))

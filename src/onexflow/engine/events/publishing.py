@@ -15,7 +15,7 @@ from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.core.queue_state import is_system_type
 from onexflow.engine import event_records, stream, views
 from onexflow.engine.cuts import uncut
-from onexflow.engine.events.checks import MAX_NUMBER, check_key, check_publish, check_text
+from onexflow.engine.events.checks import MAX_NUMBER, MAX_STREAMS, check_key, check_publish, check_text
 from onexflow.engine.events.log import Located, Log
 from onexflow.engine.events.topics import Topics, partition_of
 from onexflow.engine.kernel import Kernel
@@ -86,6 +86,8 @@ class Publisher:
                 {"run": str(event.key), "current_state": f"sequence {head}",
                  "required_state": f"a sequence number above {head}, or none"},
             )  # fmt: skip
+        if len(places) >= MAX_STREAMS:
+            raise InvalidArgument(f"this event_id was published to {MAX_STREAMS:,} streams already", field="event_id")
         topic = request.topic or event.key.workflow_type
         if not self._topics.exists(event.key.namespace, topic):
             self._topics.create(event.key.namespace, topic)

@@ -18,6 +18,7 @@ import structlog
 from onexflow.core.errors import Coded, InternalError, OutOfRange, Unavailable
 from onexflow.core.payload import Failure
 from onexflow.engine.events import names
+from onexflow.engine.events.checks import size_of_group
 from onexflow.engine.events.cursor import Cursor, Open, shares
 from onexflow.engine.events.log import Located, Log, matches, size_of
 from onexflow.engine.events.member import Member
@@ -58,6 +59,8 @@ class Reader:
     ) -> None:
         self.where = where
         self.name = name
+        #: In a list of groups, without its positions.
+        self.size = size_of_group(name, where)
         self.config = config
         self.cursors = cursors
         self.members: list[Member] = []

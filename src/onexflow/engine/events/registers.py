@@ -7,7 +7,8 @@ from typing import Final
 
 from onexflow.engine.kernel import Kernel
 
-PAGE: Final = 500
+#: States and dead letters may be as large as a message is.
+PAGE: Final = 64
 
 
 async def registers(kernel: Kernel, shard: int, prefix: str) -> AsyncIterator[tuple[str, bytes]]:

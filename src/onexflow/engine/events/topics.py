@@ -5,8 +5,9 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Final
 
-from onexflow.core.errors import InvalidArgument
+from onexflow.core.errors import InvalidArgument, Overloaded
 from onexflow.engine.events import names
+from onexflow.engine.events.checks import MAX_TOPIC_BYTES, MAX_TOPICS, size_of_topic
 from onexflow.engine.events.names import TopicRecord
 from onexflow.engine.events.registers import registers
 from onexflow.engine.kernel import Kernel
@@ -30,12 +31,13 @@ class Topics:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._known: dict[tuple[str, str], TopicRecord] = {}
+        self._bytes = 0
 
     async def load(self, shard: int) -> None:
         """Read those whose home is that shard."""
         async for name, data in registers(self._kernel, shard, names.TOPICS):
             namespace, topic = names.parts_of(name)
-            self._known[namespace, topic] = names.decode(data, TopicRecord)
+            self._keep(namespace, topic, names.decode(data, TopicRecord))
 
     def partitions(self, namespace: str, name: str) -> int:
         known = self._known.get((namespace, name))
@@ -59,6 +61,8 @@ class Topics:
         if self.exists(namespace, name):
             return False
         known = self._known.get((namespace, name))
+        if known is None and (len(self._known) >= MAX_TOPICS or self._bytes + size_of_topic(name) > MAX_TOPIC_BYTES):
+            raise Overloaded(f"there are {len(self._known):,} topics: no room for another one", {"topic": name})
         begins = known.begins if known is not None else {}
         self._put(namespace, name, TopicRecord(partitions, self._kernel.store.now(), begins=begins))
         return True
@@ -81,6 +85,11 @@ class Topics:
 
     def _put(self, namespace: str, name: str, record: TopicRecord) -> None:
         shard = self._kernel.shard_of(names.home("topic", namespace, name))
-        self._known[namespace, name] = record
+        self._keep(namespace, name, record)
         shard.put(names.topic(namespace, name), names.encode(record))
         self._kernel.lane.mark()
+
+    def _keep(self, namespace: str, name: str, record: TopicRecord) -> None:
+        if (namespace, name) not in self._known:
+            self._bytes += size_of_topic(name)
+        self._known[namespace, name] = record
