@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import onexflow
+from onexflow.core import queue as core
 from onexflow.core.errors import InvalidArgument, StoreFull
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports.client_link import RunSummary
@@ -15,7 +16,7 @@ from onexflow.spi import WorkTask
 from onexflow.testing.clock import virtual_time
 from onexflow.testing.cluster import Cluster
 from onexflow.worker.errors import Fatal
-from support.engine_kit import Script
+from support.engine_kit import Script, until
 from support.grpc_cluster import grpc_cluster
 
 
@@ -382,3 +383,25 @@ async def test_over_grpc() -> None:
         handle = client.get(listed[0].key.workflow_type, listed[0].key.instance_id)
         events = await handle.history()
         assert events[-1].type == "workflow.completed"
+
+
+@virtual_time
+async def test_a_queue_that_fails_at_the_end_of_a_task_is_read_back_and_told_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script, failed, complete = Script(), [False], core.complete
+
+    def fails_once(turn: core.QueueTurn, *given: Any) -> bool:
+        if not failed[0]:
+            failed[0] = True
+            raise RuntimeError("a bug")
+        return complete(turn, *given)
+
+    monkeypatch.setattr(core, "complete", fails_once)
+    async with Cluster() as cluster:
+        await cluster.add_worker(script.worker("w1"), "w1")
+        queue = WorkQueue(cluster.engine)
+        await queue.enqueue_task(task("a"))
+        await until(lambda: failed[0] and any(True for _ in cluster.engine._kernel.queues()))  # nobody asks for it
+        await reached(queue, "completed", "a")
+        assert script.count("send") == 1

@@ -330,8 +330,10 @@ class QueueBridge:
     def _settle(self, held: _Held, outcome: RunOutcome, *, repeat: bool) -> None:
         """The task ends, or comes again, as its run has ended."""
         queue = self._queue_of(held)
-        if not self._forget(held) or queue is None:
+        if queue is None or not self._is_held(held):
+            self._forget(held)
             return  # it was ended under another's hand; or the queue is read back, and asks for itself
+        self._uncount(held)
 
         def act(turn: QueueTurn) -> None:
             task = turn.state.tasks[held.number]
@@ -344,7 +346,8 @@ class QueueBridge:
                 error = outcome.error or Failure(outcome.state, f"run {outcome.key} ended as {outcome.state}")
                 core.fail(turn, name, held.token, error, None if repeat else task.spec.max_retries)
 
-        self.act(queue, act)
+        self.act(queue, act)  # held until then: a queue that fails at this is read back, and asks again
+        self._forget(held)
         if self._ready:
             self._wake()
 
