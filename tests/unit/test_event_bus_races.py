@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from onexflow.core.definition import RetryPolicy
-from onexflow.core.errors import OutOfRange, UnknownWorkflowType
+from onexflow.core.errors import InvalidTransition, OutOfRange, UnknownWorkflowType
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.engine.cuts import cut_history
 from onexflow.engine.events import log as event_log
 from onexflow.engine.protocols.subscriptions import HandlerSubscription, Options
+from onexflow.engine.stream import stream_key
 from onexflow.ports.event_store import RegisterRecord, Row, SnapshotRecord
 from onexflow.ports.events import Consume, Filter, Published
 from onexflow.storage.memory import MemoryStore
@@ -22,7 +23,7 @@ from onexflow.testing import Cluster, virtual_time
 from onexflow.testing.clock import VirtualClock
 from onexflow.testing.faults.store import FaultyStore
 from support.bus_kit import Reader, publish, stream
-from support.engine_kit import until
+from support.engine_kit import single, until
 
 
 class SlowReads(FaultyStore):
@@ -122,7 +123,6 @@ async def test_a_state_that_was_stored_anew_is_not_forgotten_with_the_old_one() 
     async with Cluster(seed=1, store=store, clock=store.clock) as cluster:
         event = await publish(cluster.engine.events, stream(), 1)
         await fold(cluster, event, b'"old"')
-        await asyncio.sleep(1)
         store.hold_read("registers", f"projection-state/default/p/@{event.position.shard}", stale=True)
         resetting = asyncio.create_task(cluster.engine.events.reset_projection("default", "p"))
         await store.arrived.wait()
@@ -202,3 +202,21 @@ async def test_a_dead_letter_whose_event_was_cut_stays_a_dead_letter() -> None:
         await publish(bus, stream(), 3)
         assert (await group.have(4))[-1] == 3
         assert group.error is None
+
+
+@virtual_time
+async def test_a_run_that_starts_while_an_event_is_published_for_it_has_no_stream_beside_it() -> None:
+    async with Cluster(seed=1) as cluster:
+        bus = cluster.engine.events
+        await cluster.register(single("compute", "calc").build())
+        key = stream(workflow_type="single")
+        streams = bus._publisher._streams
+        async with streams.lock(cluster.engine._kernel.shard_of(stream_key(key))):  # somebody else publishes just now
+            publishing = asyncio.create_task(publish(bus, key, "forged", type="workflow.completed"))
+            await asyncio.sleep(1)
+            assert not publishing.done()
+            await cluster.start("single", 1, instance_id=key.instance_id)
+        with pytest.raises(InvalidTransition):
+            await publishing
+        assert await bus.stream(key) is None
+        assert {event.source for event in await bus.read_events(key)} == {"onexflow"}

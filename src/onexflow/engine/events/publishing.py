@@ -77,6 +77,8 @@ class Publisher:
             before = await self._of_key(shard, event.key, event.idempotency_key)
         if before is not None:
             return _published(shard.id, before, created=False)
+        if (run := kernel.resident(event.key)) is not None or kernel.known_start(event.key) is not None:
+            raise _of_a_run(event.key, run.state.seq if run is not None else 0)  # it was started meanwhile
         self._admit()
         head = known.state.head if known is not None else 0
         number = event.sequence or head + 1
@@ -142,10 +144,7 @@ class Publisher:
                     partition=partition_of(str(key.instance_id), partitions),
                     created=False,
                 )
-        raise InvalidTransition(
-            f"{key} is a run: its orchestrator alone writes its events",
-            {"run": str(key), "current_state": f"a run at event {head}", "required_state": "an external stream"},
-        )
+        raise _of_a_run(key, head)
 
     def _completed(self, request: Publish) -> EventRecord:
         """The event with an id, a key and a time. An event without an id is known by its idempotency key."""
@@ -266,6 +265,13 @@ async def _whole(shard: Shard, read: Callable[[], Awaitable[T]]) -> T:
         found = await read()
         if shard.cuts == cuts:
             return found
+
+
+def _of_a_run(key: RunKey, head: int) -> InvalidTransition:
+    return InvalidTransition(
+        f"{key} is a run: its orchestrator alone writes its events",
+        {"run": str(key), "current_state": f"a run at event {head}", "required_state": "an external stream"},
+    )
 
 
 def _published(shard: int, place: Place, *, created: bool) -> Published:
