@@ -17,7 +17,15 @@ from onexflow.engine.orchestrator import Orchestrator
 from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
 from onexflow.rpc.server import GrpcServer
 from onexflow.storage.memory import MemoryStore
-from onexflow.v1 import common_pb2, worker_pb2, worker_pb2_grpc, workflow_pb2, workflow_pb2_grpc
+from onexflow.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    common_pb2,
+    worker_pb2,
+    worker_pb2_grpc,
+    workflow_pb2,
+    workflow_pb2_grpc,
+)
 
 DEFINITION = {
     "workflow_type": "sum",
@@ -275,3 +283,23 @@ async def test_a_worker_tells_the_life_of_its_nodes(channel: grpc.aio.Channel) -
         while await stream.read() is not grpc.aio.EOF:
             pass
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_operator_lists_and_drains_nodes(channel: grpc.aio.Channel) -> None:
+    admin: Any = admin_pb2_grpc.AdminServiceStub(channel)
+    assert (await admin.GetHealth(admin_pb2.GetHealthRequest())).serving
+    worker = PlainWorker(channel)
+    await worker.open()
+
+    async def nodes() -> dict[str, Any]:
+        views = (await admin.ListNodes(admin_pb2.ListNodesRequest())).nodes
+        return {view.kind: view for view in views if view.node_id == "plain"}
+
+    assert set(await nodes()) == set(ROLES.values())
+    assert (await nodes())["compute"].handlers == ["double"]
+    await admin.DrainNode(admin_pb2.DrainNodeRequest(node_id="plain"))
+    assert {view.status for view in (await nodes()).values()} == {"draining"}
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await admin.DrainNode(admin_pb2.DrainNodeRequest(node_id="nobody"))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    worker.stream.cancel()

@@ -212,3 +212,28 @@ async def test_plain_stubs() -> None:
         assert shown.task.state == "completed"
         figures = (await stub.GetQueueMetrics(queue_pb2.GetQueueMetricsRequest(work_queue=where))).figures
         assert figures.completed == 1
+
+
+async def test_plain_stubs_steer_assign_and_fail() -> None:
+    async with grpc_cluster() as client:
+        stub: Any = queue_pb2_grpc.WorkQueueServiceStub(client._channels._channel())
+        where = queue_pb2.WorkQueueRef(name="q")
+        for task_id in ("first", "second"):
+            task = queue_pb2.EnqueueTaskRequest(work_queue=where, task_id=task_id, queue="letters", max_retries=1)
+            await stub.EnqueueTask(task)
+        assert (await stub.PauseQueue(queue_pb2.PauseQueueRequest(work_queue=where, queue="letters"))).changed
+        lease = queue_pb2.DequeueTasksRequest(work_queue=where, worker_id="w")
+        assert list((await stub.DequeueTasks(lease)).tasks) == []
+        assert (await stub.ResumeQueue(queue_pb2.ResumeQueueRequest(work_queue=where, queue="letters"))).changed
+        strategy = queue_pb2.SetAssignmentStrategyRequest(work_queue=where, strategy="least_loaded")
+        assert (await stub.SetAssignmentStrategy(strategy)).changed
+        given = await stub.AssignTask(queue_pb2.AssignTaskRequest(work_queue=where, task_id="first", worker_id="w"))
+        assert given.task.worker == "w"
+        half = queue_pb2.ReportProgressRequest(work_queue=where, task_id="first", token=given.task.token, share=0.5)
+        assert (await stub.ReportProgress(half)).changed
+        ready = await stub.ListTasks(queue_pb2.ListTasksRequest(work_queue=where, which="ready"))
+        assert [task.task_id for task in ready.tasks] == ["second"]
+        failed = queue_pb2.FailTaskRequest(work_queue=where, task_id="first", token=given.task.token, error="torn")
+        assert (await stub.FailTask(failed)).changed
+        shown = (await stub.GetTask(queue_pb2.GetTaskRequest(work_queue=where, task_id="first"))).task
+        assert (shown.state, shown.retry_count, shown.error) == ("retrying", 1, "torn")
