@@ -116,7 +116,7 @@ class Consume(msgspec.Struct, frozen=True, kw_only=True):
     start: Literal["latest", "earliest"] = "latest"
     positions: dict[int, int] = {}
     window: int = 256
-    #: Seconds after which a delivery that was not answered comes again; 0: only when its member is gone.
+    #: Seconds (0.1 or more) after which a delivery that was not answered comes again; 0: only when its member is gone.
     ack_timeout: float = 60.0
     #: A delivery that has come so often is given up as a dead letter when it is rejected or lost again; 0: never.
     max_deliveries: int = 10
@@ -224,7 +224,8 @@ class EventService(Protocol):
     async def list_dead_letters(self, namespace: str, group: str, limit: int = 100) -> Sequence[DeadLetter]: ...
 
     async def requeue_dead_letters(self, namespace: str, group: str, positions: Sequence[Position] = ()) -> int:
-        """Deliver these (empty: all) to the group again. How many."""
+        """Deliver these (empty: all) to the group again; without a group, to those who read for themselves now and want
+        them. How many: a letter whose event was cut out of its history stays."""
 
     async def discard_dead_letters(self, namespace: str, group: str, positions: Sequence[Position] = ()) -> int: ...
 

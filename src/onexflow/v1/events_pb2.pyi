@@ -468,7 +468,7 @@ class ConsumeOpen(_message.Message):
     window: _builtins.int
     """Deliveries that may be unanswered; 0: 256."""
     ack_timeout: _builtins.float
-    """Seconds after which what was not answered comes again; 0: 60; negative: never."""
+    """Seconds, 0.1 or more, after which what was not answered comes again; 0: 60; negative: never."""
     max_deliveries: _builtins.int
     """Deliveries after which an event is given up as a dead letter; 0: 10; negative: never."""
     projection: _builtins.bool
