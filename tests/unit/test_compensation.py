@@ -494,7 +494,7 @@ def test_the_shape_of_a_compensation_is_judged(given: Any, place: str) -> None:
 
 def test_a_compensation_of_another_class_is_refused() -> None:
     flow = workflow("w")
-    flow.effect("a", compensation={"handler": "x"})  # type: ignore[arg-type]  # what a program without types may do
+    flow.effect("a", compensation={"handler": "x"})
     with pytest.raises(InvalidDefinition, match="is not a Compensation"):
         flow.build()
 
