@@ -6,7 +6,8 @@ in grpcio up to 1.85 (65 s instead of 7 s). A dead connection is found after 10 
 
 from __future__ import annotations
 
-from typing import Any, Final
+import functools
+from typing import Any, Final, cast
 
 import grpc
 
@@ -57,26 +58,24 @@ def server_options() -> list[tuple[str, Any]]:
     return list(_SERVER)
 
 
-async def _marked(continuation: Any, details: Any, request: Any) -> Any:
-    """The call, marked as one that is passed on."""
-    metadata = grpc.aio.Metadata(*(details.metadata or ()), (FORWARDED_MARK, "1"))
-    return await continuation(details._replace(metadata=metadata), request)
+class _Forwarding:
+    """A channel whose calls are marked as passed on. No interceptors: those of grpc.aio take a cancellation while a
+    stream connects for its end, so that who is cancelled goes on."""
 
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
 
-# A channel takes an interceptor for the first kind of call only that it is made for.
-class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await _marked(continuation, client_call_details, request)
+    async def close(self) -> None:
+        await self._channel.close()
 
+    def __getattr__(self, kind: str) -> Any:
+        """unary_unary and the like."""
+        make = getattr(self._channel, kind)
 
-class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await _marked(continuation, client_call_details, request)
+        def made(*arguments: Any, **options: Any) -> Any:
+            return functools.partial(make(*arguments, **options), metadata=((FORWARDED_MARK, "1"),))
 
-
-class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
-    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return await _marked(continuation, client_call_details, request_iterator)
+        return made
 
 
 def open_channel(
@@ -96,5 +95,5 @@ def open_channel(
             "grpc.http2.ping_timeout_ms": within,
         }
         options = [(name, quick.get(name, value)) for name, value in options]
-    interceptors = [_UnaryUnary(), _UnaryStream(), _StreamStream()] if forwarding else None
-    return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    channel = grpc.aio.insecure_channel(address, options=options)
+    return cast("grpc.aio.Channel", _Forwarding(channel)) if forwarding else channel
