@@ -9,14 +9,15 @@ import pytest
 
 from onexflow.codec.payload import encode_value
 from onexflow.core.builder import WorkflowBuilder, workflow
-from onexflow.core.errors import ShardMoved
+from onexflow.core.errors import ShardMoved, UnknownNode
 from onexflow.core.ids import RunKey
 from onexflow.engine.gateway import FORWARDED
 from onexflow.engine.placement import MOVE_SECONDS, SETTLED_SECONDS, ranking
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports.client_link import ControlRequest, RunOutcome, StartOutcome, StartRequest
+from onexflow.ports.persistence import StateRecord
 from onexflow.spi import WorkTask
-from onexflow.testing.clock import virtual_time
+from onexflow.testing.clock import run_virtual, virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
 from support.engine_kit import Script, single, until
 
@@ -277,3 +278,60 @@ async def test_tasks_of_a_queue_are_done_by_workers_whoever_owns_the_queue_and_t
                     while (await queue.get_task_status(f"{name}{number}")).state != "completed":
                         await cluster.clock.sleep(0.1)
         assert script.count("send") == 15
+
+
+@virtual_time
+async def test_saved_states_are_found_through_any_orchestrator() -> None:
+    async with MultiCluster() as cluster:
+        await three(cluster, Script())
+        first, second = (cluster.members[name].engine.gateway for name in ("a", "b"))
+        for _ in range(12):
+            key = RunKey("default", "elsewhere", cluster.ids.uuid())
+            record = StateRecord(key=key, state="running", sequence=1, data=encode_value({"n": 1}))
+            assert await first.records.save_state(record)
+            loaded = await second.records.load_state(key)
+            assert isinstance(loaded, StateRecord)
+            assert loaded.data == record.data
+
+
+@virtual_time
+async def test_a_worker_that_is_drained_gets_nothing_new_from_any_orchestrator() -> None:
+    script = Script()
+    async with MultiCluster() as cluster:
+        await three(cluster, script, single("effect", "send"))
+        gateway = cluster.members["a"].engine.gateway
+        assert await gateway.drain_node("w1")
+        assert not await gateway.drain_node("w1")
+        for _ in range(12):
+            await cluster.result(await cluster.start("single", 1))
+        assert {call.worker for call in script.calls} == {"w2"}
+        with pytest.raises(UnknownNode):
+            await gateway.drain_node("nobody")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_owner_that_wakes_and_does_not_look_is_refused_by_the_store(seed: int) -> None:
+    """With the look at the epochs switched off, what is left is the fence of each append."""
+
+    async def scenario() -> None:
+        script = Script()
+        gate = script.gate("charge")
+        async with MultiCluster(seed=seed) as cluster:
+            await three(cluster, script, chain())
+            keys = [await start_at(cluster, "a") for _ in range(3)]
+            await script.called("charge", 3)
+            member = cluster.members["a"]
+            kernel = member.engine._kernel
+            kernel.compare = lambda owners, asked_at: None  # type: ignore[method-assign]
+            cluster.freeze("a")
+            gate.set()
+            await cluster.clock.sleep(10.0)
+            accepted = len(member.store.accepted)
+            cluster.thaw("a")
+            for key in keys:
+                assert await cluster.result(key) == 1
+            await until(lambda: member.store.rejected > 0)
+            assert len(member.store.accepted) == accepted
+            assert script.count("charge") == script.count("send") == 3
+
+    run_virtual(scenario())

@@ -155,6 +155,9 @@ class RemoteService:
     async def list_nodes(self) -> Sequence[NodeView]:
         return await (await self._source()).nodes()
 
+    async def drain_node(self, node_id: str) -> bool:
+        return await (await self._source()).drain(node_id)
+
     async def queue_call(self, call: queue.AnyCall) -> queue.Answer:
         if not call.request_id:
             call = msgspec.structs.replace(call, request_id=new_request_id())

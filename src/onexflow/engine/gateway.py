@@ -61,12 +61,16 @@ class Peer(RunService, Protocol):
     def records(self) -> PersistenceService: ...
     @property
     def node_registry(self) -> NodeRegistryService: ...
+    async def drain_node(self, node_id: str) -> bool: ...
 
 
 class Local(OrchestratorService, Protocol):
     """This orchestrator."""
 
     async def refresh_definitions(self) -> None: ...
+
+    def other_addresses(self) -> Sequence[str]:
+        """Of the other orchestrators that are there."""
 
 
 #: The orchestrator at an address.
@@ -170,6 +174,7 @@ class Gateway:
         self.local = local
         self.orchestrator_id = local.orchestrator_id
         self._ids = ids
+        self._peers = peers
         self._router = Router(local, peers, is_forwarded)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -350,7 +355,15 @@ class Gateway:
         return await self.local.list_nodes()
 
     async def drain_node(self, node_id: str) -> bool:
-        return await self.local.drain_node(node_id)
+        """A worker has a stream to each orchestrator: all are told to give it nothing new."""
+        if self._router.is_forwarded():
+            return await self.local.drain_node(node_id)
+        asked = [self.local, *(self._peers(address) for address in self.local.other_addresses())]
+        answers = await asyncio.gather(*(one.drain_node(node_id) for one in asked), return_exceptions=True)
+        changed = [answer for answer in answers if isinstance(answer, bool)]
+        if changed:
+            return any(changed)
+        raise next(answer for answer in answers if isinstance(answer, BaseException))
 
     def health(self) -> Health:
         return self.local.health()

@@ -127,7 +127,7 @@ class Orchestrator:
         self._on_fatal = on_fatal
         self._kernel = Kernel(store, codec, ids.random, on_full=self._on_full, on_lost=self._on_lost, shared=shared)
         self._book = AttemptBook(self._kernel, self._watch)
-        self._book.others = lambda: [member.address for member in registry.members("orchestrator")]
+        self._book.others = self.other_addresses
         self._sessions = Sessions(
             self._book,
             orchestrator_id=orchestrator_id,
@@ -642,6 +642,11 @@ class Orchestrator:
     ) -> tuple[DefinitionInfo, bytes]:
         record = self._kernel.catalog.record(namespace, workflow_type, version)
         return self._kernel.catalog.info(record), record.data
+
+    def other_addresses(self) -> Sequence[str]:
+        """Of the other orchestrators that are there."""
+        others = (one for one in self._registry.members("orchestrator") if one.node_id != self.orchestrator_id)
+        return [one.address for one in others if one.address]
 
     async def refresh_definitions(self) -> None:
         """Know what was registered through other orchestrators."""
