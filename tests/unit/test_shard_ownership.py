@@ -322,7 +322,7 @@ def test_an_owner_that_wakes_and_does_not_look_is_refused_by_the_store(seed: int
             await script.called("charge", 3)
             member = cluster.members["a"]
             kernel = member.engine._kernel
-            kernel.compare = lambda owners, asked_at: None  # type: ignore[method-assign]
+            kernel.compare = lambda owners, asked_at: None  # type: ignore[method-assign]  # the hook
             cluster.freeze("a")
             gate.set()
             await cluster.clock.sleep(10.0)
