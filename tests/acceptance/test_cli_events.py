@@ -61,3 +61,24 @@ async def test_groups_and_dead_letters() -> None:
             code, out, err = await command(client, "dead-letter", "discard", *wrong)
             assert (code, out) == (2, ""), err
         assert (await command(client, "dead-letter", "requeue", "nobody", "--all"))[0] == 3
+        code, out, err = await command(client, "group", "delete", "mail")
+        assert code == 1, "it has a member"
+        assert "OXF-3002" in err
+        reader.close()
+        assert (await command(client, "group", "delete", "mail"))[:2] == (0, "1 deleted\n")
+        assert (await command(client, "group", "delete", "mail"))[0] == 3
+        assert await said(client, "group", "list") == []
+
+
+@pytest.mark.timeout(180)
+async def test_a_group_of_all_types_names_its_topics_only() -> None:
+    async with grpc_cluster() as client:
+        bus = client.event_bus().group("mail")
+        await bus.subscribe_to_workflow_events("order", None, print)
+        await bus.subscribe_to_workflow_events("bill", ["task.failed"], print)
+        _, table, _ = await command(client, "group", "list")
+        assert [" ".join(line.split()[:4]) for line in table.splitlines()[1:]] == [
+            "mail/bill group bill (task.failed)",
+            "mail/order group order 1",
+        ]
+        await bus.close()

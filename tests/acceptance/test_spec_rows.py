@@ -1,8 +1,6 @@
-"""The 46 places where the specification contradicts itself or says too little: each has its tests, or waits for the part
-that it is about.
+"""The 46 places where the specification contradicts itself or says too little: each has its tests.
 
-`docs/onex.md` says how each that is decided reads. A row that waits and is built moves from WAITING to TESTED; neither
-list may name what is not there.
+`docs/onex.md` says how each reads. The list may not name what is not there.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ STATES: Final = "tests/unit/test_machine.py"
 BLOCKS: Final = "tests/acceptance/test_spec_blocks.py"
 FILES: Final = "tests/unit/test_definition_files.py"
 HANDLERS: Final = "tests/unit/test_worker_handlers.py"
+UNDOING: Final = "tests/unit/test_compensation.py"
 BASES: Final = "tests/unit/test_node_bases.py"
 LIVES: Final = "tests/unit/test_node_lifecycle.py"
 
@@ -291,21 +290,22 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
             (BLOCKS, "test_502_nodes_of_every_role"),
         ],
     ),
+    45: (
+        "cancel with something to undo: cancelled or compensated",
+        [
+            (UNDOING, "test_a_cancelled_run_undoes_the_last_first_and_keeps_its_outcome"),
+            (UNDOING, "test_nothing_to_undo_is_cancelled_at_once"),
+        ],
+    ),
     46: (
         "getters and a maker of events that are called and not defined",
         [(HERE, "test_there_are_the_getters_and_the_maker_of_events_that_the_examples_call")],
     ),
 }
 
-#: Rows that wait for a part that is not built.
-WAITING: Final = {
-    "compensation": {45},
-}
 
-
-def test_every_row_is_tested_or_waits() -> None:
-    waiting = [row for rows in WAITING.values() for row in rows]
-    assert sorted([*TESTED, *waiting]) == list(range(1, 47))
+def test_every_row_is_tested() -> None:
+    assert sorted(TESTED) == list(range(1, 47))
 
 
 @pytest.mark.parametrize("row", TESTED)
@@ -316,7 +316,7 @@ def test_the_tests_of_a_row_are_there(row: int) -> None:
         assert name in names, f"{file} has no {name}"
 
 
-def test_what_waits_is_not_there() -> None:
+def test_there_are_the_getters_and_no_others() -> None:
     built = {name for name in onex.__all__ if name.startswith("get_")}
     assert built == {
         "get_node",
@@ -326,7 +326,7 @@ def test_what_waits_is_not_there() -> None:
         "get_workflow_node_registry",
         "get_workflow_orchestrator",
         "get_workflow_persistence",
-    }, "move its rows from WAITING to TESTED"
+    }
 
 
 # ---- rows that have no better place

@@ -9,7 +9,7 @@ import cyclopts
 
 from onexflow.cli.common import Common, connected
 from onexflow.cli.output import payload, short, when
-from onexflow.core.errors import InvalidArgument
+from onexflow.core.errors import InvalidArgument, UnknownGroup
 from onexflow.ports.events import EventService, Filter, Position
 from onexflow.spi.literals import LiteralWorkflowEventType
 
@@ -48,6 +48,21 @@ async def groups(*, common: Common = Common()) -> None:
     ]
     columns = ("GROUP", "KIND", "READS", "MEMBERS", "LAG", "UNANSWERED", "DEAD")
     common.out.table(columns, rows, empty="No groups.")
+
+
+@group.command
+async def delete(name: str, /, *, common: Common = Common()) -> None:
+    """Forget where a group stands and its dead letters, or a projection's states. The events stay in their histories.
+
+    Parameters
+    ----------
+    name
+        As `group list` shows it.
+    """
+    async with connected(common) as client:
+        if not await _bus(client).delete_group(common.namespace, name):
+            raise UnknownGroup(f"there is no group {name}", {"group": name})
+    _say(common, name, "deleted", 1)
 
 
 @dead_letter.command(name="list")

@@ -309,7 +309,7 @@ class EventBook:
             return False
         if reader.members or any(member.reader is reader for member in self._joining):
             raise InvalidTransition(
-                f"group {name!r} has {len(reader.members)} members",
+                f"group {name!r} is in use: end its subscriptions first (members: {len(reader.members)})",
                 {"group": name, "current_state": "has members", "required_state": "no members"},
             )
         del self._groups[namespace, name]
