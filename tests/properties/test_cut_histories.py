@@ -27,13 +27,14 @@ from onexflow.testing import Cluster
 from onexflow.testing.clock import run_virtual
 from onexflow.worker.handlers import Worker
 from support.bus_kit import publish, stream
-from support.random_graphs import INPUT, graphs
+from support.random_graphs import INPUT, graphs, sagas
 
 
 class CutRun:
     """One run of a cluster, and all that was ever in its history."""
 
-    def __init__(self, cluster: Cluster, key: RunKey, seed: int) -> None:
+    def __init__(self, cluster: Cluster, key: RunKey, graph: Graph, seed: int) -> None:
+        self.graph = graph
         self.cluster = cluster
         self.key = key
         self.chance = random.Random(seed)
@@ -86,7 +87,9 @@ class CutRun:
                 await self.snapshot()
             case "pause":
                 view = await self.cluster.state(self.key)
-                if view.state in {"running", "paused"}:
+                if view.state in {"running", "compensating"} and self.chance.random() < 0.3:
+                    await self.cluster.control(self.key, "cancel")
+                elif view.state in {"running", "paused"}:
                     await self.cluster.control(self.key, "resume" if view.state == "paused" else "pause")
 
     async def cut(self) -> None:
@@ -111,9 +114,12 @@ class CutRun:
         view = await self.cluster.engine.records.load_snapshot(self.key)
         assert view is not None
         assert view.view is not None
-        whole = self.replayed(view.view.sequence)
+        whole, graph = self.replayed(view.view.sequence), self.graph
         assert (whole.status, whole.result) == (view.view.state, view.view.result)
-        assert [task.status for task in whole.tasks] == [task.state for task in view.view.tasks]
+        statuses = [task.status for task in whole.tasks]
+        assert statuses[: len(graph)] == [task.state for task in view.view.tasks[: len(graph)]]
+        undoing = {graph.names[n]: status for n, status in enumerate(statuses) if graph.is_undo(n)}
+        assert all(undoing[task.name] == task.state for task in view.view.tasks[len(graph) :])
 
     async def check(self) -> None:
         """Snapshot and tail give what the whole history does, and so does what the engine has in memory."""
@@ -144,11 +150,11 @@ def worker(chance: random.Random, graph: Graph) -> Worker:
             raise ValueError("it broke")
         return contract
 
-    for spec in graph.specs:
-        if spec.role == "effect":
-            made.effect(spec.name, idempotent=chance.random() < 0.8)(handle)
+    for role, handler in dict.fromkeys((spec.role, spec.handler) for spec in graph.specs):
+        if role == "effect":
+            made.effect(handler, idempotent=chance.random() < 0.8)(handle)
         else:
-            getattr(made, spec.role)(spec.name)(handle)
+            getattr(made, role)(handler)(handle)
     return made
 
 
@@ -157,10 +163,10 @@ async def _go(graph: Graph, seed: int, steps: int) -> None:
     async with Cluster(seed=seed) as cluster:
         await cluster.engine.register_definition("default", dump_definition(graph.definition))
         await cluster.add_worker(worker(chance, graph), "w1")
-        key = cluster.key("random", UUID(int=seed))
+        key = cluster.key(graph.definition.workflow_type, UUID(int=seed))
         with contextlib.suppress(RunFailed):  # at once: a mapping over what is no list
-            await cluster.start("random", INPUT, instance_id=key.instance_id)
-        run = CutRun(cluster, key, seed)
+            await cluster.start(key.workflow_type, INPUT, instance_id=key.instance_id)
+        run = CutRun(cluster, key, graph, seed)
         for _ in range(steps):
             await run.step()
             await run.check()
@@ -182,7 +188,7 @@ async def _go(graph: Graph, seed: int, steps: int) -> None:
             assert any(task.state == "waiting_for_input" for task in view.tasks), view
 
 
-@given(graphs(), st.integers(0, 2**32), st.integers(1, 12))
+@given(st.one_of(graphs(), sagas()), st.integers(0, 2**32), st.integers(1, 12))
 def test_a_run_is_what_its_whole_history_says(graph: Graph, seed: int, steps: int) -> None:
     run_virtual(_go(graph, seed, steps))
 
