@@ -13,7 +13,7 @@ UnknownProjection, InvalidTransition, InvalidArgument, OutOfRange, Unavailable.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
@@ -21,6 +21,9 @@ import msgspec
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
 from onexflow.core.payload import NULL, Failure, Payload
 from onexflow.spi.exceptions import SPIError
+
+#: Bytes of one state of a projection.
+MAX_STATE: Final = 2 << 20
 
 
 class Position(NamedTuple):

@@ -17,7 +17,7 @@ from onexflow.engine.events.registers import registers
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.shard import Shard
 from onexflow.engine.stream import stream_key
-from onexflow.ports.events import ProjectionState
+from onexflow.ports.events import MAX_STATE, ProjectionState
 
 #: States that are forgotten in one append.
 FORGOTTEN = 1000
@@ -53,6 +53,11 @@ class Projections:
             )
         for key in states:
             check_key(key)
+        for state in states.values():
+            if len(state.data) > MAX_STATE:
+                raise InvalidArgument(
+                    f"a state has {len(state.data):,} bytes, the most are {MAX_STATE:,}", field="states"
+                )
         owned = self._kernel.shards[shard]
         if not expected <= offset <= owned.durable:
             raise InvalidArgument(f"offset must be between {expected} and {owned.durable}", field="offset")

@@ -22,7 +22,7 @@ from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.engine.protocols import bus_records
 from onexflow.engine.protocols.feed import Feed, Listener
-from onexflow.ports.events import Begun, Consume, Delivery, EventService, Filter, GroupView
+from onexflow.ports.events import MAX_STATE, Begun, Consume, Delivery, EventService, Filter, GroupView
 from onexflow.spi.exceptions import SPIError
 from onexflow.spi.types import Context
 
@@ -31,6 +31,8 @@ log = structlog.get_logger("onexflow.projection")
 #: Events whose states are stored in one transaction, at most.
 _BATCH: Final = 256
 _WINDOW: Final = 1024
+#: Bytes of the states of one transaction, about: with one state more they still fit into a message.
+_BATCH_BYTES: Final = 2 << 20
 #: States of runs that are kept at hand, for each shard, and how many are asked for at the same time.
 _AT_HAND: Final = 4096
 _AT_ONCE: Final = 64
@@ -271,11 +273,13 @@ class _ShardRunner:
                 return
         await self._fetch(batch)
         changed: dict[RunKey, Payload] = {}
-        applied, failed = 0, None
+        applied, size, failed = 0, 0, None
         for delivery in batch:
+            if size >= _BATCH_BYTES:
+                break
             if delivery.position.offset >= (self._position or 0):
                 try:
-                    await self._apply(delivery, changed)
+                    size += await self._apply(delivery, changed)
                 except SPIError as error:
                     failed = error
                     break
@@ -308,9 +312,11 @@ class _ShardRunner:
             )
             self._states.update((key, one.state) for key, one in zip(keys, found, strict=True))
 
-    async def _apply(self, delivery: Delivery, changed: dict[RunKey, Payload]) -> None:
+    async def _apply(self, delivery: Delivery, changed: dict[RunKey, Payload]) -> int:
+        """Returns by how many bytes `changed` has grown."""
         key = delivery.event.key
         before = changed[key] if key in changed else self._states[key]
+        size = len(changed[key].data) if key in changed else 0
         facts: Context = {
             "projection": self._name,
             "run": str(key),
@@ -324,7 +330,11 @@ class _ShardRunner:
                 after = await after
             if not isinstance(after, dict):
                 raise TypeError(f"apply_event returned {type(after).__name__}, not a dict")
-            changed[key] = encode_value(after)
+            encoded = encode_value(after)
+            if len(encoded.data) > MAX_STATE:
+                raise ValueError(f"the state has {len(encoded.data):,} bytes, the most are {MAX_STATE:,}")
+            changed[key] = encoded
+            return len(encoded.data) - size
         except (Exception, asyncio.CancelledError) as error:
             if bus_records.is_cancelled(error):
                 raise

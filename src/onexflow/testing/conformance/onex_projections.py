@@ -82,6 +82,27 @@ class ProjectionConformance(BusSuite):
         assert (await bus.get_projection_state("totals", ORDER, instance))["count"] == 2
         assert len(totals.applied) == len(await orchestrator.get_workflow_history(ORDER, instance))
 
+    async def test_many_large_states_are_stored_in_several_steps(self, bus: WorkflowEventBus) -> None:
+        class Wide(Totals):
+            async def apply_event(self, event: WorkflowEvent, current_state: Context) -> Context:
+                return {"wide": "x" * 1_900_000}
+
+        instances = [uuid4() for _ in range(40)]
+        for instance in instances:
+            await self.numbered(bus, instance, 1)
+        await bus.register_projection(Wide())
+        assert len(await bus.get_projection_state("totals", ORDER, instances[-1])) == 1
+
+    async def test_a_state_that_is_too_large_stops_it_with_a_word(self, bus: WorkflowEventBus) -> None:
+        class Huge(Totals):
+            async def apply_event(self, event: WorkflowEvent, current_state: Context) -> Context:
+                return {"huge": "x" * (3 << 20)}
+
+        instance = uuid4()
+        await self.numbered(bus, instance, 1)
+        with pytest.raises(ProtocolHandlerError, match="bytes"):
+            await bus.register_projection(Huge())
+
     async def test_messages_of_the_base_bus_are_none_of_its_business(self, bus: WorkflowEventBus) -> None:
         totals, instance = Totals(), uuid4()
         for n in range(5):
