@@ -11,7 +11,7 @@ from onexflow.codec.payload import encode_value
 from onexflow.core.errors import DeadlineExceeded
 from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.engine.protocols import bus_records, checked
-from onexflow.engine.protocols.subscriptions import Handler
+from onexflow.engine.protocols.handlers import Handler
 from onexflow.ports.events import EventRecord, Filter
 from onexflow.spi.exceptions import SPIError
 from onexflow.spi.types import Context, to_uuid

@@ -18,7 +18,7 @@ from onexflow.core.errors import InternalError, InvalidArgument, UnknownNode
 from onexflow.engine.protocols import bus_records, checked, records
 from onexflow.engine.protocols.base_bus import BaseEventBus
 from onexflow.engine.protocols.event_bus import WorkflowEventBus
-from onexflow.engine.protocols.subscriptions import Handler
+from onexflow.engine.protocols.handlers import Handler
 from onexflow.ports.events import EventService, EventStatus, Filter, Published
 from onexflow.spi.exceptions import SPIError
 from onexflow.spi.types import Context, ContextValue, OnexResult, WorkflowEvent, to_uuid

@@ -21,17 +21,15 @@ from onexflow.core.ids import DEFAULT_NAMESPACE
 from onexflow.engine.protocols import bus_records, checked, projections
 from onexflow.engine.protocols.base_bus import BaseEventBus
 from onexflow.engine.protocols.checked import InvalidValue
+from onexflow.engine.protocols.handlers import Handler
 from onexflow.engine.protocols.projections import ProjectionRunner, ProjectionStatus
+from onexflow.engine.protocols.pulling import BufferedSubscription, WorkflowEventMessage, buffered
 from onexflow.engine.protocols.subscriptions import (
     RETRIES,
-    BufferedSubscription,
-    Handler,
     HandlerSubscription,
     Options,
     Subscription,
     SubscriptionStatus,
-    WorkflowEventMessage,
-    buffered,
 )
 from onexflow.ports.events import (
     Consume,
