@@ -473,3 +473,17 @@ async def test_a_state_that_was_not_confirmed_may_be_lost_with_the_power_and_one
         found = await cluster.engine.records.load_state(key)
         assert isinstance(found, StateRecord)
         assert found.sequence == 1
+
+
+@virtual_time
+async def test_names_that_nothing_can_be_stored_under_are_refused() -> None:
+    async with Cluster(seed=1) as cluster:
+        records = cluster.engine.records
+        for namespace, workflow_type in (("default", "x\ud800"), ("\ud800", "x"), ("default", "x" * 10_000_000)):
+            key = RunKey(namespace, workflow_type, uuid4())
+            for call in (
+                records.save_state(saved(key, 1)), records.load_state(key), records.load_events(key),
+                records.create_snapshot(key, 1), records.load_snapshot(key), records.cut_history(key, 1),
+            ):  # fmt: skip
+                with pytest.raises(InvalidArgument):
+                    await call

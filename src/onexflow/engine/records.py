@@ -26,6 +26,7 @@ from onexflow.core.queue_state import is_system_type
 from onexflow.core.state import RunState
 from onexflow.engine import cuts, stream
 from onexflow.engine.events.book import EventBook
+from onexflow.engine.events.checks import check_key
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.queries import Queries
 from onexflow.engine.recovery import fold, read_rows
@@ -127,6 +128,7 @@ class RecordBook:
             return is_newest
 
     async def load_state(self, key: RunKey) -> RunView | StateRecord | None:
+        check_key(key)
         async with self._patience():
             try:
                 return await self._queries.describe(key)
@@ -158,6 +160,7 @@ class RecordBook:
         )
 
     def _check(self, record: StateRecord) -> None:
+        check_key(record.key)
         if is_system_type(record.key.workflow_type):
             raise InvalidArgument("workflow types that begin with $ are onexflow's own", field="workflow_type")
         if record.state not in WORKFLOW_STATE_INDEX:
@@ -282,6 +285,7 @@ class RecordBook:
     async def cut_history(self, key: RunKey, before: int, request_id: str = "") -> CutView:
         if before < 0:
             raise InvalidArgument("before must not be negative", field="before")
+        check_key(key)
         async with self._cutting.setdefault(self._kernel.shard_of(key).id, asyncio.Lock()):
             async with self._patience():
                 history = await self._history(key, before)
@@ -370,6 +374,7 @@ class RecordBook:
     # ---- helpers
 
     async def _run(self, key: RunKey) -> Run | None:
+        check_key(key)
         try:
             return await self._kernel.find(key)
         except UnknownRun:
