@@ -293,6 +293,9 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
     45: (
         "cancel with something to undo: cancelled or compensated",
         [
+            (SUITE, "test_a_cancel_with_something_to_undo_ends_compensated_and_keeps_its_outcome"),
+            (SUITE, "test_a_cancel_with_nothing_to_undo_ends_cancelled"),
+            (SUITE, "test_a_failure_with_something_to_undo_goes_to_compensating_and_never_to_failed"),
             (UNDOING, "test_a_cancelled_run_undoes_the_last_first_and_keeps_its_outcome"),
             (UNDOING, "test_nothing_to_undo_is_cancelled_at_once"),
         ],

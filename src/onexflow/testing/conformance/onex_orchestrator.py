@@ -33,7 +33,7 @@ from onexflow.spi import (
 from onexflow.worker.handlers import Worker
 
 ORDER: Context = {"order_id": "ORD-12345", "customer_id": "CUST-67890", "amount": 99.99}
-TERMINAL = {"completed", "failed", "cancelled", "timeout"}
+TERMINAL = {"completed", "failed", "cancelled", "timeout", "compensated"}
 
 
 class Script:
@@ -48,7 +48,7 @@ class Script:
 
     def worker(self) -> Worker:
         worker = Worker("onex")
-        for name in ("prepare", "reserve", "payment_processing", "ship"):
+        for name in ("prepare", "reserve", "payment_processing", "ship", "refund"):
             worker.effect(name, idempotent=True)(self._handler(name))
         return worker
 
@@ -65,7 +65,8 @@ class Script:
 
 
 def definitions() -> list[WorkflowDefinition]:
-    """The workflows of the suite: two tasks in a row; two of which the first is a setup task."""
+    """The workflows of the suite: two tasks in a row; two of which the first is a setup task; three of which the
+    second can be undone."""
     once = RetryPolicy(policy="none", max_attempts=1)
     twice = RetryPolicy(policy="fixed", max_attempts=2, initial_delay=0.0)
     order = workflow("order-processing")
@@ -74,14 +75,19 @@ def definitions() -> list[WorkflowDefinition]:
     guided = workflow("guided")
     guided.effect("prepare", setup=True, retry=once)
     guided.effect("ship", retry=once)
-    return [order.build(), guided.build()]
+    trip = workflow("trip")
+    paid = trip.effect("payment_processing", depends_on=[trip.effect("reserve")], compensation="refund")
+    trip.effect("ship", depends_on=[paid], retry=once)
+    return [order.build(), guided.build(), trip.build()]
 
 
-async def state_when(orchestrator: WorkflowOrchestrator, instance: UUID, *states: str) -> WorkflowState:
+async def state_when(
+    orchestrator: WorkflowOrchestrator, instance: UUID, *states: str, workflow_type: str = "order-processing"
+) -> WorkflowState:
     """The order's state once it is one of these."""
     async with asyncio.timeout(10):
         while True:
-            state = await orchestrator.get_workflow_state("order-processing", instance)
+            state = await orchestrator.get_workflow_state(workflow_type, instance)
             if state.current_state in states:
                 return state
             await asyncio.sleep(0.005)
@@ -296,6 +302,60 @@ class OrchestratorConformance:
         assert state.tasks["payment_processing"].started_at is None
         await orchestrator.resume_workflow(*ins)
         assert (await state_when(orchestrator, instance, *TERMINAL)).current_state == "completed"
+
+    async def test_a_cancel_with_something_to_undo_ends_compensated_and_keeps_its_outcome(
+        self, orchestrator: WorkflowOrchestrator, script: Script
+    ) -> None:
+        shipping, refund, instance = script.gate("ship"), script.gate("refund"), uuid4()
+        ins = ("trip", instance)
+        await orchestrator.start_workflow(*ins, dict(ORDER))
+
+        async def paid() -> bool:
+            return (await orchestrator.get_workflow_state(*ins)).tasks["ship"].state == "running"
+
+        await _until(paid)
+        assert await orchestrator.cancel_workflow(*ins, reason="User cancelled") is True
+        state = await orchestrator.get_workflow_state(*ins)
+        assert (state.current_state, state.metadata["outcome"]) == ("compensating", "cancelled")
+        assert await orchestrator.cancel_workflow(*ins) is False
+        with pytest.raises(InvalidProtocolStateError) as raised:
+            await orchestrator.pause_workflow(*ins)
+        assert raised.value.context["current_state"] == "compensating"
+        refund.set()
+        shipping.set()
+        state = await state_when(orchestrator, instance, *TERMINAL, workflow_type="trip")
+        assert (state.current_state, state.metadata["outcome"]) == ("compensated", "cancelled")
+        assert state.metadata["reason"] == "User cancelled"
+        assert state.tasks["payment_processing.undo"].state == "completed"
+        assert await orchestrator.cancel_workflow(*ins) is False
+        types = [str(event.event_type) for event in await orchestrator.get_workflow_history(*ins)]
+        begun = types.index("workflow.cancelled")
+        assert types[begun + 1] == "compensation.started"
+        assert (types[-1], types.count("workflow.cancelled")) == ("compensation.completed", 1)
+
+    async def test_a_cancel_with_nothing_to_undo_ends_cancelled(
+        self, orchestrator: WorkflowOrchestrator, script: Script
+    ) -> None:
+        gate, ins = script.gate("reserve"), ("trip", uuid4())
+        await orchestrator.start_workflow(*ins, dict(ORDER))
+        assert await orchestrator.cancel_workflow(*ins) is True
+        state = await orchestrator.get_workflow_state(*ins)
+        assert state.current_state == "cancelled"
+        assert "outcome" not in state.metadata
+        gate.set()
+
+    async def test_a_failure_with_something_to_undo_goes_to_compensating_and_never_to_failed(
+        self, orchestrator: WorkflowOrchestrator, script: Script
+    ) -> None:
+        script.failures["ship"] = 1
+        instance = uuid4()
+        await orchestrator.start_workflow("trip", instance, dict(ORDER))
+        state = await state_when(orchestrator, instance, *TERMINAL, workflow_type="trip")
+        assert (state.current_state, state.metadata["outcome"]) == ("compensated", "failed")
+        assert "ship does not work" in (state.error or "")
+        types = [str(event.event_type) for event in await orchestrator.get_workflow_history("trip", instance)]
+        assert "workflow.failed" not in types
+        assert "compensation.started" in types
 
     @pytest.mark.parametrize("action", ["pause", "resume", "cancel"])
     async def test_a_transition_that_there_is_not_is_refused(
