@@ -15,6 +15,7 @@ from onexflow.engine.gateway import FORWARDED
 from onexflow.engine.placement import MOVE_SECONDS, SETTLED_SECONDS, ranking
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports.client_link import ControlRequest, RunOutcome, StartOutcome, StartRequest
+from onexflow.ports.events import EventRecord, Publish
 from onexflow.ports.persistence import StateRecord
 from onexflow.spi import WorkTask
 from onexflow.testing.clock import run_virtual, virtual_time
@@ -292,6 +293,25 @@ async def test_saved_states_are_found_through_any_orchestrator() -> None:
             loaded = await second.records.load_state(key)
             assert isinstance(loaded, StateRecord)
             assert loaded.data == record.data
+
+
+@virtual_time
+async def test_events_are_published_and_read_through_any_orchestrator() -> None:
+    async with MultiCluster() as cluster:
+        await three(cluster, Script())
+        first, second = (cluster.members[name].engine.gateway for name in ("a", "b"))
+        assert await first.events.create_topic("default", "parted", 16)
+        partitions = set()
+        for number in range(24):
+            key = RunKey("default", f"topic-{number % 6}", cluster.ids.uuid())
+            event = EventRecord(key=key, type="noted", payload=encode_value({"n": 1}), event_id=cluster.ids.uuid())
+            topic = "parted" if number % 2 else ""
+            published = await second.events.publish_event(Publish(event=event, topic=topic, partition_key="same"))
+            partitions.add((topic, published.partition))
+            found = await first.events.read_events(key)
+            assert [one.event_id for one in found] == [event.event_id]
+        assert len(partitions) == 2  # a topic's number of partitions is the same everywhere
+        assert ("parted", 0) not in partitions
 
 
 @virtual_time

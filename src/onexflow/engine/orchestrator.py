@@ -68,7 +68,6 @@ from onexflow.ports.client_link import (
     OrchestratorService,
     RunMetrics,
     RunOutcome,
-    RunService,
     RunSummary,
     RunView,
     StartOutcome,
@@ -143,17 +142,17 @@ class Orchestrator:
         #: What clients are served by: calls about shards of other orchestrators are passed on to these.
         self.gateway: OrchestratorService = self._gateways[0] if self._gateways else self
         #: The same for what this orchestrator asks itself.
-        self._runs: RunService = self._gateways[1] if self._gateways else self
-        self._bridge = QueueBridge(self._kernel, self._book.dispatcher, self._runs, self._is_able)
+        self._cluster: OrchestratorService = self._gateways[1] if self._gateways else self
+        self._bridge = QueueBridge(self._kernel, self._book.dispatcher, self._cluster, self._is_able)
         self._queues = QueueBook(self._kernel, registry, self._bridge, payload_limit)
         self._book.on_room = self._bridge.on_room
-        self._calls = CallBook(self._kernel, self._runs.control)
+        self._calls = CallBook(self._kernel, self._cluster.control)
         self._pins = Pins(self._kernel, registry)
         #: What `ports.nodes` asks.
         self.node_registry = self._nodes()
         self._kernel.carry_out = self._carry_out
         self._kernel.on_loaded = lambda run: self._book.take_back(run, self._liveness_of)
-        self.events = EventBook(self._kernel, ids, payload_limit, self._refuse_if_unable)
+        self.events = EventBook(self._kernel, ids, payload_limit, self._refuse_if_unable, lambda: self._cluster.events)
         #: What `ports.persistence` asks.
         self.records = RecordBook(
             self._kernel,
@@ -496,7 +495,7 @@ class Orchestrator:
             request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
         )
         if self._kernel.is_shared:  # the called run may be another's
-            self._runs.start_run(msgspec.structs.replace(request, caller=None), reply)
+            self._cluster.start_run(msgspec.structs.replace(request, caller=None), reply)
         elif is_new:
             self._create(request, graph, key, digest, reply)
         else:

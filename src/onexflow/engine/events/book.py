@@ -49,6 +49,7 @@ from onexflow.ports.events import (
     Consumer,
     DeadLetter,
     EventRecord,
+    EventService,
     EventStatus,
     Filter,
     GroupView,
@@ -64,11 +65,27 @@ from onexflow.spi.exceptions import SPIError
 class EventBook:
     """Implements `EventService`."""
 
-    def __init__(self, kernel: Kernel, ids: IdSource, payload_limit: int, admit: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        ids: IdSource,
+        payload_limit: int,
+        admit: Callable[[], None],
+        cluster: Callable[[], EventService],
+    ) -> None:
+        """`cluster` is this service with those of the other orchestrators behind it."""
         self._kernel = kernel
         self._topics = Topics(kernel)
         self._log = Log(kernel, self._topics)
-        self._publisher = Publisher(kernel, self._topics, self._log, ids, payload_limit, admit)
+        self._publisher = Publisher(
+            kernel,
+            self._topics,
+            self._log,
+            ids,
+            payload_limit,
+            admit,
+            lambda namespace, name, partitions: cluster().create_topic(namespace, name, partitions),
+        )
         self._groups: dict[tuple[str, str], Reader] = {}
         self._dead = DeadLetters(kernel, self._log, self._readers)
         self._projections = Projections(kernel, self._groups)

@@ -17,7 +17,7 @@ from onexflow.engine import event_records, stream, views
 from onexflow.engine.cuts import uncut
 from onexflow.engine.events.checks import MAX_NUMBER, MAX_STREAMS, check_key, check_publish, check_text
 from onexflow.engine.events.log import Located, Log
-from onexflow.engine.events.topics import Topics, partition_of
+from onexflow.engine.events.topics import DEFAULT_PARTITIONS, Topics, partition_of
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.shard import Shard
 from onexflow.engine.stream import Place, Stream, Streams
@@ -41,7 +41,10 @@ class Publisher:
         ids: IdSource,
         payload_limit: int,
         admit: Callable[[], None],
+        create_topic: Callable[[str, str, int], Awaitable[object]],
     ) -> None:
+        """`create_topic` asks whoever owns the topic's home."""
+        self._create_topic = create_topic
         self._kernel = kernel
         self._topics = topics
         self._log = log
@@ -58,10 +61,19 @@ class Publisher:
         if (repeated := await self._of_run(event)) is not None:
             return repeated
         shard = self._kernel.shard_of(stream.stream_key(event.key))
+        await self._know_topic(event.key.namespace, request.topic or event.key.workflow_type)
         async with self._streams.lock(shard):
             published = await self._decide(request, event)
         await self._kernel.lane.durable()
         return published
+
+    async def _know_topic(self, namespace: str, name: str) -> None:
+        """A topic that is kept by another orchestrator is looked up, and comes to be there."""
+        if self._topics.exists(namespace, name) or self._topics.is_here(namespace, name):
+            return
+        if not await self._topics.learn(namespace, name):
+            await self._create_topic(namespace, name, DEFAULT_PARTITIONS)
+            await self._topics.learn(namespace, name)
 
     async def _decide(self, request: Publish, event: EventRecord) -> Published:
         """With the shard's lock held: what is found in the registers stays true until the event is recorded."""
@@ -77,8 +89,10 @@ class Publisher:
             before = await self._of_key(shard, event.key, event.idempotency_key)
         if before is not None:
             return _published(shard.id, before, created=False)
-        if (run := kernel.resident(event.key)) is not None or kernel.known_start(event.key) is not None:
-            raise _of_a_run(event.key, run.state.seq if run is not None else 0)  # it was started meanwhile
+        if kernel.number_of(event.key) in kernel.shards:
+            run = kernel.resident(event.key)
+            if run is not None or kernel.known_start(event.key) is not None:
+                raise _of_a_run(event.key, run.state.seq if run is not None else 0)  # it was started meanwhile
         self._admit()
         head = known.state.head if known is not None else 0
         number = event.sequence or head + 1
@@ -91,7 +105,7 @@ class Publisher:
         if len(places) >= MAX_STREAMS:
             raise InvalidArgument(f"this event_id was published to {MAX_STREAMS:,} streams already", field="event_id")
         topic = request.topic or event.key.workflow_type
-        if not self._topics.exists(event.key.namespace, topic):
+        if not self._topics.exists(event.key.namespace, topic) and self._topics.is_here(event.key.namespace, topic):
             self._topics.create(event.key.namespace, topic)
         partition_key = request.partition_key or str(event.key.instance_id)
         partition = partition_of(partition_key, self._topics.partitions(event.key.namespace, topic))
@@ -118,13 +132,15 @@ class Publisher:
     async def _of_run(self, event: EventRecord) -> Published | None:
         """For a run only what it has recorded itself can be said again."""
         kernel, key = self._kernel, event.key
-        run = kernel.resident(key)
+        number = kernel.number_of(key)
+        is_here = number in kernel.shards  # a run is in another shard than the stream that would have its name
+        run = kernel.resident(key) if is_here else None
         if run is not None:
             head = run.state.seq
         else:
-            if (started := kernel.known_start(key)) is not None:
+            if (started := kernel.known_start(key) if is_here else None) is not None:
                 await kernel.lane.durable()  # its entry may be on the way
-            record = await kernel.store.find_run(kernel.shard_of(key).id, key.to_bytes())
+            record = await kernel.store.find_run(number, key.to_bytes())
             if record is None:
                 if started is not None:
                     raise InternalError(f"run {key} is not listed", {"run": str(key)})
@@ -171,10 +187,10 @@ class Publisher:
         first = min(MAX_NUMBER, first)  # beyond every head
         first = max(1, first)
         await self._kernel.lane.durable()
-        shard = self._kernel.shard_of(key)
         system = is_system_type(key.workflow_type)
-        record = None if system else await self._kernel.store.find_run(shard.id, key.to_bytes())
+        record = None if system else await self._kernel.store.find_run(self._kernel.number_of(key), key.to_bytes())
         if record is not None:
+            shard = self._kernel.shard_of(key)
             return await _whole(shard, lambda: self._read_run(shard.id, record, key, first, last, limit))
         external = await self.stream(key)
         if external is None:

@@ -48,6 +48,18 @@ class Topics:
         known = self._known.get((namespace, name))
         return known.begins.get(shard, 0) if known is not None else 0
 
+    def is_here(self, namespace: str, name: str) -> bool:
+        """Does this orchestrator own the topic's home?"""
+        return self._kernel.number_of(names.home("topic", namespace, name)) in self._kernel.shards
+
+    async def learn(self, namespace: str, name: str) -> bool:
+        """Know a topic whose home another orchestrator owns, as the store has it. False when there is none."""
+        home = self._kernel.number_of(names.home("topic", namespace, name))
+        data = await self._kernel.store.get_register(home, names.topic(namespace, name))
+        if data:
+            self._keep(namespace, name, names.decode(data, TopicRecord))
+        return self.exists(namespace, name)
+
     def exists(self, namespace: str, name: str) -> bool:
         known = self._known.get((namespace, name))
         return known is not None and known.exists
