@@ -14,6 +14,7 @@ from onexflow.core.definition import (
     MAX_EXPRESSION,
     MAX_TASKS,
     MAX_TEXT,
+    Compensation,
     RetryPolicy,
     RunRetry,
     TaskSpec,
@@ -47,7 +48,7 @@ def row(key: str) -> str:
     return found[0]
 
 
-@pytest.mark.parametrize("cls", [WorkflowDefinition, TaskSpec, RetryPolicy, Timeouts])
+@pytest.mark.parametrize("cls", [WorkflowDefinition, TaskSpec, Compensation, RetryPolicy, Timeouts])
 def test_tables_name_every_key(cls: type[msgspec.Struct]) -> None:
     for field in msgspec.structs.fields(cls):
         row(field.name)
