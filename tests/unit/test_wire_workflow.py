@@ -27,7 +27,7 @@ TASK = link.TaskView(
 VIEW = link.RunView(
     key=KEY, version=1, state="running", sequence=9, correlation_id="c", created_at=1, started_at=2, updated_at=3,
     completed_at=0, input=Payload(b"{}"), result=None, error=None, tasks=(TASK,), reason="r", blocked_because="b",
-    next_wake_at=5, shard=3, owner="o",
+    next_wake_at=5, shard=3, owner="o", outcome="timeout",
 )  # fmt: skip
 EVENT = link.EventView(
     sequence=1, type="task.completed", kind="", timestamp=5, shard=1, offset=2, epoch=3, task="t", data={"a": [1]}

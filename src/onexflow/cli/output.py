@@ -24,6 +24,7 @@ STYLES: Final = {
     "completed": "green", "running": "cyan", "ready": "green", "scheduled": "cyan", "retrying": "yellow",
     "paused": "yellow", "waiting_for_input": "yellow", "draining": "yellow", "blocked": "dim", "pending": "dim",
     "skipped": "dim", "failed": "red", "timeout": "red", "cancelled": "magenta",
+    "compensating": "yellow", "compensated": "magenta",
 }  # fmt: skip
 
 

@@ -76,7 +76,8 @@ def definitions() -> list[WorkflowDefinition]:
     guided.effect("prepare", setup=True, retry=once)
     guided.effect("ship", retry=once)
     trip = workflow("trip")
-    paid = trip.effect("payment_processing", depends_on=[trip.effect("reserve")], compensation="refund")
+    reserved = trip.effect("reserve")
+    paid = trip.effect("payment_processing", depends_on=[reserved], compensation="refund", priority="high")
     trip.effect("ship", depends_on=[paid], retry=once)
     return [order.build(), guided.build(), trip.build()]
 
@@ -326,7 +327,8 @@ class OrchestratorConformance:
         state = await state_when(orchestrator, instance, *TERMINAL, workflow_type="trip")
         assert (state.current_state, state.metadata["outcome"]) == ("compensated", "cancelled")
         assert state.metadata["reason"] == "User cancelled"
-        assert state.tasks["payment_processing.undo"].state == "completed"
+        undone = state.tasks["payment_processing.undo"]
+        assert (undone.state, undone.priority) == ("completed", "high")
         assert await orchestrator.cancel_workflow(*ins) is False
         types = [str(event.event_type) for event in await orchestrator.get_workflow_history(*ins)]
         begun = types.index("workflow.cancelled")
