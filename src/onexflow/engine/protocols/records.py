@@ -82,7 +82,9 @@ def instance_of(view: RunView, *, created: bool) -> WorkflowInstance:
 def state_of(view: RunView, definition: WorkflowDefinition) -> WorkflowState:
     """The run as it stands. `context` is what an expression of its definition may read, and its result."""
     priorities = {spec.name: spec.priority for spec in definition.tasks}
-    tasks = {task.name: _task_status(task, priorities.get(task.name.removesuffix(".undo"), "normal")) for task in view.tasks}
+    tasks = {
+        task.name: _task_status(task, priorities.get(task.name.removesuffix(".undo"), "normal")) for task in view.tasks
+    }
     results = {task.name: plain(task.result) for task in view.tasks if task.state == "completed"}
     return WorkflowState(
         workflow_type=view.key.workflow_type,

@@ -434,7 +434,9 @@ class EventStoreSuite(RegistersAndCuts):
         assert store.now() >= 2_000
         stores.set_clock(3_000)
         await self.claimed(store, 1)
-        assert (await store.append([one_row(1, 1, 1)])).now == 3_000  # a clock that is elsewhere is heard with an answer
+        assert (
+            await store.append([one_row(1, 1, 1)])
+        ).now == 3_000  # a clock that is elsewhere is heard with an answer
         assert store.now() == 3_000
         await store.close()
 
