@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,8 @@ from onexflow.ports.persistence import StateRecord
 from onexflow.spi import WorkTask
 from onexflow.testing.clock import run_virtual, virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
+from onexflow.worker.context import Context
+from onexflow.worker.handlers import Worker
 from support.engine_kit import Script, single, until
 
 
@@ -355,3 +358,25 @@ def test_an_owner_that_wakes_and_does_not_look_is_refused_by_the_store(seed: int
             assert script.count("charge") == script.count("send") == 3
 
     run_virtual(scenario())
+
+
+@virtual_time
+async def test_an_orchestration_calls_runs_of_other_owners_and_goes_on_when_its_own_dies() -> None:
+    script = Script()
+    conductor = Worker("conductor")
+
+    @conductor.orchestrator("conduct")
+    async def conduct(contract: Any, ctx: Context) -> list[int]:
+        return [await ctx.run("chain", number) for number in range(6)]
+
+    leading = workflow("leading")
+    leading.orchestrator("lead", handler="conduct")
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain(), leading)
+        await cluster.add_worker(conductor, "conductor")
+        keys = [await start_at(cluster, name, "leading") for name in ("a", "b", "c")]
+        await script.called("charge", 4)
+        await cluster.kill("a")
+        for key in keys:
+            assert await cluster.result(key) == list(range(6))
+        assert script.count("charge") == script.count("send") == 18

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from onexflow.core.ids import RunKey
 from onexflow.engine.protocols import reading
-from onexflow.ports.client_link import RunOutcome, StartOutcome, StartRequest
+from onexflow.ports.client_link import OrchestratorService, RunOutcome, StartOutcome, StartRequest
 from onexflow.spi.exceptions import SPIError
 
-if TYPE_CHECKING:
-    from onexflow.engine.orchestrator import Orchestrator
-    from onexflow.testing.cluster import Cluster
-
 T = TypeVar("T")
+
+
+class Host(Protocol):
+    """The cluster that the worker belongs to."""
+
+    async def running_engine(self) -> tuple[OrchestratorService, asyncio.Event]:
+        """An orchestrator, once one is running, and what is set when it has ended."""
 
 
 class WorkerCalls:
     """The part of `RunService` that orchestrations use. A call that an orchestrator took to its grave is made again on
     the next one, as clients do; one of a worker that was killed is never answered."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Host) -> None:
         self.killed = asyncio.Event()
         self._cluster = cluster
         self._tasks: set[asyncio.Task[None]] = set()
@@ -47,7 +50,7 @@ class WorkerCalls:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _ask(self, call: Callable[[Orchestrator], Awaitable[T]]) -> T:
+    async def _ask(self, call: Callable[[OrchestratorService], Awaitable[T]]) -> T:
         while True:
             engine, gone = await self._cluster.running_engine()
             asked = asyncio.ensure_future(call(engine))

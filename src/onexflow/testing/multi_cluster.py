@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from random import Random
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, cast
 from uuid import UUID
@@ -28,13 +29,23 @@ from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import Coded, DeadlineExceeded, RunFailed, StoreUnavailable, Unavailable
 from onexflow.core.ids import RunKey, shard_of_slot
 from onexflow.engine.orchestrator import Orchestrator
-from onexflow.ports.client_link import ControlRequest, EventView, RunOutcome, StartOutcome, StartRequest
+from onexflow.engine.protocols import ServiceCaller
+from onexflow.ports.client_link import (
+    ControlRequest,
+    EventView,
+    OrchestratorService,
+    RunOutcome,
+    RunService,
+    StartOutcome,
+    StartRequest,
+)
 from onexflow.ports.event_store import EventStore
 from onexflow.ports.registry import NodeRecord, kind_of
 from onexflow.ports.worker_link import ROLES, Role
 from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
 from onexflow.spi.exceptions import SPIError
 from onexflow.storage.memory import MemoryStore
+from onexflow.testing.calls import WorkerCalls
 from onexflow.testing.clock import SeededIds, VirtualClock
 from onexflow.testing.links import InProcessStream
 from onexflow.worker.handlers import Worker
@@ -51,8 +62,10 @@ PATIENCE: Final = 120.0
 class MemberStore:
     """One member's way to the store: calls wait while the member is frozen, and fail once it is dead."""
 
-    def __init__(self, inner: EventStore) -> None:
+    def __init__(self, inner: EventStore, delays: Random, slowest: float) -> None:
         self._inner = inner
+        self._delays = delays
+        self._slowest = slowest
         self._runs = asyncio.Event()
         self._runs.set()
         self.is_dead = False
@@ -68,6 +81,8 @@ class MemberStore:
         self._runs.set()
 
     async def _turn(self) -> None:
+        if self._slowest:
+            await asyncio.sleep(self._delays.uniform(0, self._slowest))
         await self._runs.wait()
         if self.is_dead:
             raise StoreUnavailable("the process is dead", {"fatal": True})
@@ -109,6 +124,8 @@ class ClusterMember:
         self.registry = registry
         self.store = store
         self.state: Literal["running", "frozen", "dead"] = "running"
+        #: Set while it does not run.
+        self.gone = asyncio.Event()
 
     @property
     def id(self) -> str:
@@ -144,7 +161,10 @@ class _Prober:
 class MultiCluster:
     """Any number of orchestrators and workers over one memory store."""
 
-    def __init__(self, *, seed: int = 0, shards: int = 8, namespace: str = "default") -> None:
+    def __init__(self, *, seed: int = 0, shards: int = 8, namespace: str = "default", slowest: float = 0.0) -> None:
+        """`slowest`: a call of the store takes up to so many seconds, there and back."""
+        self._delays = Random(seed)
+        self._slowest = slowest
         self.clock = VirtualClock()
         self.ids = SeededIds(seed)
         self.store = MemoryStore(self.clock, shards)
@@ -156,6 +176,7 @@ class MultiCluster:
         self.workers: dict[str, MultiWorker] = {}
         self.fatal: list[Coded] = []
         self._beating: asyncio.Task[None] | None = None
+        self._turn = 0
 
     # ---- life
 
@@ -203,7 +224,7 @@ class MultiCluster:
     async def add_orchestrator(self, name: str) -> ClusterMember:
         registry = MemberRegistry(self.hub)
         await registry.start()
-        store = MemberStore(self.store)
+        store = MemberStore(self.store, self._delays, self._slowest)
         incarnation = f"{name}.{len(self.lives) + 1}"
         engine = Orchestrator(
             cast("EventStore", store),
@@ -238,6 +259,7 @@ class MultiCluster:
         """`kill -9`: nothing is said, nothing more is stored, the port refuses."""
         member = self.members.pop(name)
         member.state = "dead"
+        member.gone.set()
         member.store.is_dead = True
         member.store.thaw()
         for worker in self.workers.values():
@@ -249,6 +271,7 @@ class MultiCluster:
     async def stop(self, name: str) -> None:
         """SIGTERM: its shards are handed over."""
         member = self.members[name]
+        member.gone.set()
         await member.engine.hand_over()
         del self.members[name]
         await member.engine.stop()
@@ -261,6 +284,7 @@ class MultiCluster:
         """SIGSTOP: it does nothing, and what is sent to it waits."""
         member = self.members[name]
         member.state = "frozen"
+        member.gone.set()
         member.store.freeze()
         member.registry.is_frozen = True
         for worker in self.workers.values():
@@ -271,6 +295,7 @@ class MultiCluster:
         """SIGCONT."""
         member = self.members[name]
         member.state = "running"
+        member.gone = asyncio.Event()
         member.registry.is_frozen = False
         member.store.thaw()
         for worker in self.workers.values():
@@ -283,8 +308,15 @@ class MultiCluster:
         number = len(self.workers) + 1
         name = name or f"worker-{number}"
         incarnation = f"{name}.{number}"
+        calls = WorkerCalls(self)
         runtime = WorkerRuntime(
-            worker, worker_id=name, incarnation=incarnation, clock=self.clock, slots=slots, liveness=incarnation
+            worker,
+            worker_id=name,
+            incarnation=incarnation,
+            clock=self.clock,
+            slots=slots,
+            liveness=incarnation,
+            caller=ServiceCaller(cast("RunService", calls), calls.close),
         )
         registry = MemoryRegistry(self.hub)
         await registry.start()
@@ -303,6 +335,16 @@ class MultiCluster:
             self.connect(added, member)
         await runtime.initialize()
         return added
+
+    async def running_engine(self) -> tuple[OrchestratorService, asyncio.Event]:
+        """The gateway of a running orchestrator, in turns, and what is set when that one does not run any more."""
+        while True:
+            running = [member for member in self.members.values() if not member.gone.is_set()]
+            if running:
+                self._turn += 1
+                member = running[self._turn % len(running)]
+                return member.engine.gateway, member.gone
+            await self.clock.sleep(_RETRY_SECONDS)
 
     def connect(self, worker: MultiWorker, member: ClusterMember) -> None:
         worker.streams[member.id] = InProcessStream(member.engine.accept_worker, worker.runtime)
