@@ -342,6 +342,7 @@ def test_an_owner_that_wakes_and_does_not_look_is_refused_by_the_store(seed: int
         async with MultiCluster(seed=seed) as cluster:
             await three(cluster, script, chain())
             keys = [await start_at(cluster, "a") for _ in range(3)]
+            new = await key_owned_by(cluster, "a")
             await script.called("charge", 3)
             member = cluster.members["a"]
             kernel = member.engine._kernel
@@ -351,9 +352,15 @@ def test_an_owner_that_wakes_and_does_not_look_is_refused_by_the_store(seed: int
             await cluster.clock.sleep(10.0)
             accepted = len(member.store.accepted)
             cluster.thaw("a")
+            request = StartRequest(
+                namespace="default", workflow_type="chain", input=encode_value(1), instance_id=new.instance_id
+            )
+            answers: asyncio.Queue[object] = asyncio.Queue()
+            member.engine.start_run(request, answers.put_nowait)
+            assert isinstance(await answers.get(), ShardMoved)
+            assert member.store.rejected > 0
             for key in keys:
                 assert await cluster.result(key) == 1
-            await until(lambda: member.store.rejected > 0)
             assert len(member.store.accepted) == accepted
             assert script.count("charge") == script.count("send") == 3
 
@@ -380,3 +387,50 @@ async def test_an_orchestration_calls_runs_of_other_owners_and_goes_on_when_its_
         for key in keys:
             assert await cluster.result(key) == list(range(6))
         assert script.count("charge") == script.count("send") == 18
+
+
+@virtual_time
+async def test_an_effect_that_a_deposed_owner_had_sent_is_refused_by_its_worker() -> None:
+    script = Script()
+    async with MultiCluster() as cluster:
+        await three(cluster, script, single("effect", "charge"))
+        for worker in cluster.workers.values():
+            worker.streams["a"].held = True  # what it sends is in the socket
+        key = await start_at(cluster, "a", "single")
+        await cluster.clock.sleep(0.2)
+        assert not script.calls
+        spare = await cluster.add_worker(script.worker("w3"), "w3")
+        spare.streams["a"].cut()  # its slots are for the others
+        number = cluster.number_of(key)
+        taker = cluster.members["b"].engine
+        epoch = cluster.members["a"].engine.shards[number].epoch
+        await taker._ownership._placement._claim(number, epoch, "a")
+        assert await cluster.result(key) == 1
+        assert [call.worker for call in script.calls] == ["w3"]
+        for name in ("w1", "w2"):
+            cluster.workers[name].streams["a"].release()  # and now it arrives
+        await cluster.clock.sleep(0.5)
+        assert script.count("charge") == 1
+        assert sum(worker.runtime.statistics().refused_stale for worker in cluster.workers.values()) > 0
+
+
+@virtual_time
+async def test_a_result_that_comes_to_nobody_is_kept_for_the_next_owner() -> None:
+    script = Script()
+    gate = script.gate("charge")
+    async with MultiCluster() as cluster:
+        await three(cluster, script, single("effect", "charge"))
+        key = await start_at(cluster, "a", "single")
+        await script.called("charge")
+        cluster.freeze("b")
+        cluster.freeze("c")
+        number = cluster.number_of(key)
+        engine = cluster.members["a"].engine
+        await engine._ownership.stop()
+        assert await engine._kernel.release(number)
+        gate.set()
+        await cluster.clock.sleep(0.5)
+        cluster.thaw("b")
+        cluster.thaw("c")
+        assert await cluster.result(key) == 1
+        assert script.count("charge") == 1

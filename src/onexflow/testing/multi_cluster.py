@@ -55,6 +55,8 @@ T = TypeVar("T")
 
 _BEAT_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 0.05
+#: After so long a worker knows that its orchestrator is silent (`rpc.worker_connection`).
+_PING_SECONDS: Final = 5.0
 #: How long a call is repeated, in virtual seconds.
 PATIENCE: Final = 120.0
 
@@ -290,6 +292,14 @@ class MultiCluster:
         for worker in self.workers.values():
             if (stream := worker.streams.get(name)) is not None:
                 stream.held = True
+        asyncio.get_running_loop().call_later(_PING_SECONDS, self._miss, member)
+
+    def _miss(self, member: ClusterMember) -> None:
+        """The workers' pings are not answered: they take their streams for lost."""
+        for worker in self.workers.values():
+            stream = worker.streams.get(member.id)
+            if member.state == "frozen" and stream is not None and stream.is_open:
+                stream.cut_worker_side()
 
     def thaw(self, name: str) -> None:
         """SIGCONT."""
@@ -299,8 +309,12 @@ class MultiCluster:
         member.registry.is_frozen = False
         member.store.thaw()
         for worker in self.workers.values():
-            if (stream := worker.streams.get(name)) is not None:
+            stream = worker.streams.get(name)
+            if stream is not None and stream.is_open:
                 stream.release()
+            elif stream is not None:
+                stream.cut_orchestrator_side()
+                self.connect(worker, member)
 
     # ---- workers
 
