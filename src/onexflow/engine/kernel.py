@@ -305,19 +305,27 @@ class Kernel:
         return await asyncio.shield(loading)
 
     async def _read(self, shard: Shard, key: RunKey, record: RunRecord) -> Run | None:
-        await self.lane.durable(shard)  # its parked row may be on the way
-        try:
-            run = await read_run(self.store, self.catalog, shard, record)
-            parked = await self.store.get_parked(shard.id, record.iid)
-        except Unavailable:
-            raise
-        except Exception as error:  # its events make no sense to this release, in whatever way
-            log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
-            return None
-        shard.check()
-        resident = shard.by_key.get(key)
-        if resident is not None:
-            return resident
+        while True:
+            await self.lane.durable(shard)  # its parked row may be on the way
+            shard.reading.add(record.iid)
+            try:
+                run = await read_run(self.store, self.catalog, shard, record)
+                parked = await self.store.get_parked(shard.id, record.iid)
+            except Unavailable:
+                raise
+            except Exception as error:  # its events make no sense to this release, in whatever way
+                log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
+                return None
+            finally:
+                is_outdated = record.iid in shard.outdated
+                shard.reading.discard(record.iid)
+                shard.outdated.discard(record.iid)
+            shard.check()
+            resident = shard.by_key.get(key)
+            if resident is not None:
+                return resident
+            if not is_outdated:  # else it was in memory meanwhile, and has gone on, and has left it again
+                break
         if parked is not None:
             shard.unpark(record.iid)
             self.lane.mark()

@@ -143,6 +143,9 @@ class Shard:
         #: Registers of the append under way.
         self._in_flight: dict[str, RegisterRecord] = {}
         self.is_in_flight = False
+        #: Runs that are being read back, and those of them that have got events since that began.
+        self.reading: set[int] = set()
+        self.outdated: set[int] = set()
         self._reads: list[_Read] = []
         #: Held while a history of this shard is cut, from reading its rows until the cut is durable (engine.cuts).
         self.cutting = asyncio.Lock()
@@ -184,6 +187,8 @@ class Shard:
             pending.segments.append(Segment(run, self.next, run.state.seq - count + 1, turn.now, turn.events, meta))
         self.next += count
         pending.runs[run.iid] = run
+        if self.reading and run.iid in self.reading:
+            self.outdated.add(run.iid)
 
     def put(self, name: str, data: bytes) -> None:
         """Write a register with the next append; empty data takes it away. The caller marks the lane."""
