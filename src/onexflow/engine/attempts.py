@@ -445,7 +445,7 @@ class AttemptBook:
         tokens: list[Token] = []
         first: Attempt | None = None
         started_at = 0
-        count = session.tally.add
+        ended: list[AttemptResult] = []
         for result in results:
             token, status = result.token, result.status
             attempt = self.attempts.get(token)
@@ -461,7 +461,7 @@ class AttemptBook:
                 answer.discarded.append(token)  # it runs elsewhere by now, under the same token
                 continue
             self._forget(attempt)
-            count(result)
+            ended.append(result)
             if status == "completed":
                 if first is None:
                     first, started_at = attempt, result.started_at
@@ -471,6 +471,7 @@ class AttemptBook:
                 self._end(session, attempt, result, answer)
         if first is not None:
             self._complete(session, first, group, tokens, started_at, answer)
+        session.tally.add(ended)
         self._acknowledge(session, answer)
 
     def _acknowledge(self, session: WorkerSession, answer: _Answer) -> None:
@@ -574,7 +575,7 @@ class AttemptBook:
             answer.discarded.append(result.token)
             self._acknowledge(session, answer)
             return
-        session.tally.add(result)
+        session.tally.add([result])
         if result.status == "completed":
             group = [ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result)]
             self._complete(session, attempt, group, [result.token], result.started_at, answer)
