@@ -177,10 +177,10 @@ def complete(turn: Turn, command: CompleteItems) -> None:
     task = command.task
     items: list[int] = []
     results = []
-    for index, epoch, offset, result in command.results:
-        if _accepted(turn, task, index, epoch, offset) is not None:
-            items.append(index)
-            results.append(result)
+    for result in command.results:
+        if _accepted(turn, task, result.item, result.epoch, result.offset) is not None:
+            items.append(result.item)
+            results.append(result.result)
     if not items:
         return
     _write_started(turn, task, items, command.worker, command.incarnation, command.started_at)

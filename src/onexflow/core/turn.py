@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+
+import msgspec
 
 from onexflow.core.commands import TimerKind
 from onexflow.core.errors import TaskTimedOut
@@ -17,7 +18,7 @@ from onexflow.core.state import RunState
 SECOND = 1_000_000_000
 
 
-class Context(NamedTuple):
+class Context(msgspec.Struct, frozen=True, gc=False):
     """What a decision needs from outside: the store's time, its place in the shard, and two pure helpers."""
 
     now: int  #: store time in ns, never below the run's last event

@@ -71,7 +71,7 @@ class AttemptBook:
         self.others: Callable[[], Iterable[str]] = tuple
         self.attempts: dict[Token, Attempt] = {}
         self.dispatcher = Dispatcher(self._place)
-        self.timers = Timers(kernel.store.now, self._fire, _is_resident)
+        self.timers = Timers(kernel.now, self._fire, _is_resident)
         self._dirty: dict[WorkerSession, None] = {}
         self._flushing = False
         self._told: dict[str, int] = {}
@@ -318,7 +318,7 @@ class AttemptBook:
         timeouts = attempt.run.graph.specs[attempt.task].timeouts
         if attempt.role == "effect" or not (timeouts.start_to_close or timeouts.heartbeat):
             return
-        now, token = self._kernel.store.now(), attempt.token
+        now, token = self._kernel.now(), attempt.token
         for kind, seconds in (("start_to_close", timeouts.start_to_close), ("heartbeat", timeouts.heartbeat)):
             if seconds:
                 command = FireTimer(kind, attempt.task, attempt.item, token.epoch, token.offset)  # type: ignore[arg-type]  # a timer's kind is one of its own words
@@ -622,12 +622,12 @@ class AttemptBook:
             seconds = run.graph.specs[command.task].timeouts.heartbeat
             left = attempt.progress_at + seconds - _loop_time()
             if left > 0:
-                self.timers.add(self._kernel.store.now() + int(left * SECOND), run, command)
+                self.timers.add(self._kernel.now() + int(left * SECOND), run, command)
                 return
         if command.kind == "start_to_close" and attempt is not None and attempt.role != "effect":
             left = attempt.sent_at + run.graph.specs[command.task].timeouts.start_to_close - _loop_time()
             if left > 0:  # it was sent again, under the same token
-                self.timers.add(self._kernel.store.now() + int(left * SECOND), run, command)
+                self.timers.add(self._kernel.now() + int(left * SECOND), run, command)
                 return
         try:
             self._kernel.decide(run, command)

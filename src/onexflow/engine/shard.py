@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -87,7 +87,7 @@ class Decision(Protocol):
     events: list[Event]
 
 
-class Segment(NamedTuple):
+class Segment(msgspec.Struct, frozen=True, gc=False):
     """Events of one entity that stand next to each other in the shard: one row to be."""
 
     run: Entity
@@ -236,8 +236,8 @@ class Shard:
         self.is_in_flight = True
         head = pending.segments[0].offset if pending.segments else self.next
         rows = [
-            Row(offset, len(events), self.epoch, run.iid, seq, encode_row(at, events, meta))
-            for run, offset, seq, at, events, meta in pending.segments
+            Row(one.offset, len(one.events), self.epoch, one.run.iid, one.seq, encode_row(one.at, one.events, one.meta))
+            for one in pending.segments
         ]
         records = []
         for run in pending.runs.values():
