@@ -52,9 +52,10 @@ class Turn:
 
     def emit(self, event: Event) -> int:
         """Decide that `event` happens. Returns its offset."""
-        offset = self.context.offset + len(self.events)
-        evolve(self.graph, self.state, event, self.context.epoch, offset, self.now)
-        self.events.append(event)
+        context, events = self.context, self.events
+        offset = context.offset + len(events)
+        evolve(self.graph, self.state, event, context.epoch, offset, self.now)
+        events.append(event)
         return offset
 
     def is_active(self, task: int) -> bool:

@@ -429,41 +429,41 @@ class Kernel:
         shard.next_iid += 1
         shard.add(run)
         self._recent[shard.id].add(key, run.iid, start_hash)
-        self._record(run, turn, None)
+        shard.record(run, turn)
+        self.lane.mark()
         return run, turn
 
     def decide(self, run: Run, command: Command, meta: dict[str, str] | None = None) -> Turn:
         """Decide a command, record its events and carry out what it asks for.
 
         Raises what `decide` raises. A bug in a decision takes the run out of memory: it is read back from the log."""
-        shard = run.shard
-        shard.check()
+        shard, state = run.shard, run.state
+        if shard.moved is not None:
+            raise shard.moved
         if run.is_broken:
             raise Unavailable(f"run {run.key} is being read back", {"run": str(run.key)})
-        seq = run.state.seq
+        seq = state.seq
         try:
-            turn = decide(run.graph, run.state, command, self._context(shard, run.state.updated_at))
+            turn = decide(run.graph, state, command, self._context(shard, state.updated_at))
         except SPIError as error:
-            if run.state.seq != seq or isinstance(error, InternalError):  # refused halfway: a bug
+            if state.seq != seq or isinstance(error, InternalError):  # refused halfway: a bug
                 self._quarantine(run)
             raise
         except Exception as error:
             self._quarantine(run)
             log.exception("decision.failed", run=str(run.key), command=type(command).__name__)
             raise InternalError(
-                f"deciding {type(command).__name__} failed: {error!r}", {"run": str(run.key), "state": run.state.status}
+                f"deciding {type(command).__name__} failed: {error!r}", {"run": str(run.key), "state": state.status}
             ) from error
         if turn.events:
-            self._record(run, turn, meta)
+            shard.record(run, turn, meta)
+            self.lane.mark()
         self.carry_out(run, turn)
         return turn
 
     def _context(self, shard: Shard, not_before: int) -> Context:
-        return Context(max(self.now(), not_before), shard.epoch, shard.next, self._codec, self._jitter)
-
-    def _record(self, run: Run, turn: Turn, meta: dict[str, str] | None) -> None:
-        run.shard.record(run, turn, meta)
-        self.lane.mark()
+        now = self.now()
+        return Context(max(not_before, now), shard.epoch, shard.next, self._codec, self._jitter)
 
     def _quarantine(self, run: Run) -> None:
         """Its state in memory cannot be trusted: once what was recorded is durable, read it back."""

@@ -177,14 +177,15 @@ class Shard:
 
     def record(self, run: Entity, turn: Decision, meta: dict[str, str] | None = None) -> None:
         """Take a decision's events into the next append. They keep the offsets that the decision gave them."""
-        self.check()
-        pending = self.pending
-        count = len(turn.events)
-        last = pending.segments[-1] if pending.segments else None
+        if self.moved is not None:
+            raise self.moved
+        pending, events = self.pending, turn.events
+        segments, count = pending.segments, len(events)
+        last = segments[-1] if segments else None
         if last is not None and last.run is run and last.at == turn.now and last.meta is None and meta is None:
-            last.events.extend(turn.events)
+            last.events.extend(events)
         else:
-            pending.segments.append(Segment(run, self.next, run.state.seq - count + 1, turn.now, turn.events, meta))
+            segments.append(Segment(run, self.next, run.state.seq - count + 1, turn.now, events, meta))
         self.next += count
         pending.runs[run.iid] = run
         if self.reading and run.iid in self.reading:
