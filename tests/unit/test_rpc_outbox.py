@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL
 from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Ping, Results
@@ -82,12 +84,12 @@ async def test_an_ack_waits_a_little_for_something_to_go_with_and_no_longer() ->
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     ((at, message),) = wire.written
-    assert at == ACK_PATIENCE / 2
+    assert at == pytest.approx(ACK_PATIENCE / 2, rel=0.01)
     assert message == Assignments([assignment(2)], Ack([token(1)]))
     wire.outbox.put(Ack([token(3)]))
     await asyncio.sleep(10 * ACK_PATIENCE)
     (at, message) = wire.written[1]
-    assert at == ACK_PATIENCE * 1.5
+    assert at == pytest.approx(ACK_PATIENCE * 1.5, rel=0.01)
     assert message == Ack([token(3)])
     assert len(wire.written) == 2
     wire.outbox.finish()
