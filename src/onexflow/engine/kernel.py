@@ -244,7 +244,7 @@ class Kernel:
 
     @property
     def undurable(self) -> int:
-        """Events that are decided and not durable yet, counted once a turn of the loop."""
+        """Events that are decided and not durable yet, counted once a turn of the loop; starts in it are added."""
         if self._undurable < 0:
             self._undurable = sum(shard.next - shard.durable for shard in self.shards.values())
             self.now()  # forgotten with the time of this turn
@@ -439,6 +439,8 @@ class Kernel:
         self._recent[shard.id].add(key, run.iid, start_hash)
         shard.record(run, turn)
         self.lane.mark()
+        if self._undurable >= 0:
+            self._undurable += len(turn.events)
         return run, turn
 
     def decide(self, run: Run, command: Command, meta: dict[str, str] | None = None) -> Turn:
