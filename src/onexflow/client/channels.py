@@ -28,6 +28,8 @@ from onexflow.v1 import (
 
 Answer = TypeVar("Answer")
 Stub = TypeVar("Stub")
+#: Seconds that calls have to end on a connection with certificates that were replaced.
+RETIRED_WITHIN: Final = 30.0
 #: Codes of calls that may have reached nobody.
 _UNREACHED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
@@ -60,7 +62,8 @@ class Channels:
         self._present = 0
         #: With the version of the certificates that each was opened with.
         self._channels: dict[str, tuple[grpc.aio.Channel, int]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        #: Channels with certificates of before, whose calls may end.
+        self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         #: A stub has a callable for each of its methods: too much to make for each call.
         self._stubs: dict[tuple[str, object], Any] = {}
 
@@ -107,17 +110,21 @@ class Channels:
         return self._channels[address][0]
 
     def failed(self, address: str) -> None:
-        """That orchestrator did not answer: go on with the next one. If the certificates were replaced meanwhile, a new
-        connection is made with these."""
-        channel, version = self._channels.get(address, (None, 0))
-        if channel is not None and version != self._security.version():
-            del self._channels[address]
-            self._stubs = {place: stub for place, stub in self._stubs.items() if place[0] != address}
-            closing = asyncio.get_running_loop().create_task(channel.close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+        """That orchestrator did not answer: go on with the next one."""
+        self.follow_certificates()
         if address == self.address:
             self._present = (self._present + 1) % len(self.addresses)
+
+    def follow_certificates(self) -> None:
+        """If they were replaced, connect anew from now on; what is under way on the old connections may end."""
+        now = self._security.version()
+        for address, (channel, version) in list(self._channels.items()):
+            if version != now:
+                del self._channels[address]
+                self._stubs = {place: stub for place, stub in self._stubs.items() if place[0] != address}
+                closing = asyncio.get_running_loop().create_task(channel.close(RETIRED_WITHIN))
+                self._retired[closing] = channel
+                closing.add_done_callback(lambda task: self._retired.pop(task, None))
 
     def error_of(self, error: grpc.aio.AioRpcError) -> SPIError:
         return from_rpc_error(error)
@@ -163,9 +170,12 @@ class Channels:
         return False
 
     async def close(self) -> None:
-        for channel, _ in self._channels.values():
+        retired = dict(self._retired)
+        for task in retired:
+            task.cancel()
+        for channel in (*retired.values(), *(channel for channel, _ in self._channels.values())):
             await channel.close()
-        await asyncio.gather(*self._closing)
+        await asyncio.gather(*retired, return_exceptions=True)
         self._channels.clear()
         self._stubs.clear()
 

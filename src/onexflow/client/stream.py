@@ -75,6 +75,7 @@ class ConnectStream:
 
     async def _one_stream(self) -> None:
         """One stream from Hello to its end. Returns when it was good for a while, raises Unavailable when not."""
+        self._channels.follow_certificates()
         address = self._channels.address
         opened = self._loop.time()
         lost: SPIError = Unavailable(f"{address}: the stream ended")

@@ -72,8 +72,8 @@ class _Saying:
         self._channel = channel
         self._metadata = metadata
 
-    async def close(self) -> None:
-        await self._channel.close()
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
 
     async def __aenter__(self) -> Self:
         return self
