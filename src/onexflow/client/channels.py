@@ -12,7 +12,15 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 
 from onexflow.config import DEFAULT_ADDRESS
 from onexflow.core.address import split_address
-from onexflow.core.errors import Draining, InvalidArgument, NotSecured, ShardMoved, Unavailable
+from onexflow.core.errors import (
+    Draining,
+    InvalidArgument,
+    NotSecured,
+    PermissionDenied,
+    ShardMoved,
+    Unauthenticated,
+    Unavailable,
+)
 from onexflow.rpc.channel import open_channel
 from onexflow.rpc.status import DETAILS, from_rpc_error
 from onexflow.rpc.tls import ClientSecurity
@@ -127,7 +135,14 @@ class Channels:
                 closing.add_done_callback(lambda task: self._retired.pop(task, None))
 
     def error_of(self, error: grpc.aio.AioRpcError) -> SPIError:
-        return from_rpc_error(error)
+        found = from_rpc_error(error)
+        if self.forwarding and isinstance(found, Unauthenticated):  # not the caller's fault
+            hint = "Give the orchestrators a token, or certificates, of an identity with the role member."
+            return PermissionDenied(
+                f"this orchestrator is not known at {self.address}, and can pass nothing on: {found}",
+                {**found.context, "address": self.address, "hint": hint},
+            )
+        return found
 
     def unavailable(self, cause: BaseException | None) -> Unavailable:
         where = ", ".join(self.addresses)

@@ -8,6 +8,7 @@ from typing import Final
 from onexflow.client.channels import Channels
 from onexflow.client.client import Client
 from onexflow.client.remote import RemoteService
+from onexflow.core.identity import ON_BEHALF
 from onexflow.core.ids import DEFAULT_NAMESPACE
 from onexflow.rpc.tls import ClientSecurity
 
@@ -30,7 +31,9 @@ class PeerPool:
         known = self._peers.get(address)
         if known is None:
             channels = Channels((address,), forwarding=True, security=self._security)
+            behalf = ON_BEHALF.set(None)  # the stream is for all: each call on it says for whom it is
             client = Client(channels, DEFAULT_NAMESPACE, CALL_TIMEOUT, PATIENCE, self._own_id)
+            ON_BEHALF.reset(behalf)
             known = self._peers[address] = client, RemoteService.of(client)
         return known[1]
 

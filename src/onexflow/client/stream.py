@@ -54,6 +54,7 @@ class ConnectStream:
                 except SPIError as error:
                     if not self.up.done():
                         self.up.set_exception(error)
+                        self.up.exception()  # whom nobody awaits (an orchestrator's, of another one) is no warning
                     self._calls.fail_all(error)
                     await self._calls.work.wait()
         finally:

@@ -1,7 +1,7 @@
 """Who calls, and may it? Asked once a call, when it begins: of a stream's messages none is looked at again.
 
 A token (`authorization: Bearer …`) counts before a certificate. What is found is `core.identity.CALLER` for all that is
-done for the call. Streams that are open when the policy changes are looked at anew, and end where they would be refused.
+done for the call. Streams that are open when the policy changes are looked at anew, and end where they would be refused now.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 import structlog
 
-from onexflow.core.errors import PermissionDenied, Unauthenticated
+from onexflow.core.errors import PermissionDenied, Unauthenticated, Unavailable
 from onexflow.core.identity import CALLER, Identity, Policy, passed_on
 from onexflow.rpc.channel import PRINCIPAL, PRINCIPAL_ROLES
 from onexflow.rpc.followed import Followed
@@ -131,7 +131,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's stubs h
             except TimeoutError:
                 if not scope.expired():
                     raise
-                await self._admit(method, context)
+                # Who has new credentials by now comes back with them; who has not is told so then.
+                await abort(context, Unavailable("The access policy has changed: open another stream."))
             finally:
                 self._streams.pop(scope, None)
 
