@@ -135,8 +135,10 @@ def configuration() -> str:
         if tree is ClientSettings:
             lines += [
                 "",
-                "`onexflow.connect`, `onexflow.onex` and the command line take these from the environment, where they are "
-                "not given as parameters or flags.",
+                (
+                    "`onexflow.connect`, `onexflow.onex` and the command line take these from the environment, where they "
+                    "are not given as parameters or flags."
+                ),
             ]
         lines += ["", "| setting | default | meaning |", "|---|---|---|"]
         known = meanings(tree)

@@ -206,10 +206,12 @@ async def test_many_refused_handlers_are_counted_not_listed(tmp_path: Path) -> N
 
 
 async def test_a_client_is_no_worker_and_is_told_so(tmp_path: Path) -> None:
-    async with secured(policy_of(tmp_path / "p.toml")) as server:
-        async with WorkerConnections(Runtime(), server.address, security=shows("the-client")) as refused:
-            with pytest.raises(PermissionDenied, match="may not call Session: it needs the role worker"):
-                await refused.wait_connected(0.5)
+    async with (
+        secured(policy_of(tmp_path / "p.toml")) as server,
+        WorkerConnections(Runtime(), server.address, security=shows("the-client")) as refused,
+    ):
+        with pytest.raises(PermissionDenied, match="may not call Session: it needs the role worker"):
+            await refused.wait_connected(0.5)
 
 
 # ---- a policy that changes

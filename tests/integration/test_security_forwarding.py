@@ -186,15 +186,17 @@ async def test_an_orchestrator_that_is_not_known_as_one_passes_nothing_on_and_sa
 
 
 async def test_one_without_credentials_is_unknown_to_the_others(tmp_path: Path) -> None:
-    async with pair(tmp_path, first=ClientSecurity(), second=shows("b")) as (one, two, script):
-        async with await onexflow.connect(one.address, token="token-of-ada") as client:
-            for call in (
-                client.get("single", Pair(one, two, script).foreign_run().instance_id).state(),
-                client.get("single", Pair(one, two, script).foreign_run().instance_id).result(),
-            ):
-                with pytest.raises(PermissionDenied, match="this orchestrator is not known at") as told:
-                    await call
-                assert "role member" in told.value.context["hint"]
+    async with (
+        pair(tmp_path, first=ClientSecurity(), second=shows("b")) as (one, two, script),
+        await onexflow.connect(one.address, token="token-of-ada") as client,
+    ):
+        for call in (
+            client.get("single", Pair(one, two, script).foreign_run().instance_id).state(),
+            client.get("single", Pair(one, two, script).foreign_run().instance_id).result(),
+        ):
+            with pytest.raises(PermissionDenied, match="this orchestrator is not known at") as told:
+                await call
+            assert "role member" in told.value.context["hint"]
 
 
 async def test_what_was_passed_on_is_not_passed_on_again_even_when_it_is_followed(tmp_path: Path) -> None:

@@ -63,9 +63,11 @@ class _Runtime:
 
 
 async def test_a_client_that_knows_the_authority_talks_to_a_port_with_tls(ca: Authority) -> None:
-    async with secured(tls=served_by(ca.issue("127.0.0.1"))) as server:
-        async with await onexflow.connect(server.address, tls=Tls(ca=ca.file)) as client:
-            assert await client.run("echo", {"a": 1}) == {"a": 1}
+    async with (
+        secured(tls=served_by(ca.issue("127.0.0.1"))) as server,
+        await onexflow.connect(server.address, tls=Tls(ca=ca.file)) as client,
+    ):
+        assert await client.run("echo", {"a": 1}) == {"a": 1}
 
 
 async def test_another_authority_is_told(ca: Authority, tmp_path: Path) -> None:
@@ -163,17 +165,19 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_certificate_that_is_replaced_is_that_of_the_next_connection_and_open_ones_stay(ca: Authority) -> None:
-    async with secured(tls=served_by(ca.issue("127.0.0.1", file="port"))) as server:
-        async with await onexflow.connect(server.address, tls=Tls(ca=ca.file)) as client:
-            first = await certificate_of(server, ca)
-            assert await certificate_of(server, ca) == first
-            with capture_logs() as logs:
-                ca.issue("127.0.0.1", file="port")
-                await until(lambda: any(line["event"] == "files.reloaded" for line in logs))  # by the server itself
-            second = await certificate_of(server, ca)
-            assert second != first
-            assert second == ssl.PEM_cert_to_DER_cert(Path(ca.file).with_name("port.crt").read_text())
-            assert await client.run("echo", 1) == 1
+    async with (
+        secured(tls=served_by(ca.issue("127.0.0.1", file="port"))) as server,
+        await onexflow.connect(server.address, tls=Tls(ca=ca.file)) as client,
+    ):
+        first = await certificate_of(server, ca)
+        assert await certificate_of(server, ca) == first
+        with capture_logs() as logs:
+            ca.issue("127.0.0.1", file="port")
+            await until(lambda: any(line["event"] == "files.reloaded" for line in logs))  # by the server itself
+        second = await certificate_of(server, ca)
+        assert second != first
+        assert second == ssl.PEM_cert_to_DER_cert(Path(ca.file).with_name("port.crt").read_text())
+        assert await client.run("echo", 1) == 1
 
 
 @pytest.mark.parametrize("broken", ["garbage", "gone", "the key of another", "a key with a password"])
@@ -263,16 +267,18 @@ async def test_the_name_of_a_uri_comes_from_the_certificate_too(ca: Authority, t
     )
     service = FakeService()
     tls = served_by(ca.issue("127.0.0.1"), str(tmp_path / "uri-ca.pem"))
-    async with secured(policy, tls=tls, service=service) as server:
-        async with await onexflow.connect(
+    async with (
+        secured(policy, tls=tls, service=service) as server,
+        await onexflow.connect(
             server.address, tls=Tls(ca=ca.file, certificate=pair.certificate, key=pair.key), token=""
-        ) as client:
-            await client.start("echo")
+        ) as client,
+    ):
+        await client.start("echo")
     assert service.starts[0].principal == "orders"
 
 
 def with_uri(folder: Path, uri: str) -> Pair:
-    import datetime
+    import datetime as dt
 
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -280,9 +286,9 @@ def with_uri(folder: Path, uri: str) -> Pair:
 
     root, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "uri authority")])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder().issuer_name(name).not_valid_before(now - datetime.timedelta(hours=1))
-    builder = builder.not_valid_after(now + datetime.timedelta(hours=1))
+    now = dt.datetime.now(dt.UTC)
+    builder = x509.CertificateBuilder().issuer_name(name).not_valid_before(now - dt.timedelta(hours=1))
+    builder = builder.not_valid_after(now + dt.timedelta(hours=1))
     authority = (
         builder.subject_name(name).public_key(root.public_key()).serial_number(1)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -18,7 +18,7 @@ from onexflow.rpc.server import GrpcServer
 from onexflow.rpc.tls import ClientSecurity, ServerTls
 from support.rpc_kit import FakeService
 
-LONG_AGO = (datetime.datetime(2019, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+LONG_AGO = (dt.datetime(2019, 1, 1, tzinfo=dt.UTC), dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
 
 
 class Pair(NamedTuple):

@@ -23,7 +23,7 @@ def client_security(
     flags: dict[str, Any] = {}
     if tls is not None:
         names = {name for name in names if not name.startswith(f"{PREFIX}TLS__")}
-        flags = {f"tls.{name}": getattr(tls, name) for name in tls.__struct_fields__}
+        flags = {f"tls.{name}": value for name in tls.__struct_fields__ if (value := getattr(tls, name))}
     if token is not None or token_file is not None:
         names -= {f"{PREFIX}TOKEN", f"{PREFIX}TOKEN_FILE"}
         flags |= {"token": token or "", "token_file": str(token_file or "")}

@@ -179,5 +179,5 @@ def test_a_client_is_secured_by_what_it_is_given_else_by_the_environment(tmp_pat
     with pytest.raises(InvalidConfiguration, match="environment ONEXFLOW_TOKEN_FILE"):
         said()
     (tmp_path / "empty").touch()
-    with pytest.raises(InvalidConfiguration, match="token_file: .*empty is empty"):
+    with pytest.raises(InvalidConfiguration, match=r"token_file: .*empty is empty"):
         said(token_file=tmp_path / "empty")
