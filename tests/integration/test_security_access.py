@@ -111,7 +111,7 @@ async def test_who_is_no_orchestrator_may_not_say_for_whom_it_asks(tmp_path: Pat
         assert f"{name} is no orchestrator of this cluster" in str(error)
         answer = await started_for(stub, pb.Principal(name="king", roles=["client"]))
         assert answer.error.code == PermissionDenied.code
-        call = stub.Connect()
+        call: Any = stub.Connect()
         await call.write(pb.ConnectRequest(hello=pb.ConnectHello(protocol_version=1)))
         await call.read()
         wait = pb.ConnectRequest()

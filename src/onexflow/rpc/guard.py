@@ -31,7 +31,7 @@ Behavior = Callable[[Any, Any], Awaitable[Any]]
 _NAMES: Final = (("peer_uri", "uri:"), ("peer_dns", "dns:"), ("x509_common_name", "cn:"))
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's stubs have no base class
+class Guard(grpc.aio.ServerInterceptor):
     """Refuses calls of onexflow.v1 that the policy does not allow. Health and reflection are open to all who connect."""
 
     def __init__(self, policy: Followed[Policy]) -> None:
@@ -148,11 +148,5 @@ def _texts(context: Context) -> dict[str, str]:
 
 
 def _certificate_names(context: Context) -> list[str]:
-    shown: Mapping[str, list[bytes]] = context.auth_context() or {}
-    return [
-        prefix + value.decode(errors="replace") for name, prefix in _NAMES for value in map(_bytes, shown.get(name, ()))
-    ]
-
-
-def _bytes(value: bytes | str) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+    shown = context.auth_context() or {}
+    return [prefix + value.decode(errors="replace") for name, prefix in _NAMES for value in shown.get(name, ())]
