@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -186,6 +187,8 @@ async def test_an_orchestrator_that_is_not_known_as_one_passes_nothing_on_and_sa
 
 
 async def test_one_without_credentials_is_unknown_to_the_others(tmp_path: Path) -> None:
+    unheard: list[Any] = []  # such as an exception that nobody has looked at
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     async with (
         pair(tmp_path, first=ClientSecurity(), second=shows("b")) as (one, two, script),
         await onexflow.connect(one.address, token="token-of-ada") as client,
@@ -197,6 +200,9 @@ async def test_one_without_credentials_is_unknown_to_the_others(tmp_path: Path) 
             with pytest.raises(PermissionDenied, match="this orchestrator is not known at") as told:
                 await call
             assert "role member" in told.value.context["hint"]
+            del told
+    gc.collect()
+    assert unheard == []
 
 
 async def test_what_was_passed_on_is_not_passed_on_again_even_when_it_is_followed(tmp_path: Path) -> None:
