@@ -13,6 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 import onexflow
+import onexflow.onex
+import onexflow.sync
 from onexflow.client.channels import Channels
 from onexflow.core.errors import InvalidConfiguration, PermissionDenied, Unauthenticated
 from onexflow.core.identity import ON_BEHALF, Identity
@@ -87,6 +89,25 @@ async def started_for(stub: Any, principal: pb.Principal | None) -> pb.Answer:
     call.cancel()
     answer: pb.Answer = response.batch.answers[0]
     return answer
+
+
+async def test_the_blocking_client_and_the_getters_of_the_specification_show_who_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = FakeService()
+    async with secured(policy_of(tmp_path / "p.toml"), service=service) as server:
+
+        def blocking() -> None:
+            with onexflow.sync.connect(server.address, token="token-of-the-client") as client:
+                client.start("echo")
+
+        await asyncio.to_thread(blocking)
+        monkeypatch.setenv("ONEXFLOW_ADDRESS", server.address)
+        (tmp_path / "token").write_text("token-of-the-operator")
+        monkeypatch.setenv("ONEXFLOW_TOKEN_FILE", str(tmp_path / "token"))
+        await onexflow.onex.get_workflow_orchestrator().start_workflow("echo", RUN, {})
+        await onexflow.onex.close()
+    assert [start.principal for start in service.starts] == ["the-client", "the-operator"]
 
 
 # ---- who may say for whom it asks
