@@ -6,12 +6,17 @@ import asyncio
 import json
 import signal
 import textwrap
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import onexflow
+from etcd_support import NO_ETCD
 from onexflow.core.errors import Unauthenticated
+from onexflow.registry.etcd.embedded import EmbeddedEtcd, find_etcd
+from onexflow.storage.postgres.embedded import EmbeddedPostgres
+from postgres_support import new_schema, postgres  # noqa: F401 - a fixture
 from support.programs import finished, serving
 from support.security_kit import Authority, Pair, identity
 
@@ -160,6 +165,48 @@ async def test_what_does_not_fit_is_said_in_words_by_the_command_line_and_the_wo
         assert told.returncode == 0, told.stderr
         with pytest.raises(Unauthenticated):
             await onexflow.connect(address, tls=onexflow.Tls(ca=ca.file), token="wrong")
+
+
+@pytest.mark.timeout(120)
+async def test_two_orchestrators_know_each_other_by_their_certificates_and_pass_on_who_asked(
+    postgres: EmbeddedPostgres,  # noqa: F811 - the fixture
+    place: Path,
+) -> None:
+    if find_etcd() is None:
+        pytest.skip(NO_ETCD)
+    ca = Authority(place)
+    port, mine = ca.issue("127.0.0.1", "orchestrator.example", file="port"), ca.issue("mine.example", file="mine")
+    (place / "policy.toml").write_text(
+        POLICY + identity("orchestrators", "member", certificates=("dns:orchestrator.example",))
+    )
+    etcd = EmbeddedEtcd()
+    await etcd.start()
+    common = (f"--registry-url={etcd.url}", "--cluster=secured")
+    orchestrator = (
+        *common, "--listen=127.0.0.1:0", f"--store-url={new_schema(postgres)}", "--store-shards=8",
+        *tls_flags(port, f"--tls-client-ca={ca.file}"), "--access-policy=policy.toml",
+    )  # fmt: skip
+    worker = (*common, "mine", *tls_flags(mine, f"--tls-ca={ca.file}"), "--token-file=workers.token")
+    tls = onexflow.Tls(ca=ca.file, certificate=mine.certificate, key=mine.key)
+    try:
+        with ExitStack() as stack:
+            lines = [
+                stack.enter_context(serving("onex-orchestrator", *orchestrator, f"--node-id={name}", cwd=place))[1]
+                for name in ("o1", "o2")
+            ]
+            stack.enter_context(serving("onex-worker", *worker, cwd=place))
+            async with await onexflow.connect(lines[0].rpartition(" on ")[2], tls=tls, token="token-of-ada") as client:
+                await client.register(definition())
+                owners: set[str] = set()
+                async with asyncio.timeout(60):  # until one of the runs is the other's
+                    while owners != {"o1", "o2"}:
+                        handle = await client.start("doubling", {"number": 2})
+                        assert await handle.result() == 4
+                        owners.add((await handle.state()).owner)
+                        created = (await handle.history())[0]
+                        assert created.data["principal"] == "ada"
+    finally:
+        await etcd.stop()
 
 
 async def said(log: Path, words: str, times: int = 1) -> None:

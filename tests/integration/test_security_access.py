@@ -272,6 +272,19 @@ async def test_a_stream_ends_when_its_identity_is_taken_out_and_others_stay(tmp_
         await second.close()
 
 
+async def test_a_stream_ends_when_what_its_worker_may_register_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    async with secured(policy_of(file, identity("one", "worker") + identity("two", "worker"))) as server:
+        (first, out), (second, kept) = await session(server.address, "one"), await session(server.address, "two")
+        file.write_text(identity("one", "worker", more='handlers = ["a"]') + identity("two", "worker"))
+        server.refresh_security()
+        async with asyncio.timeout(10):
+            assert await out.code() is grpc.StatusCode.UNAVAILABLE
+        assert not kept.done()
+        await first.close()
+        await second.close()
+
+
 async def test_a_token_is_rotated_without_a_restart_of_anybody(tmp_path: Path) -> None:
     file, token = tmp_path / "p.toml", tmp_path / "token"
     token.write_text("first\n")
