@@ -119,7 +119,7 @@ async def test_a_cluster_with_tls_certificates_and_tokens_from_end_to_end(place:
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(15) == 0
     written = [json.loads(line) for line in (place / "onex-orchestrator.err").read_text().splitlines()]
-    (secured,) = [line for line in written if line["event"] == "port.secured"]
+    (secured,) = [line for line in written if line["event"] == "port.opened"]
     assert secured["tls"] is True
     assert secured["client_certificates"] == "required"
     assert secured["identities"] == 4
