@@ -15,7 +15,7 @@ from onexflow.core.builder import workflow
 from onexflow.core.errors import Coded, InternalError, OutOfRange
 from onexflow.core.events import Event, WorkflowPaused
 from onexflow.core.ids import RunKey
-from onexflow.engine import cuts
+from onexflow.engine import cuts, lane
 from onexflow.engine.recovery import hot_runs, read_run
 from onexflow.engine.shard import Shard
 from onexflow.engine.stream import read_stream, stream_key
@@ -342,6 +342,7 @@ async def test_a_stream_that_is_read_back_while_it_is_cut_is_whole() -> None:
 @virtual_time
 async def test_cuts_of_one_shard_come_one_after_the_other_and_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuts, "STEP_EVENTS", 2)
+    monkeypatch.setattr(lane, "LINGER_SECONDS", 0.0)  # several rows a run: steps end between rows
     script = Script()
     async with Cluster() as cluster:
         await ready(cluster, script, chain())

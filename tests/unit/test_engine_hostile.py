@@ -145,6 +145,7 @@ async def test_runs_that_were_parked_cost_the_next_owner_nothing() -> None:
         await asyncio.sleep(3)  # so that the start writes a checkpoint, and parking comes with no events behind that
         keys = [(await cluster.start("single", 0, delay=60.0)).key]
         await until(lambda: not list(cluster.engine._kernel.runs()))
+        await cluster.engine._kernel.lane.durable()
         await cluster.crash_orchestrator()
         await cluster.restart_orchestrator()
         assert not list(cluster.engine._kernel.runs())

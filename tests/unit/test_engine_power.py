@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from onexflow.core.builder import workflow
-from onexflow.core.errors import StoreFull, StoreUnavailable, Unavailable, UnknownRun
+from onexflow.core.errors import Draining, ShardMoved, StoreFull, StoreUnavailable, Unavailable, UnknownRun
 from onexflow.core.ids import RunKey
+from onexflow.engine.lane import LINGER_SECONDS
 from onexflow.ports.client_link import StartRequest
 from onexflow.ports.worker_link import Ack
 from onexflow.storage.memory import MemoryStore
@@ -262,3 +263,45 @@ async def test_a_reply_that_raises_hurts_only_itself() -> None:
 
         cluster.engine.start_run(StartRequest(workflow_type="pair"), reply)
         assert await asyncio.wait_for(cluster.run("pair", 5), 60) == 5
+
+
+@virtual_time
+async def test_a_run_whose_end_alone_is_waited_for_is_one_commit() -> None:
+    script = Script()
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        lane = cluster.engine._kernel.lane
+        for is_awaited, commits in ((True, 1), (False, 2)):
+            await lane.durable()
+            before = lane.commits
+            key = (await cluster.start("single", 1, wait=is_awaited)).key
+            assert await cluster.result(key) == 1
+            await lane.durable()
+            assert lane.commits == before + commits
+
+
+@virtual_time
+async def test_what_somebody_waits_for_does_not_linger() -> None:
+    script = Script()
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("effect", "charge"))
+        await cluster.engine._kernel.lane.durable()
+        began = asyncio.get_running_loop().time()
+        await cluster.result((await cluster.start("single", 1, wait=True)).key)
+        assert asyncio.get_running_loop().time() - began < LINGER_SECONDS
+
+
+@virtual_time
+async def test_who_waits_for_a_run_that_may_not_be_durable_starts_it_again_when_its_shard_moves() -> None:
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, Script(), single("effect", "charge"))
+        store.hold()
+        key = (await cluster.start("single", 1, wait=True)).key  # answered before it is durable
+        end = Asked(cluster.wait(key))
+        await asyncio.sleep(0)
+        kernel = cluster.engine._kernel
+        kernel.drop(kernel.number_of(key), ShardMoved("another has it"))
+        with pytest.raises(Draining):
+            await end.answer()
+        store.release()

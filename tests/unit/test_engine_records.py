@@ -20,7 +20,7 @@ from onexflow.core.errors import (
     UnknownRun,
 )
 from onexflow.core.ids import RunKey
-from onexflow.engine import cuts
+from onexflow.engine import cuts, lane
 from onexflow.engine.protocols import WorkflowPersistence
 from onexflow.ports.persistence import CutView, StateRecord
 from onexflow.spi import HandlerInitializationError, WorkflowState
@@ -167,6 +167,7 @@ async def test_a_long_history_goes_in_steps_and_each_number_that_is_left_can_be_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cuts, "STEP_EVENTS", 4)
+    monkeypatch.setattr(lane, "LINGER_SECONDS", 0.0)  # several rows a run: steps end between rows
     script = Script()
     async with Cluster() as cluster:
         await ready(cluster, script, lines())

@@ -501,7 +501,7 @@ class AttemptBook:
             if kept or dropped:
                 session.acknowledge(kept, dropped, durable)
 
-        self._kernel.lane.when_durable(release)
+        self._kernel.lane.when_durable(release, patient=True)
 
     def _on_unknown_result(self, session: WorkerSession, result: AttemptResult) -> None:
         shard = self._kernel.shards.get(result.token.shard)

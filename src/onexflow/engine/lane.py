@@ -1,7 +1,8 @@
 """Group commit: everything that was decided while one append was under way goes into the next.
 
-One lane is one append in flight. An idle lane commits at once, a busy one in large batches; there is no artificial
-delay. What must not be seen before it is durable (replies, acknowledgements, effects, cancels, query answers) is
+One lane is one append in flight. An idle lane commits at once when somebody waits for it, a busy one in large batches.
+What nobody waits for (the start of a run whose end is waited for, a pure task's result in the middle of a run, an ack)
+lingers for LINGER_SECONDS at most, and goes with what comes (docs/decisions/0008-commits-that-nobody-waits-for.md). What must not be seen before it is durable (replies, acknowledgements, effects, cancels, query answers) is
 handed to `when_durable` and released, in order, by the commit that covers it.
 
 Failures: space missing → the same batch again until it fits, and `on_full` refuses new work meanwhile. Unknown outcome
@@ -29,6 +30,8 @@ Release = Callable[[Coded | None], None]
 _Waiting = tuple[Release, Shard | None]
 
 RETRY_SECONDS = 0.25
+#: What nobody waits for is committed after so long: some round trips to a worker, and less than a person or a disk notices.
+LINGER_SECONDS = 0.002
 
 
 class CommitLane:
@@ -58,6 +61,7 @@ class CommitLane:
         self._spoiled: Coded | None = None
         self._spoiled_in_flight: Coded | None = None
         self._dirty = False
+        self._linger: asyncio.TimerHandle | None = None
         self._lost: Coded | None = None
         self._task: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
@@ -76,6 +80,7 @@ class CommitLane:
             return
         try:
             async with asyncio.timeout(within):
+                self._hurry()
                 if self._lost is None:
                     await self._idle.wait()
         except TimeoutError:
@@ -105,16 +110,31 @@ class CommitLane:
         if not self._dirty:
             self._dirty = True
             self._idle.clear()
+            if self._linger is None:
+                self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._hurry)
+
+    def _hurry(self) -> None:
+        """Commit what is decided now."""
+        self._linger_no_more()
+        if self._dirty:
             self._wake.set()
 
-    def when_durable(self, release: Release, shard: Shard | None = None) -> None:
+    def _linger_no_more(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+
+    def when_durable(self, release: Release, shard: Shard | None = None, *, patient: bool = False) -> None:
         """Call `release` once everything decided so far is durable: now, if it is. With a `shard`: it is told an error
-        only when that shard is given up; else when any of those is whose decisions it waited with."""
+        only when that shard is given up; else when any of those is whose decisions it waited with. `patient`: nobody is
+        kept waiting by it, so it does not make the lane commit at once."""
         error = self._lost or (shard.lost if shard is not None else None)
         if error is not None:
             _tell(release, error)
         elif self._dirty:
             self._collecting.append((release, shard))
+            if not patient:
+                self._hurry()
         elif self._in_flight is not None:
             self._in_flight.append((release, shard))
         else:
@@ -147,6 +167,7 @@ class CommitLane:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            self._linger_no_more()
             self._dirty = False
             releases, self._collecting = self._collecting, []
             self._spoiled, self._spoiled_in_flight = None, self._spoiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from onexflow.core.errors import Coded
+from onexflow.core.errors import Coded, Draining
 from onexflow.core.ids import RunKey
 from onexflow.engine import views
 from onexflow.engine.kernel import Kernel
@@ -97,10 +97,15 @@ class Outcomes:
             reply(views.outcome_of(key, run.state))
 
     def left(self, shard: Shard, error: Coded) -> None:
-        """The shard is not owned any more: send away who waits for its runs."""
+        """The shard is not owned any more: send away who waits for its runs. Of a run whose start is not durable the next
+        owner may know nothing: its caller is to start it again, under the same id."""
         for key in [key for key in self._waiters if self._kernel.number_of(key) == shard.id]:
+            run = shard.by_key.get(key)
+            is_certain = run is None or run.durable_seq > 0
             for reply in self._waiters.pop(key):
-                reply(error)
+                reply(
+                    error if is_certain else Draining(f"run {key} is not durable, and its shard moves: start it again")
+                )
 
     def fail(self, error: Coded) -> None:
         """The store is lost: send everybody away."""

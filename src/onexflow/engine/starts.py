@@ -141,11 +141,16 @@ class Starts:
                 {"run": str(key), "state": "failed", "error": state.error.type, **(state.error.context or {})},
             )
 
+        is_awaited = request.wait and isinstance(answer, StartOutcome)
+
         def begun(error: Coded | None) -> None:
             self._observed.begun(key, span, error)
-            reply(answer if error is None else error)
+            if not is_awaited:
+                reply(answer if error is None else error)
 
-        self._kernel.lane.when_durable(begun, run.shard)
+        self._kernel.lane.when_durable(begun, run.shard, patient=is_awaited)
+        if is_awaited:
+            reply(answer)
 
     async def _start_known(
         self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply

@@ -56,6 +56,9 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     trace: str = ""
     principal: str = ""
     caller: Caller | None = None
+    #: The caller will wait for the run's end, and believes in nothing before: a new run's start is answered at once,
+    #: durable or not, and its commit may go with what follows.
+    wait: bool = False
 
 
 class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ def start(message: pb.StartWorkflowRequest, *, trace: str = "", principal: str =
         trace=common.optional_name(message.trace, "trace") or trace,
         principal=principal,
         caller=_caller(message.caller) if message.HasField("caller") else None,
+        wait=message.wait,
     )
 
 
