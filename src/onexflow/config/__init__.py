@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from onexflow.config.cluster import (
+    PRIVATE_POSTGRES,
     Cluster,
     EtcdProcess,
     OrchestratorProcess,
     WorkerProcess,
+    check_cluster,
     load_cluster,
     parse_cluster,
 )
@@ -26,6 +28,7 @@ from onexflow.config.sources import Loaded, load, meanings, paths
 
 __all__ = [
     "DEFAULT_ADDRESS",
+    "PRIVATE_POSTGRES",
     "Cluster",
     "EtcdProcess",
     "LimitSettings",
@@ -40,6 +43,7 @@ __all__ = [
     "StoreSettings",
     "WorkerProcess",
     "WorkerSettings",
+    "check_cluster",
     "load",
     "load_cluster",
     "meanings",

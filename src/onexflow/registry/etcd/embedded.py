@@ -102,6 +102,9 @@ class EmbeddedEtcd:
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     async def start(self, *, timeout: float = 10.0) -> None:
         """Start it, or start it again on the port and data it had; returns when it answers. Idempotent.
 
