@@ -118,14 +118,16 @@ def token(message: pb.Token) -> Token:
 
 
 def token_to_pb(value: Token) -> pb.Token:
-    return pb.Token(shard=value[0], epoch=value[1], offset=value[2], item=value[3])
+    return pb.Token(shard=value.shard, epoch=value.epoch, offset=value.offset, item=value.item)
 
 
 def fill_token(message: pb.Token, value: Token) -> None:
     """Write a token into its place: half the price of making one and copying it."""
-    message.shard, message.epoch, message.offset, item = value
-    if item:
-        message.item = item
+    message.shard = value.shard
+    message.epoch = value.epoch
+    message.offset = value.offset
+    if value.item:
+        message.item = value.item
 
 
 def fill_payload(message: pb.Payload, value: Payload) -> None:
