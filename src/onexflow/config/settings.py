@@ -10,7 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from onexflow.config.secret import Secret
-from onexflow.core.address import is_loopback, split_address, without_password
+from onexflow.core.address import is_every, is_loopback, split_address, without_password
 from onexflow.core.definition import Role
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
@@ -150,6 +150,9 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
     listen: str = DEFAULT_ADDRESS
     #: host:port that others are told to use; empty: the one that is listened on.
     advertise: str = ""
+    #: host:port of the liveness port, by which the others prove that this process has died; empty: any free port of the
+    #: host that is listened on. Where that is every address there is none then, and a death shows when the lease ends.
+    liveness: str = ""
     #: Listen beyond this machine without encryption. What is said can then be read and changed on its way, tokens
     #: included; without an `access_policy` anybody who reaches the port may do anything.
     insecure: bool = False
@@ -178,7 +181,11 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
         found = [*_address_problems("listen", self.listen), *_positive("drain_timeout", self.drain_timeout)]
         found += _token_problems(self.token, self.token_file)
         if self.advertise:
-            found += _address_problems("advertise", self.advertise)
+            found += _told_problems("advertise", self.advertise)
+        elif is_every(self.listen) and self.registry.url.startswith("etcd3:"):
+            found.append(("advertise", f"others cannot be sent to {self.listen}: say which host:port they are to use"))
+        if self.liveness:
+            found += _told_problems("liveness", self.liveness)
         if not found and not (self.insecure or self.tls.certificate or is_loopback(self.listen)):
             exposed = f"{self.listen} can be reached from other machines, and there is no TLS"
             ways = "give it a certificate (tls.certificate), or say `insecure = true` (--insecure) if that is meant"
@@ -215,7 +222,8 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     roles: tuple[Role, ...] = ()
     #: Name in the cluster; empty: worker-HOST-PID.
     worker_id: str = ""
-    #: host:port of the liveness port, by which others prove that this process has died; port 0 takes any free one.
+    #: host:port of the liveness port, by which others prove that this process has died; port 0 takes any free one. An
+    #: address of this machine alone (127.0.0.1) proves nothing to an orchestrator that others can reach.
     liveness: str = "127.0.0.1:0"
     #: Name of the cluster, as the orchestrators have it.
     cluster: str = "local"
@@ -231,7 +239,7 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     log: LogSettings = LogSettings()
 
     def problems(self) -> list[tuple[str, str]]:
-        found = [*_address_problems("liveness", self.liveness), *_positive("drain_timeout", self.drain_timeout)]
+        found = [*_told_problems("liveness", self.liveness), *_positive("drain_timeout", self.drain_timeout)]
         found += _token_problems(self.token, self.token_file)
         for address in self.orchestrators:
             found += _address_problems("orchestrators", address)
@@ -246,6 +254,13 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
 
 def _address_problems(setting: str, address: str) -> list[tuple[str, str]]:
     return [] if split_address(address) else [(setting, f"{address!r} is not host:port")]
+
+
+def _told_problems(setting: str, address: str) -> list[tuple[str, str]]:
+    """Of an address that others are told to go to."""
+    if is_every(address):
+        return [(setting, f"{address} stands for every address of this machine: say the one that others are to use")]
+    return _address_problems(setting, address)
 
 
 def _positive(setting: str, value: float) -> list[tuple[str, str]]:
