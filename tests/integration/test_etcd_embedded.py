@@ -10,7 +10,8 @@ import pytest
 
 from etcd_support import NO_ETCD
 from onexflow.core.errors import RegistryUnavailable
-from onexflow.registry.etcd.client import EtcdClient, EtcdError, put_op
+from onexflow.registry.etcd.access import EtcdError
+from onexflow.registry.etcd.client import EtcdClient, put_op
 from onexflow.registry.etcd.embedded import EmbeddedEtcdCluster, find_etcd
 from onexflow.registry.etcd.url import EtcdSettings, parse_etcd_url
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb

@@ -10,7 +10,6 @@ from onexflow.config.cluster import (
     load_cluster,
     parse_cluster,
 )
-from onexflow.config.secret import Secret
 from onexflow.config.settings import (
     DEFAULT_ADDRESS,
     LimitSettings,
@@ -23,6 +22,7 @@ from onexflow.config.settings import (
     WorkerSettings,
 )
 from onexflow.config.sources import Loaded, load, meanings, paths
+from onexflow.core.secret import Secret
 
 __all__ = [
     "DEFAULT_ADDRESS",

