@@ -28,7 +28,8 @@ class Server(Protocol):
     @property
     def pid(self) -> int | None: ...
 
-    def is_running(self) -> bool: ...
+    @property
+    def running(self) -> bool: ...
 
     async def stop(self) -> None: ...
 
@@ -64,7 +65,10 @@ class PrivateServer:
     @property
     def pid(self) -> int | None:
         """The running process, None while there is none."""
-        return self._server.pid if self._server.is_running() else None
+        return self._server.pid if self._is_alive() else None
+
+    def _is_alive(self) -> bool:
+        return self._server.running
 
     async def start(self) -> None:
         """Start it and wait until it answers. Raises what made that impossible."""
@@ -83,11 +87,11 @@ class PrivateServer:
         pause = RESTART_AFTER[0]
         while True:
             await asyncio.sleep(_LOOK_EVERY)
-            if self._server.is_running():
+            if self._is_alive():
                 continue
             self._on_change()
             self._report(f"{self.name} (pid {self._server.pid}) ended")
-            while not self._server.is_running():
+            while not self._is_alive():
                 await asyncio.sleep(pause)
                 try:
                     await self._again()

@@ -13,7 +13,6 @@ from onexflow.config.cluster import (
     parse_cluster,
 )
 from onexflow.config.policy import load_policy
-from onexflow.config.secret import Secret
 from onexflow.config.settings import (
     DEFAULT_ADDRESS,
     ClientSettings,
@@ -29,6 +28,7 @@ from onexflow.config.settings import (
     WorkerSettings,
 )
 from onexflow.config.sources import PREFIX, Loaded, load, meanings, paths
+from onexflow.core.secret import Secret
 
 __all__ = [
     "DEFAULT_ADDRESS",

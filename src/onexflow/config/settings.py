@@ -9,9 +9,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from onexflow.config.secret import Secret
 from onexflow.core.address import is_every, is_loopback, split_address, without_password
 from onexflow.core.definition import Role
+from onexflow.core.secret import Secret
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
 MIB: Final = 1024 * 1024
@@ -59,11 +59,22 @@ class RegistrySettings(Settings, frozen=True, kw_only=True):
     url: str = "memory:"
     #: Seconds after which a silent process's membership ends; renewed every third of it.
     lease_ttl: float = 5.0
+    #: File with the authorities (PEM) by which etcd's certificate is checked. Given, all connections to etcd are TLS;
+    #: without it none is. It is read again when it is replaced, as the next two.
+    ca: str = ""
+    #: File with the certificate (PEM, with its chain) that is shown to etcd, if it demands one.
+    certificate: str = ""
+    #: File with the certificate's key (PEM, without a password).
+    key: str = ""
+    #: User of etcd (docs/etcd.md has the rights that it needs); empty: none.
+    user: str = ""
+    #: The user's password. In the environment a file may hold it: `ONEXFLOW_REGISTRY__PASSWORD_FILE`. There is no flag.
+    password: Secret = Secret("")
 
     def problems(self) -> list[tuple[str, str]]:
         found = []
         if not self.url.startswith(("etcd3://", "memory:")):
-            found.append(("url", f"{self.url!r} is neither etcd3://host:port,… nor memory:"))
+            found.append(("url", f"{without_password(self.url)!r} is neither etcd3://host:port,… nor memory:"))
         if not 1 <= self.lease_ttl <= 600:
             found.append(("lease_ttl", f"{self.lease_ttl} is not within 1 and 600 seconds"))
         return found

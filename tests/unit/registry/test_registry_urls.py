@@ -39,7 +39,7 @@ def test_endpoints_and_options() -> None:
         ("etcd3://a:1,b:x", "'b:x' is not host:port"),
         ("etcd3://a:99999", "not host:port"),
         ("etcd3://a:1/x", "path"),
-        ("etcd3://a:1?tll=3", "'tll'; there are: timeout, ttl"),
+        ("etcd3://a:1?tll=3", "'tll'; there are: ca, certificate, key, timeout, ttl, user"),
         ("etcd3://a:1?ttl=soon", "'soon'"),
         ("etcd3://a:1?ttl=nan", "'nan'"),
         ("etcd3://a:1?ttl=0", "'0'"),

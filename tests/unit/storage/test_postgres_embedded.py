@@ -50,9 +50,8 @@ async def test_data_that_is_kept_are_there_again_also_where_its_user_could_not_g
     assert (data / embedded.PASSFILE).stat().st_mode & 0o777 == 0o600
 
     again = EmbeddedPostgres.kept(data)
-    assert not again.is_running()
     await again.start()
-    assert again.is_running()
+    assert again.running
     assert again.password == password
     assert await _value(again, "SELECT n FROM kept") == 7
     await again.wipe()

@@ -115,7 +115,8 @@ class EmbeddedPostgres:
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
-    def is_running(self) -> bool:
+    @property
+    def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     async def start(self, *, timeout: float = 30.0) -> None:
