@@ -30,7 +30,7 @@ def is_loopback(address: str) -> bool:
 def is_every(address: str) -> bool:
     """Whether `host:port` stands for all addresses of a machine (0.0.0.0, [::]): to listen on, and nowhere to go."""
     found = split_address(address)
-    return found is not None and found[0] in ("0.0.0.0", "::")
+    return found is not None and found[0] in ("0.0.0.0", "::")  # noqa: S104 - a comparison
 
 
 def without_password(url: str) -> str:
