@@ -8,7 +8,7 @@ event that authorised it: `Token(shard, epoch, offset, item)` (see docs/guarante
 from __future__ import annotations
 
 import hashlib
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import msgspec
@@ -17,7 +17,7 @@ SLOTS: Final = 4096
 DEFAULT_NAMESPACE: Final = "default"
 
 
-class RunKey(NamedTuple):
+class RunKey(msgspec.Struct, frozen=True, order=True, cache_hash=True, gc=False):
     """The name of a run, unique in the cluster."""
 
     namespace: str

@@ -37,6 +37,8 @@ log = structlog.get_logger("onexflow.kernel")
 READ_TOGETHER = 64
 
 
+#: Keys whose shard is remembered.
+KEPT_PLACES = 4096
 #: How long a stop waits for the store to take what is decided.
 STOP_SECONDS = 5.0
 
@@ -73,7 +75,7 @@ class Kernel:
         self._codec = codec
         self._jitter = jitter
         self._shard_count = 0
-        self._last_place: tuple[RunKey | None, int] = (None, 0)
+        self._places: dict[RunKey, int] = {}
         self._recent: dict[int, RecentRuns] = {}
         self._reloads: set[asyncio.Task[Run | None]] = set()
         self._loading: dict[tuple[Shard, int], asyncio.Task[Run | None]] = {}
@@ -95,7 +97,9 @@ class Kernel:
         self.locate: Callable[[int], tuple[str, str]] = _nowhere
         #: Loop time at which the store last confirmed all epochs.
         self.confirmed_at = 0.0
+        #: Read once a turn of the loop: store time, and events that are not durable (-1: not counted in this turn).
         self._now = 0
+        self._undurable = -1
 
     async def open(self, owner: str) -> None:
         """Open the store. Claim every shard (the store's lock, or its epochs, proves that the owner before is gone); of
@@ -192,7 +196,6 @@ class Kernel:
             shard.moved = error
             del self.shards[shard.id]
             del self._recent[shard.id]
-            self._last_place = (None, 0)
             self.on_left(shard)
 
     def _lose(self, shard: Shard) -> None:
@@ -241,8 +244,11 @@ class Kernel:
 
     @property
     def undurable(self) -> int:
-        """Events that are decided and not durable yet."""
-        return sum(shard.next - shard.durable for shard in self.shards.values())
+        """Events that are decided and not durable yet, counted once a turn of the loop; starts in it are added."""
+        if self._undurable < 0:
+            self._undurable = sum(shard.next - shard.durable for shard in self.shards.values())
+            self.now()  # forgotten with the time of this turn
+        return self._undurable
 
     # ---- time
 
@@ -256,6 +262,7 @@ class Kernel:
 
     def _pass(self) -> None:
         self._now = 0
+        self._undurable = -1
 
     # ---- the way to a run
 
@@ -269,11 +276,12 @@ class Kernel:
 
     def number_of(self, key: RunKey) -> int:
         """The number of the key's shard, whoever owns it."""
-        last, shard_id = self._last_place
-        if last is not key:  # a start asks several times for its one key
-            shard_id = shard_of_slot(key.slot, self._shard_count)
-            self._last_place = (key, shard_id)
-        return shard_id
+        number = self._places.get(key)
+        if number is None:  # else asked before: each run's is, several times
+            if len(self._places) >= KEPT_PLACES:
+                self._places.clear()
+            number = self._places[key] = shard_of_slot(key.slot, self._shard_count)
+        return number
 
     def resident(self, key: RunKey) -> Run | None:
         """The open run, if it is in memory."""
@@ -431,6 +439,8 @@ class Kernel:
         self._recent[shard.id].add(key, run.iid, start_hash)
         shard.record(run, turn)
         self.lane.mark()
+        if self._undurable >= 0:
+            self._undurable += len(turn.events)
         return run, turn
 
     def decide(self, run: Run, command: Command, meta: dict[str, str] | None = None) -> Turn:

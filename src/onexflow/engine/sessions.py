@@ -160,8 +160,10 @@ class WorkerSession:
         match message:
             case Results():
                 self._sessions.hub.on_results(self, message.results)
+                if message.granted:
+                    self._on_credits(message.granted)
             case Credits():
-                self._on_credits(message)
+                self._on_credits(message.granted)
             case Progress():
                 self._sessions.hub.on_progress(message.token, message)
             case Held():
@@ -186,8 +188,8 @@ class WorkerSession:
             self.credits[role] = self.credits.get(role, 0) - count
         self.send(Reclaimed(returned))
 
-    def _on_credits(self, message: Credits) -> None:
-        for role, count in message.granted.items():
+    def _on_credits(self, granted: dict[str, int]) -> None:
+        for role, count in granted.items():
             self.credits[role] = self.credits.get(role, 0) + count
             if self.credits[role] < 0 or self.credits[role] > 1_000_000:
                 raise ProtocolViolation(f"credits of role {role} would be {self.credits[role]}")

@@ -137,8 +137,9 @@ def fill_payload(message: pb.Payload, value: Payload) -> None:
 
 
 def fill_key(message: pb.RunKey, value: RunKey) -> None:
-    message.namespace, message.workflow_type = value[0], value[1]
-    message.instance_id = str(value[2])
+    message.namespace = value.namespace
+    message.workflow_type = value.workflow_type
+    message.instance_id = str(value.instance_id)
 
 
 def key(message: pb.RunKey, field: str = "key") -> RunKey:
@@ -150,7 +151,7 @@ def key(message: pb.RunKey, field: str = "key") -> RunKey:
 
 
 def key_to_pb(value: RunKey) -> pb.RunKey:
-    return pb.RunKey(namespace=value[0], workflow_type=value[1], instance_id=str(value[2]))
+    return pb.RunKey(namespace=value.namespace, workflow_type=value.workflow_type, instance_id=str(value.instance_id))
 
 
 def failure(message: pb.Failure) -> Failure:

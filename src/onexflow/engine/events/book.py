@@ -167,9 +167,9 @@ class EventBook:
             return
         touched: dict[int, set[tuple[str, str]]] = {}
         for entity, _ in entities:
-            namespace, workflow_type, _ = entity.key
-            topic = "" if is_stream(workflow_type) else workflow_type  # a stream's events name their topics
-            touched.setdefault(entity.shard.id, set()).add((namespace, topic))
+            key = entity.key
+            topic = "" if is_stream(key.workflow_type) else key.workflow_type  # a stream's events name their topics
+            touched.setdefault(entity.shard.id, set()).add((key.namespace, topic))
         for shard, kinds in touched.items():
             head = self._kernel.shards[shard].durable
             before = self._heads.get(shard, 0)
