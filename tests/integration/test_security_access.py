@@ -13,6 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 import onexflow
+import onexflow.onex
+import onexflow.sync
 from onexflow.client.channels import Channels
 from onexflow.core.errors import InvalidConfiguration, PermissionDenied, Unauthenticated
 from onexflow.core.identity import ON_BEHALF, Identity
@@ -89,6 +91,25 @@ async def started_for(stub: Any, principal: pb.Principal | None) -> pb.Answer:
     return answer
 
 
+async def test_the_blocking_client_and_the_getters_of_the_specification_show_who_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = FakeService()
+    async with secured(policy_of(tmp_path / "p.toml"), service=service) as server:
+
+        def blocking() -> None:
+            with onexflow.sync.connect(server.address, token="token-of-the-client") as client:
+                client.start("echo")
+
+        await asyncio.to_thread(blocking)
+        monkeypatch.setenv("ONEXFLOW_ADDRESS", server.address)
+        (tmp_path / "token").write_text("token-of-the-operator")
+        monkeypatch.setenv("ONEXFLOW_TOKEN_FILE", str(tmp_path / "token"))
+        await onexflow.onex.get_workflow_orchestrator().start_workflow("echo", RUN, {})
+        await onexflow.onex.close()
+    assert [start.principal for start in service.starts] == ["the-client", "the-operator"]
+
+
 # ---- who may say for whom it asks
 
 
@@ -111,7 +132,7 @@ async def test_who_is_no_orchestrator_may_not_say_for_whom_it_asks(tmp_path: Pat
         assert f"{name} is no orchestrator of this cluster" in str(error)
         answer = await started_for(stub, pb.Principal(name="king", roles=["client"]))
         assert answer.error.code == PermissionDenied.code
-        call = stub.Connect()
+        call: Any = stub.Connect()
         await call.write(pb.ConnectRequest(hello=pb.ConnectHello(protocol_version=1)))
         await call.read()
         wait = pb.ConnectRequest()
@@ -247,6 +268,19 @@ async def test_a_stream_ends_when_its_identity_is_taken_out_and_others_stay(tmp_
         assert told.value.code() is grpc.StatusCode.UNAUTHENTICATED
         service.peers[1].link.send(wl.Ping(7))
         assert (await kept.read()).ping.nonce == 7
+        await first.close()
+        await second.close()
+
+
+async def test_a_stream_ends_when_what_its_worker_may_register_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    async with secured(policy_of(file, identity("one", "worker") + identity("two", "worker"))) as server:
+        (first, out), (second, kept) = await session(server.address, "one"), await session(server.address, "two")
+        file.write_text(identity("one", "worker", more='handlers = ["a"]') + identity("two", "worker"))
+        server.refresh_security()
+        async with asyncio.timeout(10):
+            assert await out.code() is grpc.StatusCode.UNAVAILABLE
+        assert not kept.done()
         await first.close()
         await second.close()
 

@@ -77,7 +77,8 @@ async def outcome(channel: grpc.aio.Channel, path: str, method: MethodDescriptor
     except grpc.aio.AioRpcError as error:
         return error.code()
     except asyncio.InvalidStateError:
-        return await call.code()
+        code: grpc.StatusCode = await call.code()
+        return code
     call.cancel()
     return grpc.StatusCode.OK
 

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 import onexflow
 from onexflow.config import Tls
 from onexflow.core.errors import InvalidConfiguration, NotSecured, PermissionDenied, Unauthenticated
+from onexflow.ports import worker_link as wl
 from onexflow.rpc.followed import Followed
 from onexflow.rpc.server import GrpcServer
 from onexflow.rpc.tls import ClientSecurity, ServerTls, not_secured
@@ -68,6 +70,22 @@ async def test_a_client_that_knows_the_authority_talks_to_a_port_with_tls(ca: Au
         await onexflow.connect(server.address, tls=Tls(ca=ca.file)) as client,
     ):
         assert await client.run("echo", {"a": 1}) == {"a": 1}
+
+
+async def test_a_worker_looks_for_the_host_that_it_was_given_in_the_certificate(ca: Authority) -> None:
+    class Heard(_Runtime):
+        def attach(self, link: Any) -> _Runtime:
+            link.send(wl.Hello(worker_id="w", incarnation="w.1", slots={}, handlers=(), liveness="", build_id=""))
+            return self
+
+        def on_message(self, message: object) -> None:
+            assert isinstance(message, wl.Welcome)
+
+    async with secured(tls=served_by(ca.issue("localhost"))) as server:
+        port = server.address.rpartition(":")[2]
+        security = ClientSecurity(ca=ca.file)
+        async with WorkerConnections(Heard(), f" localhost:{port}", security=security) as connections:
+            await connections.wait_connected(5)
 
 
 async def test_another_authority_is_told(ca: Authority, tmp_path: Path) -> None:

@@ -47,11 +47,12 @@ def peer_security(settings: OrchestratorSettings, *, shared: bool) -> ClientSecu
     )
 
 
-def tell(settings: OrchestratorSettings, policy: Followed[Policy] | None, *, shared: bool) -> None:
+def tell(settings: OrchestratorSettings, policy: Followed[Policy] | None, address: str, *, shared: bool) -> None:
     """Log what is on, and what is missing where others can reach the port."""
     tls = settings.tls
     _log.info(
-        "port.secured",
+        "port.opened",
+        address=address,
         tls=bool(tls.certificate),
         client_certificates="required" if tls.client_ca else "not asked for",
         access_policy=settings.access_policy or "none: everybody who connects may do anything",
@@ -61,6 +62,8 @@ def tell(settings: OrchestratorSettings, policy: Followed[Policy] | None, *, sha
         if not tls.certificate:
             _log.warning("port.unencrypted", listen=settings.listen, why="insecure is set, and there is no certificate")
         if policy is None and not tls.client_ca:
-            _log.warning("port.open", listen=settings.listen, why="neither an access policy nor client certificates")
+            _log.warning(
+                "port.unguarded", listen=settings.listen, why="neither an access policy nor client certificates"
+            )
     if policy is not None and shared and not (settings.token or settings.token_file or tls.client_ca):
         _log.warning("member.unknown", hint="the others refuse what this orchestrator passes on: give it a token, or client certificates (tls.client_ca)")  # fmt: skip

@@ -75,12 +75,12 @@ async def serve(settings: OrchestratorSettings) -> int:
         orchestrator.gateway, settings.listen, reflection=settings.reflection, allow_insecure=settings.insecure,
         tls=security.port_tls(settings), policy=policy,
     )  # fmt: skip
-    security.tell(settings, policy, shared=shared)
     with StopSignals() as stop:
         try:
             await registry.start()
             await orchestrator.start(version=__version__)
             address = await server.start()
+            security.tell(settings, policy, address, shared=shared)
             answering = await _answer(liveness, settings)
             await orchestrator.announce(settings.advertise or address, answering)
             sys.setswitchinterval(_SWITCH_INTERVAL)

@@ -1,7 +1,7 @@
 """Who calls, and may it? Asked once a call, when it begins: of a stream's messages none is looked at again.
 
 A token (`authorization: Bearer …`) counts before a certificate. What is found is `core.identity.CALLER` for all that is
-done for the call. Streams that are open when the policy changes are looked at anew, and end where they would be refused now.
+done for the call. Streams that are open when the policy changes are looked at anew, and end where their identity has changed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ Behavior = Callable[[Any, Any], Awaitable[Any]]
 _NAMES: Final = (("peer_uri", "uri:"), ("peer_dns", "dns:"), ("x509_common_name", "cn:"))
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's stubs have no base class
+class Guard(grpc.aio.ServerInterceptor):
     """Refuses calls of onexflow.v1 that the policy does not allow. Health and reflection are open to all who connect."""
 
     def __init__(self, policy: Followed[Policy]) -> None:
         self._policy = policy
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
-        self._streams: dict[asyncio.Timeout, tuple[str, Context]] = {}
+        #: The open streams: what ends one → its method, its call, and whose it is.
+        self._streams: dict[asyncio.Timeout, tuple[str, Context, Identity]] = {}
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
@@ -53,13 +54,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's stubs h
         return known[1]
 
     def refresh(self) -> bool:
-        """Follow the policy's file. When it has changed, the open streams are asked again, by what they showed."""
+        """Follow the policy's file. When it has changed, open streams end whose identity is not what it was."""
         if not self._policy.refresh():
             return False
-        for scope, (method, context) in list(self._streams.items()):
+        for scope, (method, context, admitted) in list(self._streams.items()):
             try:
-                self.caller_of(method, context)
+                is_same = self.caller_of(method, context) == admitted
             except SPIError:
+                is_same = False
+            if not is_same:
                 scope.reschedule(0.0)
         return True
 
@@ -103,12 +106,16 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's stubs h
             raise Unauthenticated("The call has no token, and its connection no certificate.", {"shown": "nothing"})
         return found
 
-    async def _admit(self, method: str, context: Context) -> None:
+    async def _admit(self, method: str, context: Context) -> Identity:
+        """Whose call it is, from now on `CALLER`. Who is refused is told so, and the call is over."""
         try:
-            CALLER.set(self.caller_of(method, context))
+            caller = self.caller_of(method, context)
         except SPIError as error:
             _log.warning("call.refused", method=method, peer=context.peer(), error=str(error))
             await abort(context, error)
+            raise
+        CALLER.set(caller)
+        return caller
 
     def _behind(self, handler: Handler, method: str) -> Handler:
         if not (handler.request_streaming or handler.response_streaming):
@@ -122,11 +129,11 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc's stubs h
         streaming: Behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def stream(request: Any, context: Context) -> None:
-            await self._admit(method, context)
+            caller = await self._admit(method, context)
             scope = asyncio.timeout(None)
             try:
                 async with scope:
-                    self._streams[scope] = method, context
+                    self._streams[scope] = method, context, caller
                     await streaming(request, context)
             except TimeoutError:
                 if not scope.expired():
@@ -148,11 +155,5 @@ def _texts(context: Context) -> dict[str, str]:
 
 
 def _certificate_names(context: Context) -> list[str]:
-    shown: Mapping[str, list[bytes]] = context.auth_context() or {}
-    return [
-        prefix + value.decode(errors="replace") for name, prefix in _NAMES for value in map(_bytes, shown.get(name, ()))
-    ]
-
-
-def _bytes(value: bytes | str) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+    shown = context.auth_context() or {}
+    return [prefix + value.decode(errors="replace") for name, prefix in _NAMES for value in shown.get(name, ())]

@@ -80,6 +80,9 @@ _PLAIN: Final[dict[grpc.StatusCode, type[Coded]]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolViolation,
 }
+#: What grpc.aio makes of a write to a stream that the other side has ended, when it finds out before the status comes:
+#: the status is lost then, and opening another stream tells.
+_BROKEN_WRITE: Final = "Internal error from Core"
 
 
 class Status(NamedTuple):
@@ -133,6 +136,8 @@ def from_status(
             return error
     if code is grpc.StatusCode.UNAVAILABLE and (insecure := not_secured(message)) is not None:
         return insecure
+    if code is grpc.StatusCode.INTERNAL and message == _BROKEN_WRITE:
+        return Unavailable("The stream was ended by the other side while it was written to.", {"status": code.name})
     context = {"status": code.name}
     if (cls := _PLAIN.get(code)) is not None:
         return cls(message, context)

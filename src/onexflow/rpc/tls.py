@@ -7,7 +7,7 @@ import ssl
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import grpc
 
@@ -98,7 +98,7 @@ class ServerTls:
             return self._configuration()
 
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), newer, require_client_authentication=self.wants_certificates
+            self._configuration(), cast("Any", newer), require_client_authentication=self.wants_certificates
         )
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:

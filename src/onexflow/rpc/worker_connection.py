@@ -62,10 +62,10 @@ class WorkerConnections:
         security: ClientSecurity | None = None,
     ) -> None:
         given = addresses.split(",") if isinstance(addresses, str) else addresses
-        self._seeds = tuple(dict.fromkeys(canonical(address) for address in given))
+        self._security = security or ClientSecurity()
+        self._seeds = tuple(dict.fromkeys(self._named(address) for address in given))
         self._runtime = runtime
         self._ping = ping
-        self._security = security or ClientSecurity()
         for address in self._seeds:
             self._security.check(address)
         self._keepers: dict[str, asyncio.Task[None]] = {}
@@ -87,7 +87,7 @@ class WorkerConnections:
     def learn(self, addresses: Iterable[str]) -> None:
         """Connect to these as well, from now on. What is known already is left as it is."""
         for address in addresses:
-            self._keep(canonical(address))
+            self._keep(self._named(address))
 
     async def wait_connected(self, timeout: float) -> None:
         """Return once a stream is up. Raises the newest error, or Unavailable, when none is in time."""
@@ -122,6 +122,10 @@ class WorkerConnections:
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _named(self, address: str) -> str:
+        """As it is kept. With TLS the host stays as it was given: it is looked for in the certificate."""
+        return address.strip() if self._security.encrypts else canonical(address)
 
     # ---- one keeper an address
 
@@ -175,7 +179,7 @@ class WorkerConnections:
                 other.close()
         _log.info("stream.opened", address=stream.address, orchestrator=welcome.orchestrator_id)
         for address in welcome.orchestrators:
-            self._keep(canonical(address))
+            self._keep(self._named(address))
         self._changed.set()
 
 

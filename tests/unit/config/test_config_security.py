@@ -165,7 +165,7 @@ def test_a_client_is_secured_by_what_it_is_given_else_by_the_environment(tmp_pat
     }
 
     def said(**given: object) -> tuple[bool, str]:
-        security = client_security(environment=environment, **given)  # type: ignore[arg-type]  # each in its turn
+        security = client_security(environment=environment, **given)
         return security.encrypts, dict(security.metadata()).get("authorization", "")
 
     assert said() == (True, "Bearer from-environment")
