@@ -8,109 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-import trustme
 
-from etcd_support import NO_ETCD, EtcdHarness, etcd_harness
+from etcd_support import EtcdHarness, etcd_harness
 from onexflow.core.errors import InvalidConfiguration, RegistryUnavailable
 from onexflow.core.secret import Secret
 from onexflow.ports.registry import Assignment, MemberEvent, ShardAnnouncement
 from onexflow.registry.etcd.access import Access
-from onexflow.registry.etcd.embedded import EmbeddedEtcdCluster, find_etcd
 from onexflow.testing.conformance.registry import node, run_key
+from support.etcd_access import AS_ROOT, LOGIN, PASSWORD, Papers, enable_auth, etcdctl, make_papers, running, tls_flags
 
 pytestmark = pytest.mark.chaos
 
-ROOT_PASSWORD = "r00t-of-all"
-PASSWORD = "hunter2-hunter2"
 
-
-class Papers(NamedTuple):
-    """Files of two authorities that know nothing of each other."""
-
-    ca: str
-    server: tuple[str, str]  #: certificate and key, for 127.0.0.1
-    client: tuple[str, str]
-    stranger_ca: str
-    stranger: tuple[str, str]
-
-
-@pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    folder = tmp_path_factory.mktemp("papers")
-
-    def pair(authority: trustme.CA, name: str, host: str) -> tuple[str, str]:
-        issued = authority.issue_cert(host, common_name=name)
-        files = str(folder / f"{name}.pem"), str(folder / f"{name}.key")
-        issued.cert_chain_pems[0].write_to_path(files[0])
-        issued.private_key_pem.write_to_path(files[1])
-        return files
-
-    ours, strangers = trustme.CA(), trustme.CA()
-    ours.cert_pem.write_to_path(str(folder / "ca.pem"))
-    strangers.cert_pem.write_to_path(str(folder / "stranger-ca.pem"))
-    return Papers(
-        str(folder / "ca.pem"),
-        pair(ours, "server", "127.0.0.1"),
-        pair(ours, "client", "client.example"),
-        str(folder / "stranger-ca.pem"),
-        pair(strangers, "stranger", "127.0.0.1"),
-    )
-
-
-def tls_flags(pair: tuple[str, str], trusted: str = "") -> list[str]:
-    demand = ["--client-cert-auth", "--trusted-ca-file", trusted] if trusted else []
-    return ["--cert-file", pair[0], "--key-file", pair[1], *demand]
-
-
-@asynccontextmanager
-async def running(
-    members: int = 1, *, flags: list[str] | None = None, access: Access | None = None
-) -> AsyncIterator[EmbeddedEtcdCluster]:
-    if find_etcd() is None:
-        pytest.skip(NO_ETCD)
-    cluster = EmbeddedEtcdCluster(members, flags=flags or (), access=access)
-    try:
-        await cluster.start()
-        yield cluster
-    finally:
-        await cluster.stop()
-
-
-def etcdctl(cluster: EmbeddedEtcdCluster, *arguments: str, user: str = "") -> str:
-    """What an operator types."""
-    binary = cluster.binary.with_name("etcdctl")
-    if not binary.exists():
-        pytest.skip("there is no etcdctl beside etcd")
-    command = [
-        str(binary),
-        f"--endpoints={','.join(cluster.endpoints)}",
-        *([f"--user={user}"] if user else []),
-        *arguments,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, env={"ETCDCTL_API": "3"})
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def enable_auth(cluster: EmbeddedEtcdCluster, prefix: str) -> None:
-    """As docs/etcd.md says."""
-    as_root = f"root:{ROOT_PASSWORD}"
-    etcdctl(cluster, "user", "add", as_root)
-    etcdctl(cluster, "user", "grant-role", "root", "root")
-    etcdctl(cluster, "role", "add", "onexflow")
-    etcdctl(cluster, "role", "grant-permission", "onexflow", "--prefix=true", "readwrite", prefix)
-    etcdctl(cluster, "user", "add", f"onexflow:{PASSWORD}")
-    etcdctl(cluster, "user", "grant-role", "onexflow", "onexflow")
-    etcdctl(cluster, "auth", "enable")
-    etcdctl(cluster, "user", "list", user=as_root)
+@pytest.fixture(name="papers", scope="module")
+def _papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    return make_papers(tmp_path_factory.mktemp("papers"))
 
 
 async def refused(harness: EtcdHarness, access: Access) -> RegistryUnavailable:
@@ -119,9 +35,6 @@ async def refused(harness: EtcdHarness, access: Access) -> RegistryUnavailable:
         await registry.start()
     assert PASSWORD not in f"{caught.value}{caught.value.context}{registry.health()}"
     return caught.value
-
-
-LOGIN = Access(user="onexflow", password=Secret(PASSWORD))
 
 
 # --------------------------------------------------------------------------------------------------- TLS
@@ -260,7 +173,7 @@ async def test_rights_on_another_prefix_are_not_enough() -> None:
         error = await refused(harness, LOGIN)
         assert f"does not let user 'onexflow' read and write the keys under {harness.settings.prefix}" in str(error)
         command = error.context["hint"].partition("etcdctl ")[2].replace("ROLE", "onexflow").split()
-        etcdctl(cluster, *command, user=f"root:{ROOT_PASSWORD}")
+        etcdctl(cluster, *command, user=AS_ROOT)
         registry = await harness.started(access=LOGIN)
         assert registry.health().connected
 
@@ -293,7 +206,7 @@ async def test_tokens_that_ended_are_renewed_and_nobody_notices() -> None:
         await harness.until(lambda: time.monotonic() > until)
         await one.register(node(slots=1))
         await harness.until(lambda: len(events) == 1)
-        etcdctl(cluster, "role", "add", "another", user=f"root:{ROOT_PASSWORD}")
+        etcdctl(cluster, "role", "add", "another", user=AS_ROOT)
         await one.register(node(slots=2))
         await harness.until(lambda: len(events) == 2)
         await cluster.kill(0)
@@ -309,11 +222,10 @@ async def test_a_right_that_is_taken_away_shows_in_the_health_and_comes_back() -
     async with running() as cluster, etcd_harness(*cluster.endpoints, access=LOGIN) as harness:
         enable_auth(cluster, harness.settings.prefix)
         registry = await harness.started()
-        as_root = f"root:{ROOT_PASSWORD}"
-        etcdctl(cluster, "user", "revoke-role", "onexflow", "onexflow", user=as_root)
+        etcdctl(cluster, "user", "revoke-role", "onexflow", "onexflow", user=AS_ROOT)
         await cluster.kill(0)
         await cluster.start()
         await harness.until(lambda: "does not let user 'onexflow'" in registry.health().detail)
         assert not registry.health().connected
-        etcdctl(cluster, "user", "grant-role", "onexflow", "onexflow", user=as_root)
+        etcdctl(cluster, "user", "grant-role", "onexflow", "onexflow", user=AS_ROOT)
         await harness.until(lambda: registry.health().connected)

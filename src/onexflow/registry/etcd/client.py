@@ -157,7 +157,8 @@ class EtcdClient:
             method: Any = self.channel(endpoint).unary_unary(
                 path, request_serializer=_serialize, response_deserializer=answer
             )
-            result: _Answer = await method(request, timeout=self.settings.try_timeout, metadata=metadata)
+            timeout = self.settings.login_timeout if path == AUTHENTICATE else self.settings.try_timeout
+            result: _Answer = await method(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             failure = EtcdError(error.code(), error.details() or "")
             self.failed(endpoint, failure)
