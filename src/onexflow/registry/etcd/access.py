@@ -179,18 +179,19 @@ class Login:
 
 def explain(error: Exception, access: Access, prefix: str) -> tuple[str, str] | None:
     """What a failure means in words, and what to do; None when it says all there is to say."""
-    detail = str(error)
+    if not isinstance(error, EtcdError):
+        return None
     user = f"user {access.user!r}" if access.user else "somebody without a user's name"
-    if _WRONG_LOGIN in detail:
+    if _WRONG_LOGIN in error.detail:
         cause = f"etcd does not accept the password of {user}, or has no such user."
         return cause, "Check registry.user and ONEXFLOW_REGISTRY__PASSWORD."
-    if "PERMISSION_DENIED" in detail or "permission denied" in detail:
+    if error.code is grpc.StatusCode.PERMISSION_DENIED:
         cause = f"etcd does not let {user} read and write the keys under {prefix}."
         return cause, f"Grant it: etcdctl role grant-permission ROLE --prefix=true readwrite {prefix}"
-    if "user name is empty" in detail or "UNAUTHENTICATED" in detail:
+    if error.unknown_token:
         cause = "etcd asks for a user and a password."
         return cause, "Set registry.user and ONEXFLOW_REGISTRY__PASSWORD (or …PASSWORD_FILE)."
-    return _explain_tls(detail, access)
+    return _explain_tls(error.detail, access)
 
 
 def _explain_tls(detail: str, access: Access) -> tuple[str, str] | None:
@@ -200,20 +201,20 @@ def _explain_tls(detail: str, access: Access) -> tuple[str, str] | None:
         if not re.search("closed|reset|end of TCP stream", detail, re.IGNORECASE):
             return None
         return "The connection ends as soon as it is made: etcd may speak TLS only there.", give_ca
-    if "WRONG_VERSION_NUMBER" in detail:
-        return "etcd does not speak TLS there.", "Leave registry.ca out, or give endpoints that have TLS."
     if re.search("not in peer certificate|hostname verification", detail, re.IGNORECASE):
         cause = "etcd's certificate is not for the host that the endpoint names."
         return cause, "Name the endpoints as the certificate does (its subject alternative names)."
     if "CERTIFICATE_VERIFY_FAILED" in detail:
         return f"etcd's certificate is not signed by an authority in {access.ca}, or its time is over.", give_ca
-    if not re.search("handshake|alert|certificate|closed|reset", detail, re.IGNORECASE):
-        return None
-    if access.certificate:
+    if "ALERT" in detail and access.certificate:
         cause = f"etcd ends the connection during TLS: it may not accept {access.certificate}."
         return cause, "Check that etcd's --trusted-ca-file has the authority that signed our certificate."
-    cause = "etcd ends the connection during TLS: it may demand a certificate of us."
-    return cause, "Give registry.certificate and registry.key, if etcd runs with --client-cert-auth."
+    if "ALERT" in detail:
+        cause = "etcd ends the connection during TLS: it may demand a certificate of us."
+        return cause, "Give registry.certificate and registry.key, if etcd runs with --client-cert-auth."
+    if re.search("handshake|WRONG_VERSION_NUMBER", detail, re.IGNORECASE):
+        return "There is something else than TLS.", "Leave registry.ca out, or give endpoints that have TLS."
+    return None
 
 
 def _no_password() -> str:

@@ -31,9 +31,12 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.enable_http_proxy", 0),
 )
+
+#: Keys an answer. A value of ours is some hundred bytes; the largest that etcd takes is 1.5 MiB.
+_PAGE: Final = 500
 
 RANGE: Final = "/etcdserverpb.KV/Range"
 TXN: Final = "/etcdserverpb.KV/Txn"
@@ -154,7 +157,8 @@ class EtcdClient:
             method: Any = self.channel(endpoint).unary_unary(
                 path, request_serializer=_serialize, response_deserializer=answer
             )
-            result: _Answer = await method(request, timeout=self.settings.try_timeout, metadata=metadata)
+            timeout = self.settings.login_timeout if path == AUTHENTICATE else self.settings.try_timeout
+            result: _Answer = await method(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             failure = EtcdError(error.code(), error.details() or "")
             self.failed(endpoint, failure)
@@ -187,9 +191,16 @@ class EtcdClient:
         return await retrying(self.once, path, request, answer)
 
     async def range(self, prefix: bytes) -> pb.RangeResponse:
-        """All keys under a prefix, linearizable."""
-        request = pb.RangeRequest(key=prefix, range_end=prefix_end(prefix))
-        return await self.call(RANGE, request, pb.RangeResponse.FromString)
+        """All keys under a prefix as they were at one revision (the header's), linearizable; in pages, as an answer may
+        not be larger than a message. Raises EtcdError, also when that revision is compacted meanwhile."""
+        request = pb.RangeRequest(key=prefix, range_end=prefix_end(prefix), limit=_PAGE)
+        whole = page = await self.call(RANGE, request, pb.RangeResponse.FromString)
+        while page.more:
+            request.key = page.kvs[-1].key + b"\0"
+            request.revision = whole.header.revision
+            page = await self.call(RANGE, request, pb.RangeResponse.FromString)
+            whole.kvs.extend(page.kvs)
+        return whole
 
     async def txn(self, request: pb.TxnRequest) -> pb.TxnResponse:
         """A transaction whose comparisons make a second try harmless."""

@@ -150,7 +150,7 @@ class LeaseKeeper:
             response_deserializer=pb.AuthenticateResponse.FromString,
         )
         try:
-            answer = method(self._login.request(), timeout=self._settings.try_timeout)
+            answer = method(self._login.request(), timeout=self._settings.login_timeout)
         except grpc.RpcError as error:
             failure = _failure(error)
             self._endpoints.failed(endpoint, failure)

@@ -70,14 +70,16 @@ class EtcdRegistry(BaseRegistry):
             async with asyncio.timeout(self._settings.start_timeout):
                 await self._ready.wait()
         except TimeoutError as error:
+            unavailable = self._unavailable()
             await self._end()
-            raise self._unavailable() from error
+            raise unavailable from error
         except asyncio.CancelledError:
             await self._end()
             raise
         if self._refused:
+            unavailable = self._unavailable()
             await self._end()
-            raise self._unavailable()
+            raise unavailable
         self._spawn(self._write())
 
     def _unavailable(self) -> RegistryUnavailable:
@@ -87,6 +89,7 @@ class EtcdRegistry(BaseRegistry):
         whys = {**self._keeper.failures, **self._client.endpoints.failures}
         whys = {endpoint: whys[endpoint] for endpoint in settings.endpoints if endpoint in whys}
         told = [error for error in (*whys.values(), self._lease_failure, self._watcher.failure) if error is not None]
+        told.sort(key=lambda error: not (isinstance(error, EtcdError) and error.refusal))
         said = "; ".join(f"{endpoint}: {error}" for endpoint, error in whys.items()) or "no answer"
         context: dict[str, Any] = {"endpoints": list(settings.endpoints), "error": said}
         known = [words for error in told if (words := explain(error, settings.access, settings.prefix))]

@@ -28,6 +28,8 @@ class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True):
     #: One try of a unary call, and all its tries.
     try_timeout: float = 1.0
     call_timeout: float = 5.0
+    #: One try to log in: etcd hashes the password, which takes 85 ms of a free core (measured).
+    login_timeout: float = 3.0
     #: How long `start` waits for an answer.
     start_timeout: float = 5.0
     #: A watch that is silent this long is asked for a sign of life; silent twice, it is opened anew elsewhere.
