@@ -116,6 +116,7 @@ async def test_a_cluster_of_three_and_three_loses_some_of_everything_and_no_orde
             cluster.kill("orchestrator-2", "worker-1")
             assert {run["amount"] for run in await asyncio.gather(*runs)} == {99.99}
             assert Ledger(tmp_path / "ledger.sqlite").totals("charge").entries == ORDERS
+            assert "Another cluster runs in .onexflow/dev" in await _second(tmp_path)
             for address in addresses:  # the dead are back, where they were, and each can be asked
                 await _until(partial(_lists, address, "orchestrator-2", "worker-1"))
 
@@ -131,6 +132,17 @@ async def test_a_cluster_of_three_and_three_loses_some_of_everything_and_no_orde
         assert not (cluster.data / "processes.json").exists()
 
     assert await _runs_kept_in(cluster.data / "postgres") == ORDERS + 3
+
+
+async def _second(folder: Path) -> str:
+    """What another one in the same folder says, which changes nothing there."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "onexflow.cli", "dev", "--listen=127.0.0.1:0"),
+        cwd=folder, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, said = await process.communicate()
+    assert process.returncode == 12
+    return said.decode()
 
 
 async def _runs_kept_in(data: Path) -> int:

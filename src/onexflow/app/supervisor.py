@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from onexflow.app.private_servers import PrivateServer, private_etcd, private_postgres
 from onexflow.app.processes import ChildProcess
 from onexflow.config import Cluster, OrchestratorProcess, WorkerProcess
 from onexflow.core.definition import ROLES
-from onexflow.core.errors import RegistryUnavailable
+from onexflow.core.errors import RegistryUnavailable, StoreLocked
 from onexflow.registry.etcd.embedded import find_etcd
 
 #: Seconds that a process has to stop, beyond its own drain time.
@@ -34,6 +35,7 @@ class Supervisor:
         self.orchestrators: list[ChildProcess] = []
         self.workers: list[ChildProcess] = []
         self._report = report
+        self._claim: IO[str] | None = None
 
     @property
     def addresses(self) -> list[str]:
@@ -48,8 +50,9 @@ class Supervisor:
     async def start(self) -> None:
         """etcd and PostgreSQL, then the orchestrators, then the workers: each kind serves before the next begins.
 
-        Raises StartFailed, or what kept a private server from starting. Then `stop` is still to be called."""
-        self.data.mkdir(parents=True, exist_ok=True)
+        Raises StoreLocked when another cluster runs in the data folder, StartFailed, or what kept a private server from
+        starting. Then `stop` is still to be called."""
+        self._claim_folder()
         await self._start_etcd()
         await self._start_postgres()
         self.orchestrators = [self._orchestrator(process) for process in self.cluster.orchestrator]
@@ -68,13 +71,35 @@ class Supervisor:
         for server in (self.postgres, self.etcd):
             if server is not None:
                 await server.stop()
-        (self.data / "processes.json").unlink(missing_ok=True)
+        if self._claim is not None:
+            (self.data / "processes.json").unlink(missing_ok=True)
+            self._claim.close()
+            self._claim = None
 
     def running(self) -> dict[str, int]:
         """The pid of every process that runs now."""
         servers = [server for server in (self.etcd, self.postgres) if server is not None]
         every: list[PrivateServer | ChildProcess] = [*servers, *self.orchestrators, *self.workers]
         return {process.name: process.pid for process in every if process.pid is not None}
+
+    def _claim_folder(self) -> None:
+        """Have the data folder for this process alone, until `stop` or its end."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        claim = (self.data / "supervisor.lock").open("a+")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.seek(0)
+            owner = claim.read().strip()
+            claim.close()
+            raise StoreLocked(
+                f"Another cluster runs in {self.data} (process {owner}).",
+                {"hint": "Stop it, or give this one a folder of its own (--data, or `data` in its file)."},
+            ) from None
+        claim.truncate(0)
+        claim.write(f"{os.getpid()}\n")
+        claim.flush()
+        self._claim = claim
 
     async def _start_etcd(self) -> None:
         wanted = self.cluster.etcd
