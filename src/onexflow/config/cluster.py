@@ -126,7 +126,8 @@ def _orchestrator_problems(cluster: Cluster) -> list[str]:
     elif len({store for store in (cluster.store, *(one.store for one in orchestrators)) if store}) > 1:
         found.append("all orchestrators have one store: say it once, `store = …` above the tables")
     elif not cluster.private_postgres:
-        found += [problem for _, problem in StoreSettings(url=cluster.store_url or "sqlite:file").problems()]
+        problems = StoreSettings(url=cluster.store_url or "sqlite:file").problems()
+        found += [f"store: {problem}" for _, problem in problems]
     if len(orchestrators) > 1:
         several = f"{len(orchestrators)} orchestrators"
         if not cluster.store_url.startswith(("postgres:", "postgresql:")) and not cluster.private_postgres:
