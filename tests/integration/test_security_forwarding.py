@@ -211,6 +211,21 @@ async def test_a_call_that_is_passed_on_is_recorded_in_the_name_of_who_asked(tmp
         assert (await olga.asked(olga.admin.DrainNode(drain))).changed
 
 
+async def test_a_client_has_the_runs_of_both_in_its_name_whoever_is_asked(tmp_path: Path) -> None:
+    async with (
+        pair(tmp_path, first=shows("a"), second=shows("b")) as two_of_them,
+        await onexflow.connect(two_of_them.one.address, token="token-of-ada") as client,
+    ):
+        await client.register(single("effect", "send").build())
+        handles = [await client.start("single", number) for number in range(8)]
+        handles.append(await client.start("single", 8, instance_id=two_of_them.foreign_run().instance_id))
+        assert {two_of_them.one.owns(handle.key) for handle in handles} == {True, False}
+        assert [await handle.result() for handle in handles] == list(range(9))
+        for handle in handles:
+            created = (await handle.history())[0]
+            assert created.data["principal"] == "ada"
+
+
 async def test_an_orchestrator_that_is_not_known_as_one_passes_nothing_on_and_says_why(tmp_path: Path) -> None:
     async with (
         pair(tmp_path, first=shows("ada"), second=shows("b")) as two_of_them,
