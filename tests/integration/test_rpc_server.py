@@ -261,6 +261,15 @@ async def test_silence_and_nonsense_prove_nothing() -> None:
             await TcpProber(1.0).probe(address)
 
 
+async def test_the_loopback_address_of_another_machine_proves_nothing() -> None:
+    """Refused here, whatever the worker there does: it would be taken for dead with each stream that breaks."""
+    server = LivenessServer("i-1")
+    address = await server.start()
+    await server.stop()
+    with pytest.raises(Unavailable, match="of another machine's own"):
+        await TcpProber(1.0, here=False).probe(address)
+
+
 async def test_a_busy_liveness_port_is_said() -> None:
     server = LivenessServer("i-1")
     port = int((await server.start()).rpartition(":")[2])

@@ -15,6 +15,7 @@ from onexflow.ports.client_link import (
     ControlOutcome,
     DefinitionInfo,
     EventView,
+    Health,
     NodeView,
     RunOutcome,
     RunSummary,
@@ -219,11 +220,16 @@ class FakeClient:
             ),
         ]  # fmt: skip
 
+    async def health(self) -> Health:
+        return Health(serving=True, details={"registry": "etcd does not answer"})
+
     async def drain(self, node_id: str) -> bool:
         return True
 
 
-async def connect(*_: Any, **__: Any) -> FakeClient:
+async def connect(address: str = "", **_: Any) -> FakeClient:
+    if address.startswith("nowhere"):
+        raise Unavailable(f"no orchestrator answers at {address}: connection refused")
     return FakeClient()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onexflow.core.address import is_loopback, split_address
+from onexflow.core.address import is_every, is_loopback, split_address
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,11 @@ from onexflow.core.address import is_loopback, split_address
 def test_addresses(text: str, parts: tuple[str, int] | None, loopback: bool) -> None:
     assert split_address(text) == parts
     assert is_loopback(text) is loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "every"),
+    [("0.0.0.0:7411", True), ("[::]:0", True), ("127.0.0.1:0", False), ("[::1]:0", False), ("10.0.0.1:7", False)],
+)
+def test_addresses_to_listen_on_and_not_to_go_to(text: str, every: bool) -> None:
+    assert is_every(text) is every

@@ -12,6 +12,7 @@ from onexflow.core.errors import StoreUnusable
 from onexflow.ports.clock import Clock
 from onexflow.ports.event_store import EventStore
 from onexflow.ports.registry import Registry
+from onexflow.registry.etcd.access import Access
 from onexflow.registry.open import open_registry
 
 #: Of a store that one orchestrator has to itself.
@@ -61,7 +62,14 @@ def registry_of(settings: RegistrySettings, cluster: str, clock: Clock) -> Regis
     url = settings.url
     if url.startswith("etcd3:") and "ttl=" not in url:
         url += f"{'&' if '?' in url else '?'}ttl={settings.lease_ttl:g}"
-    return open_registry(url, clock=clock, cluster=cluster)
+    access = Access(
+        ca=settings.ca,
+        certificate=settings.certificate,
+        key=settings.key,
+        user=settings.user,
+        password=settings.password,
+    )
+    return open_registry(url, clock=clock, cluster=cluster, access=access)
 
 
 def host() -> str:

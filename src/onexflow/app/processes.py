@@ -39,13 +39,16 @@ class StartFailed(HandlerInitializationError):
 
 
 class ChildProcess:
-    """One program under supervision. `start` waits until it serves; then it is kept alive until `stop`."""
+    """One program under supervision. `start` waits until it serves; then it is kept alive until `stop`.
+
+    `listen` is the flag of that name for its first life; later ones listen where the first did."""
 
     def __init__(
         self,
         name: str,
         arguments: Sequence[str],
         *,
+        listen: str = "",
         log: Path,
         restart: bool,
         report: Report,
@@ -54,6 +57,7 @@ class ChildProcess:
     ) -> None:
         self.name = name
         self.served_at = ""  #: what it said after "on", if anything: its address
+        self._listen = listen
         self.lives = 0
         self._arguments = [sys.executable, "-m", *arguments]
         self._log = log
@@ -100,6 +104,7 @@ class ChildProcess:
         with self._log.open("ab") as log:
             self._process = process = await asyncio.create_subprocess_exec(
                 *self._arguments,
+                *([f"--listen={self.served_at or self._listen}"] if self._listen else []),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,

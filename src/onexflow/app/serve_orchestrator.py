@@ -16,7 +16,7 @@ from onexflow.app.tuning import settle_memory
 from onexflow.client.peers import PeerPool
 from onexflow.codec.payload import JsonCodec
 from onexflow.config import OrchestratorSettings
-from onexflow.core.address import split_address, without_password
+from onexflow.core.address import is_every, is_loopback, split_address, without_password
 from onexflow.core.errors import Coded
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.ports.registry import MemberEvent
@@ -43,7 +43,6 @@ async def serve(settings: OrchestratorSettings) -> int:
         if not lost.done():
             lost.set_result(error)
 
-    host, _ = split_address(settings.listen) or ("127.0.0.1", 0)
     registry = adapters.registry_of(settings.registry, settings.cluster, clock)
     liveness = LivenessServer(incarnation)
     policy = security.access_policy(settings)
@@ -56,7 +55,7 @@ async def serve(settings: OrchestratorSettings) -> int:
         codec=JsonCodec(),
         orchestrator_id=name,
         incarnation=incarnation,
-        prober=TcpProber(),
+        prober=TcpProber(here=is_loopback(settings.listen)),
         lease_ttl=settings.registry.lease_ttl,
         payload_limit=settings.limits.payload,
         on_fatal=on_fatal,
@@ -82,7 +81,7 @@ async def serve(settings: OrchestratorSettings) -> int:
             await orchestrator.start(version=__version__)
             address = await server.start()
             security.tell(settings, policy, address, shared=shared)
-            answering = await liveness.start(host)
+            answering = await _answer(liveness, settings)
             await orchestrator.announce(settings.advertise or address, answering)
             sys.setswitchinterval(_SWITCH_INTERVAL)
             settle_memory()
@@ -112,6 +111,16 @@ def _name(listen: str, *, shared: bool) -> str:
     name = f"orchestrator-{adapters.host()}"
     _, port = split_address(listen) or ("", 0)
     return f"{name}-{port}" if shared and port else name
+
+
+async def _answer(liveness: LivenessServer, settings: OrchestratorSettings) -> str:
+    """Where this process is to be probed, once it answers there; "" when nobody can."""
+    if settings.liveness:
+        return await liveness.start(*(split_address(settings.liveness) or ()))
+    if is_every(settings.listen):
+        return ""
+    host, _ = split_address(settings.listen) or ("127.0.0.1", 0)
+    return await liveness.start(host)
 
 
 async def _until(requested: asyncio.Event, lost: asyncio.Future[Coded]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cyclopts
 
+from onexflow.app import exits
 from onexflow.cli.common import Common, connected
 from onexflow.cli.output import when
-from onexflow.core.errors import UnknownNode
+from onexflow.core.errors import Unavailable, UnknownNode
+from onexflow.ports.client_link import Health
 
 app = cyclopts.App(name="node", help="The orchestrators and workers of the cluster.")
 
@@ -26,7 +30,7 @@ async def list_(*, common: Common = Common()) -> None:
             node.kind,
             node.status,
             node.health,
-            "yes" if node.connected else "no",
+            "" if node.kind == "orchestrator" else "yes" if node.connected else "no",
             f"{node.running}/{node.slots}" if node.slots else "",
             node.address,
             when(node.started_at),
@@ -64,7 +68,7 @@ async def show(node_id: str, /, *, common: Common = Common()) -> None:
                 ("kind", node.kind),
                 ("status", node.status),
                 ("health", node.health),
-                ("connected", "yes" if node.connected else "no"),
+                ("connected", "" if node.kind == "orchestrator" else "yes" if node.connected else "no"),
                 ("registered", "yes" if node.registered else "no"),
                 ("busy", f"{node.running} of {node.slots}" if node.slots else ""),
                 ("handlers", ", ".join(node.handlers)),
@@ -74,6 +78,36 @@ async def show(node_id: str, /, *, common: Common = Common()) -> None:
                 ("incarnation", node.incarnation),
             )
         )
+
+
+@app.command
+async def health(*, common: Common = Common()) -> int:
+    """Each orchestrator of --address: whether it serves, and what is degraded. Exit code 4 when one does not serve."""
+    from onexflow.client.channels import parse_addresses
+
+    found = [(address, await _health_of(address, common)) for address in parse_addresses(common.address)]
+    if common.out.json:
+        for address, answer in found:
+            common.out.data({"address": address, "serving": answer.serving, "details": answer.details})
+    else:
+        rows = [
+            (
+                address,
+                "yes" if answer.serving else "no",
+                "; ".join(f"{part}: {reason}" for part, reason in answer.details.items()) or "all well",
+            )
+            for address, answer in found
+        ]
+        common.out.table(("ORCHESTRATOR", "SERVES", "DETAILS"), rows, empty="No address.")
+    return exits.OK if all(answer.serving for _, answer in found) else exits.UNAVAILABLE
+
+
+async def _health_of(address: str, common: Common) -> Health:
+    try:
+        async with connected(dataclasses.replace(common, address=address)) as client:
+            return await client.health()
+    except Unavailable as error:
+        return Health(serving=False, details={"no answer": str(error.context.get("cause", error))})
 
 
 @app.command

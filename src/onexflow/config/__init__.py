@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from onexflow.config.cluster import (
+    PRIVATE_POSTGRES,
     Cluster,
     EtcdProcess,
     OrchestratorProcess,
     WorkerProcess,
+    check_cluster,
     load_cluster,
     parse_cluster,
 )
 from onexflow.config.policy import load_policy
-from onexflow.config.secret import Secret
 from onexflow.config.settings import (
     DEFAULT_ADDRESS,
     ClientSettings,
@@ -27,10 +28,12 @@ from onexflow.config.settings import (
     WorkerSettings,
 )
 from onexflow.config.sources import PREFIX, Loaded, load, meanings, paths
+from onexflow.core.secret import Secret
 
 __all__ = [
     "DEFAULT_ADDRESS",
     "PREFIX",
+    "PRIVATE_POSTGRES",
     "ClientSettings",
     "Cluster",
     "EtcdProcess",
@@ -48,6 +51,7 @@ __all__ = [
     "Tls",
     "WorkerProcess",
     "WorkerSettings",
+    "check_cluster",
     "load",
     "load_cluster",
     "load_policy",

@@ -9,9 +9,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from onexflow.config.secret import Secret
-from onexflow.core.address import is_loopback, split_address, without_password
+from onexflow.core.address import is_every, is_loopback, split_address, without_password
 from onexflow.core.definition import Role
+from onexflow.core.secret import Secret
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
 MIB: Final = 1024 * 1024
@@ -59,11 +59,22 @@ class RegistrySettings(Settings, frozen=True, kw_only=True):
     url: str = "memory:"
     #: Seconds after which a silent process's membership ends; renewed every third of it.
     lease_ttl: float = 5.0
+    #: File with the authorities (PEM) by which etcd's certificate is checked. Given, all connections to etcd are TLS;
+    #: without it none is. It is read again when it is replaced, as the next two.
+    ca: str = ""
+    #: File with the certificate (PEM, with its chain) that is shown to etcd, if it demands one.
+    certificate: str = ""
+    #: File with the certificate's key (PEM, without a password).
+    key: str = ""
+    #: User of etcd (docs/etcd.md has the rights that it needs); empty: none.
+    user: str = ""
+    #: The user's password. In the environment a file may hold it: `ONEXFLOW_REGISTRY__PASSWORD_FILE`. There is no flag.
+    password: Secret = Secret("")
 
     def problems(self) -> list[tuple[str, str]]:
         found = []
         if not self.url.startswith(("etcd3://", "memory:")):
-            found.append(("url", f"{self.url!r} is neither etcd3://host:port,… nor memory:"))
+            found.append(("url", f"{without_password(self.url)!r} is neither etcd3://host:port,… nor memory:"))
         if not 1 <= self.lease_ttl <= 600:
             found.append(("lease_ttl", f"{self.lease_ttl} is not within 1 and 600 seconds"))
         return found
@@ -150,6 +161,9 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
     listen: str = DEFAULT_ADDRESS
     #: host:port that others are told to use; empty: the one that is listened on.
     advertise: str = ""
+    #: host:port of the liveness port, by which the others prove that this process has died; empty: any free port of the
+    #: host that is listened on. Where that is every address there is none then, and a death shows when the lease ends.
+    liveness: str = ""
     #: Listen beyond this machine without encryption. What is said can then be read and changed on its way, tokens
     #: included; without an `access_policy` anybody who reaches the port may do anything.
     insecure: bool = False
@@ -178,7 +192,11 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
         found = [*_address_problems("listen", self.listen), *_positive("drain_timeout", self.drain_timeout)]
         found += _token_problems(self.token, self.token_file)
         if self.advertise:
-            found += _address_problems("advertise", self.advertise)
+            found += _told_problems("advertise", self.advertise)
+        elif is_every(self.listen) and self.registry.url.startswith("etcd3:"):
+            found.append(("advertise", f"others cannot be sent to {self.listen}: say which host:port they are to use"))
+        if self.liveness:
+            found += _told_problems("liveness", self.liveness)
         if not found and not (self.insecure or self.tls.certificate or is_loopback(self.listen)):
             exposed = f"{self.listen} can be reached from other machines, and there is no TLS"
             ways = "give it a certificate (tls.certificate), or say `insecure = true` (--insecure) if that is meant"
@@ -215,7 +233,8 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     roles: tuple[Role, ...] = ()
     #: Name in the cluster; empty: worker-HOST-PID.
     worker_id: str = ""
-    #: host:port of the liveness port, by which others prove that this process has died; port 0 takes any free one.
+    #: host:port of the liveness port, by which others prove that this process has died; port 0 takes any free one. An
+    #: address of this machine alone (127.0.0.1) proves nothing to an orchestrator that others can reach.
     liveness: str = "127.0.0.1:0"
     #: Name of the cluster, as the orchestrators have it.
     cluster: str = "local"
@@ -231,7 +250,7 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     log: LogSettings = LogSettings()
 
     def problems(self) -> list[tuple[str, str]]:
-        found = [*_address_problems("liveness", self.liveness), *_positive("drain_timeout", self.drain_timeout)]
+        found = [*_told_problems("liveness", self.liveness), *_positive("drain_timeout", self.drain_timeout)]
         found += _token_problems(self.token, self.token_file)
         for address in self.orchestrators:
             found += _address_problems("orchestrators", address)
@@ -246,6 +265,13 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
 
 def _address_problems(setting: str, address: str) -> list[tuple[str, str]]:
     return [] if split_address(address) else [(setting, f"{address!r} is not host:port")]
+
+
+def _told_problems(setting: str, address: str) -> list[tuple[str, str]]:
+    """Of an address that others are told to go to."""
+    if is_every(address):
+        return [(setting, f"{address} stands for every address of this machine: say the one that others are to use")]
+    return _address_problems(setting, address)
 
 
 def _positive(setting: str, value: float) -> list[tuple[str, str]]:

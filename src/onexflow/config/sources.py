@@ -16,10 +16,10 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_origin
 
 import msgspec
 
-from onexflow.config.secret import Secret
 from onexflow.config.settings import ClientSettings, OrchestratorSettings, Settings, WorkerSettings
 from onexflow.core.address import without_password
 from onexflow.core.errors import InvalidConfiguration
+from onexflow.core.secret import Secret
 
 PREFIX = "ONEXFLOW_"
 DEFAULT = "default"

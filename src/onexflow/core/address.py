@@ -27,6 +27,12 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+def is_every(address: str) -> bool:
+    """Whether `host:port` stands for all addresses of a machine (0.0.0.0, [::]): to listen on, and nowhere to go."""
+    found = split_address(address)
+    return found is not None and found[0] in ("0.0.0.0", "::")  # noqa: S104 - a comparison
+
+
 def without_password(url: str) -> str:
     """The URL as it may be shown: whatever stands where a password could be is replaced by three stars."""
     scheme, mark, rest = url.partition("://")

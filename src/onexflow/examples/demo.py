@@ -84,13 +84,13 @@ async def demo(cluster: Cluster, data: Path, orders: int) -> int:
 
 
 def demo_cluster(cluster: Cluster, data: Path) -> Cluster:
-    """The cluster of the file on a free port, with files of its own, and two processes for effects."""
+    """The cluster of the file on free ports, with files of its own, and two processes for effects."""
     workers = tuple(
         msgspec.structs.replace(worker, count=max(2, worker.count)) if "effect" in worker.roles else worker
         for worker in cluster.worker
     )
-    orchestrator = msgspec.structs.replace(cluster.orchestrator, listen="127.0.0.1:0")
-    return msgspec.structs.replace(cluster, data=str(data), orchestrator=orchestrator, worker=workers)
+    orchestrators = tuple(msgspec.structs.replace(one, listen="127.0.0.1:0") for one in cluster.orchestrator)
+    return msgspec.structs.replace(cluster, data=str(data), orchestrator=orchestrators, worker=workers)
 
 
 async def _story(supervisor: Supervisor, orders: int) -> Report:
@@ -170,11 +170,12 @@ def _count(results: Sequence[asyncio.Task[Any]]) -> Orders:
 
 
 def _processes(supervisor: Supervisor) -> list[tuple[str, int, int]]:
-    children = [child for child in (supervisor.orchestrator, *supervisor.workers) if child is not None]
-    running = [(child.name, child.pid or 0, child.lives) for child in children]
-    if supervisor.etcd is not None and supervisor.etcd.pid is not None:
-        running.insert(0, ("etcd", supervisor.etcd.pid, 1))
-    return running
+    children = (*supervisor.orchestrators, *supervisor.workers)
+    servers = [server for server in (supervisor.etcd, supervisor.postgres) if server is not None]
+    return [
+        *((server.name, server.pid or 0, 1) for server in servers),
+        *((child.name, child.pid or 0, child.lives) for child in children),
+    ]
 
 
 _began = time.monotonic()

@@ -5,17 +5,23 @@ from __future__ import annotations
 from onexflow.core.errors import InvalidConfiguration
 from onexflow.ports.clock import Clock
 from onexflow.ports.registry import Registry
+from onexflow.registry.etcd.access import Access
 from onexflow.registry.etcd.registry import EtcdRegistry
 from onexflow.registry.etcd.url import parse_etcd_url
 from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
 
 
 def open_registry(
-    url: str, *, clock: Clock, cluster: str = "default", hub: MemoryRegistryHub | None = None
+    url: str,
+    *,
+    clock: Clock,
+    cluster: str = "default",
+    access: Access | None = None,
+    hub: MemoryRegistryHub | None = None,
 ) -> Registry:
     """The registry of a URL, not started: `etcd3://host:port,host:port?ttl=5` or `memory:`.
 
-    In-memory registries see each other when they are given the same hub. Raises InvalidConfiguration.
+    `access` is for etcd: TLS, user and password, as far as the URL does not say. In-memory registries see each other when they are given the same hub. Raises InvalidConfiguration.
     """
     if url.startswith("memory:"):
         if url != "memory:":
@@ -25,4 +31,6 @@ def open_registry(
         raise InvalidConfiguration(
             f"The registry URL {url} cannot be used. It is etcd3://host:port,host:port or memory:.", {"url": url}
         )
-    return EtcdRegistry(parse_etcd_url(url, cluster=cluster))
+    settings = parse_etcd_url(url, cluster=cluster, access=access)
+    settings.access.check()
+    return EtcdRegistry(settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from onexflow.core.address import is_loopback
 from onexflow.core.errors import PortBusy, Unavailable
 
 TIMEOUT: Final = 0.15
@@ -52,11 +53,16 @@ class LivenessServer:
 class TcpProber:
     """ports.registry.Prober over TCP."""
 
-    def __init__(self, timeout: float = TIMEOUT) -> None:
+    def __init__(self, timeout: float = TIMEOUT, *, here: bool = True) -> None:
+        """`here`: everybody who is probed is on this machine. Else its loopback address is that of another machine's
+        process, and refuses whatever that does."""
         self._timeout = timeout
+        self._here = here
 
     async def probe(self, address: str) -> str | None:
         """The incarnation at `address`; None when the connection is refused. Raises Unavailable for anything else."""
+        if not self._here and is_loopback(address):
+            raise Unavailable(f"{address} is an address of another machine's own.", {"address": address})
         host, _, port = address.rpartition(":")
         writer: asyncio.StreamWriter | None = None
         try:

@@ -137,6 +137,16 @@ def test_listening_on_loopback_needs_no_word(address: str) -> None:
     assert load(OrchestratorSettings, flags={"listen": address}).settings.listen == address
 
 
+@pytest.mark.parametrize("every", ["0.0.0.0:7411", "[::]:7411"])
+def test_nobody_is_told_to_go_to_every_address(every: str) -> None:
+    flags = {"listen": every, "insecure": True, "registry.url": "etcd3://e:1"}
+    assert "say which host:port they are to use" in str(refused(flags=flags))
+    assert load(OrchestratorSettings, flags={**flags, "advertise": "o1:7411"}).settings.listen == every
+    assert "stands for every address" in str(refused(flags={**flags, "advertise": every}))
+    assert "stands for every address" in str(refused(flags={"liveness": every}))
+    assert "stands for every address" in str(refused(WorkerSettings, flags={"modules": ("m",), "liveness": every}))
+
+
 def test_a_worker_needs_a_module_and_knows_where_to_go() -> None:
     assert "no module is named" in str(refused(WorkerSettings))
     flags = {"modules": ("m",)}

@@ -14,7 +14,8 @@ from onexflow.registry.view import View
 
 async def test_a_cancellation_beside_the_awaited_revision_is_not_lost() -> None:
     view = View(lambda *_: None, lambda *_: None)
-    watcher = Watcher(EtcdClient(EtcdSettings(endpoints=("127.0.0.1:1",))), view, lambda: None, lambda: False)
+    client = EtcdClient(EtcdSettings(endpoints=("127.0.0.1:1",)))
+    watcher = Watcher(client, view, on_live=lambda: None, on_failure=lambda _: None, expiry_suspect=lambda: False)
     waiting = asyncio.get_running_loop().create_task(watcher.reach(5, 10.0))
     await asyncio.sleep(0)
     [(_, future)] = watcher._waiters

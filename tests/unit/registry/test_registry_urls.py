@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from onexflow.core.errors import InvalidConfiguration
+from onexflow.core.secret import Secret
 from onexflow.ports.clock import Clock
+from onexflow.registry.etcd.access import Access
 from onexflow.registry.etcd.registry import EtcdRegistry
 from onexflow.registry.etcd.url import parse_etcd_url
 from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
@@ -39,7 +41,7 @@ def test_endpoints_and_options() -> None:
         ("etcd3://a:1,b:x", "'b:x' is not host:port"),
         ("etcd3://a:99999", "not host:port"),
         ("etcd3://a:1/x", "path"),
-        ("etcd3://a:1?tll=3", "'tll'; there are: timeout, ttl"),
+        ("etcd3://a:1?tll=3", "'tll'; there are: ca, certificate, key, timeout, ttl, user"),
         ("etcd3://a:1?ttl=soon", "'soon'"),
         ("etcd3://a:1?ttl=nan", "'nan'"),
         ("etcd3://a:1?ttl=0", "'0'"),
@@ -51,10 +53,23 @@ def test_what_is_wrong_is_named(url: str, said: str) -> None:
     assert caught.value.context["url"] == url
 
 
-def test_secrets_are_not_repeated() -> None:
-    with pytest.raises(InvalidConfiguration) as caught:
-        parse_etcd_url("etcd3://me:hunter2@a:1")
+@pytest.mark.parametrize("url", ["etcd3://me:hunter2@a:1", "etcd3://a:1?user=me&Password=hunter2"])
+def test_secrets_are_not_repeated(url: str) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"registry\.password") as caught:
+        parse_etcd_url(url)
     assert "hunter2" not in f"{caught.value}{caught.value.context}"
+
+
+def test_access_in_the_url_comes_before_that_of_the_settings() -> None:
+    given = Access(ca="a.pem", user="me", password=Secret("hunter2"))
+    assert parse_etcd_url("etcd3://a:1", access=given).access == given
+    found = parse_etcd_url("etcd3://a:1?user=you&ca=%2Fetc%2Fb.pem&certificate=c.pem&key=k.pem", access=given)
+    assert found.access == Access(
+        ca="/etc/b.pem", certificate="c.pem", key="k.pem", user="you", password=Secret("hunter2")
+    )
+    assert "hunter2" not in repr(found)
+    with pytest.raises(InvalidConfiguration, match="The option ca is empty"):
+        parse_etcd_url("etcd3://a:1?ca=")
 
 
 @pytest.mark.parametrize("cluster", ["", "a/b", "../x", "a b"])

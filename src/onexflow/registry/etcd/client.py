@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from onexflow.registry.etcd.access import AUTHENTICATE, EtcdError, Login, Metadata
 from onexflow.registry.etcd.url import EtcdSettings
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
 
@@ -30,9 +31,12 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.enable_http_proxy", 0),
 )
+
+#: Keys an answer. A value of ours is some hundred bytes; the largest that etcd takes is 1.5 MiB.
+_PAGE: Final = 500
 
 RANGE: Final = "/etcdserverpb.KV/Range"
 TXN: Final = "/etcdserverpb.KV/Txn"
@@ -42,19 +46,6 @@ LEASE_GRANT: Final = "/etcdserverpb.Lease/LeaseGrant"
 LEASE_REVOKE: Final = "/etcdserverpb.Lease/LeaseRevoke"
 LEASE_KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
 STATUS: Final = "/etcdserverpb.Maintenance/Status"
-
-#: Statuses after which another try may succeed. UNKNOWN and INTERNAL are what etcd and broken connections answer.
-TRANSIENT: Final = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-    }
-)
 
 
 class Message(Protocol):
@@ -66,29 +57,27 @@ class Message(Protocol):
 _Answer = TypeVar("_Answer")
 
 
-class EtcdError(Exception):
-    """A call failed. Never leaves this package."""
-
-    def __init__(self, code: grpc.StatusCode, detail: str) -> None:
-        super().__init__(f"{code.name}: {detail}")
-        self.code = code
-        self.detail = detail
-
-    @property
-    def transient(self) -> bool:
-        return self.code in TRANSIENT
-
-
 class Endpoints:
     """Which endpoint is used now: one until it fails, then the next; the first is drawn."""
 
     def __init__(self, endpoints: Sequence[str]) -> None:
         self.all = random.sample(list(endpoints), len(endpoints))
         self._at = 0
+        #: What each endpoint failed with last; those that answered last are not in it.
+        self.failures: dict[str, EtcdError] = {}
 
     @property
     def current(self) -> str:
         return self.all[self._at]
+
+    def answered(self, endpoint: str) -> None:
+        self.failures.pop(endpoint, None)
+
+    def failed(self, endpoint: str, error: EtcdError) -> None:
+        """Remember why, and leave the endpoint if another one may do better."""
+        self.failures[endpoint] = error
+        if error.transient:
+            self.rotate(endpoint)
 
     def rotate(self, failed: str) -> None:
         """Leave `failed`, unless somebody has already."""
@@ -102,34 +91,91 @@ class EtcdClient:
     def __init__(self, settings: EtcdSettings) -> None:
         self.settings = settings
         self.endpoints = Endpoints(settings.endpoints)
+        self.login = Login(settings.access)
+        self._logging_in = asyncio.Lock()
         self._channels: dict[str, grpc.aio.Channel] = {}
+        #: The state of the TLS files when each channel was made.
+        self._stamps: dict[str, tuple[int, ...]] = {}
+        self._replaced: list[grpc.aio.Channel] = []
 
     def channel(self, endpoint: str) -> grpc.aio.Channel:
+        """The channel to an endpoint. Raises EtcdError when the files of TLS cannot be read."""
         channel = self._channels.get(endpoint)
         if channel is None:
-            channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+            self._stamps[endpoint] = self.settings.access.stamp()
+            try:
+                credentials = self.settings.access.credentials()
+            except OSError as error:
+                raise EtcdError(
+                    grpc.StatusCode.UNAVAILABLE, f"cannot read {error.filename}: {error.strerror}"
+                ) from error
+            if credentials is None:
+                channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+            else:
+                channel = grpc.aio.secure_channel(endpoint, credentials, options=CHANNEL_OPTIONS)
             self._channels[endpoint] = channel
         return channel
 
     async def close(self) -> None:
-        for channel in self._channels.values():
+        for channel in (*self._channels.values(), *self._replaced):
             await channel.close()
         self._channels.clear()
+        self._replaced.clear()
 
     async def once(self, path: str, request: Message, answer: Callable[[bytes], _Answer]) -> _Answer:
-        """One try, on the current endpoint, which is left if it does not answer. Raises EtcdError."""
+        """One try, on the current endpoint, which is left if it does not answer; two, when etcd no longer knew our
+        token. Raises EtcdError."""
         endpoint = self.endpoints.current
-        method: Any = self.channel(endpoint).unary_unary(
-            path, request_serializer=_serialize, response_deserializer=answer
-        )
+        metadata = await self.metadata(endpoint)
         try:
-            result: _Answer = await method(request, timeout=self.settings.try_timeout)
+            return await self._ask(endpoint, path, request, answer, metadata)
+        except EtcdError as error:
+            if not error.unknown_token or not self.login.forget(metadata):
+                raise
+        return await self._ask(endpoint, path, request, answer, await self.metadata(endpoint))
+
+    async def metadata(self, endpoint: str) -> Metadata:
+        """What to show with a call: our token, after logging in if there is none. Raises EtcdError."""
+        if self.login.due:
+            async with self._logging_in:
+                if self.login.due:
+                    request = self.login.request()
+                    try:
+                        answer = await self._ask(
+                            endpoint, AUTHENTICATE, request, pb.AuthenticateResponse.FromString, ()
+                        )
+                    except EtcdError as error:
+                        self.login.failed(error)
+                    else:
+                        self.login.succeeded(answer)
+        return self.login.metadata
+
+    async def _ask(
+        self, endpoint: str, path: str, request: Message, answer: Callable[[bytes], _Answer], metadata: Metadata
+    ) -> _Answer:
+        try:
+            method: Any = self.channel(endpoint).unary_unary(
+                path, request_serializer=_serialize, response_deserializer=answer
+            )
+            timeout = self.settings.login_timeout if path == AUTHENTICATE else self.settings.try_timeout
+            result: _Answer = await method(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             failure = EtcdError(error.code(), error.details() or "")
-            if failure.transient:
-                self.endpoints.rotate(endpoint)
+            self.failed(endpoint, failure)
             raise failure from error
+        except EtcdError as error:
+            self.failed(endpoint, error)
+            raise
+        self.endpoints.answered(endpoint)
         return result
+
+    def failed(self, endpoint: str, error: EtcdError) -> None:
+        """The endpoint did not do what it was asked. If the files of TLS were replaced since, they serve the next try."""
+        self.endpoints.failed(endpoint, error)
+        if error.transient and self._stamps.get(endpoint) != self.settings.access.stamp():
+            channel = self._channels.pop(endpoint, None)
+            if channel is not None:  # not closed: that would cancel who still waits for something on it
+                self._replaced.append(channel)
 
     async def call(
         self, path: str, request: Message, answer: Callable[[bytes], _Answer], *, total: float | None = None
@@ -145,9 +191,16 @@ class EtcdClient:
         return await retrying(self.once, path, request, answer)
 
     async def range(self, prefix: bytes) -> pb.RangeResponse:
-        """All keys under a prefix, linearizable."""
-        request = pb.RangeRequest(key=prefix, range_end=prefix_end(prefix))
-        return await self.call(RANGE, request, pb.RangeResponse.FromString)
+        """All keys under a prefix as they were at one revision (the header's), linearizable; in pages, as an answer may
+        not be larger than a message. Raises EtcdError, also when that revision is compacted meanwhile."""
+        request = pb.RangeRequest(key=prefix, range_end=prefix_end(prefix), limit=_PAGE)
+        whole = page = await self.call(RANGE, request, pb.RangeResponse.FromString)
+        while page.more:
+            request.key = page.kvs[-1].key + b"\0"
+            request.revision = whole.header.revision
+            page = await self.call(RANGE, request, pb.RangeResponse.FromString)
+            whole.kvs.extend(page.kvs)
+        return whole
 
     async def txn(self, request: pb.TxnRequest) -> pb.TxnResponse:
         """A transaction whose comparisons make a second try harmless."""

@@ -16,7 +16,8 @@ from onexflow.core.errors import RegistryUnavailable
 from onexflow.ports.registry import NodeRecord, RegistryHealth
 from onexflow.registry import keys
 from onexflow.registry.base import BaseRegistry, Write
-from onexflow.registry.etcd.client import EtcdClient, EtcdError, delete_op, last_write_is, put_op, range_op
+from onexflow.registry.etcd.access import EtcdError, explain
+from onexflow.registry.etcd.client import EtcdClient, delete_op, last_write_is, put_op, range_op
 from onexflow.registry.etcd.lease import LeaseKeeper
 from onexflow.registry.etcd.url import EtcdSettings
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
@@ -38,16 +39,24 @@ class EtcdRegistry(BaseRegistry):
         self._settings = settings
         self._prefix = settings.prefix.encode()
         self._client = EtcdClient(settings)
-        self._watcher = Watcher(self._client, self.view, self._live, self._expiry_suspect)
+        self._watcher = Watcher(
+            self._client,
+            self.view,
+            on_live=self._live,
+            on_failure=self._not_live,
+            expiry_suspect=self._expiry_suspect,
+        )
         self._keeper = LeaseKeeper(settings, self._leased_on_thread, self._unleased_on_thread)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._lease = 0
-        self._lease_failure = ""
+        self._lease_failure: Exception | None = None
         self._dirty = asyncio.Event()
         self._settled: set[asyncio.Future[None]] = set()
         self._to_revoke: set[int] = set()
+        #: The view is there and the lease is; or etcd has said no to who we are.
         self._ready = asyncio.Event()
+        self._refused = False
         self._closed = False
 
     # ------------------------------------------------------------------------------------------- life
@@ -61,17 +70,34 @@ class EtcdRegistry(BaseRegistry):
             async with asyncio.timeout(self._settings.start_timeout):
                 await self._ready.wait()
         except TimeoutError as error:
-            why = self._lease_failure or self._watcher.failure or "no answer"
+            unavailable = self._unavailable()
             await self._end()
-            raise RegistryUnavailable(
-                f"etcd does not answer at {', '.join(self._settings.endpoints)} "
-                f"within {self._settings.start_timeout:g} s ({why}).",
-                {"endpoints": list(self._settings.endpoints), "error": why},
-            ) from error
+            raise unavailable from error
         except asyncio.CancelledError:
             await self._end()
             raise
+        if self._refused:
+            unavailable = self._unavailable()
+            await self._end()
+            raise unavailable
         self._spawn(self._write())
+
+    def _unavailable(self) -> RegistryUnavailable:
+        """Why the start came to nothing: in words where they are known, else what each endpoint did."""
+        settings = self._settings
+        places = ", ".join(settings.endpoints)
+        whys = {**self._keeper.failures, **self._client.endpoints.failures}
+        whys = {endpoint: whys[endpoint] for endpoint in settings.endpoints if endpoint in whys}
+        told = [error for error in (*whys.values(), self._lease_failure, self._watcher.failure) if error is not None]
+        told.sort(key=lambda error: not (isinstance(error, EtcdError) and error.refusal))
+        said = "; ".join(f"{endpoint}: {error}" for endpoint, error in whys.items()) or "no answer"
+        context: dict[str, Any] = {"endpoints": list(settings.endpoints), "error": said}
+        known = [words for error in told if (words := explain(error, settings.access, settings.prefix))]
+        if known:
+            cause, context["hint"] = known[0]
+            return RegistryUnavailable(f"{cause} ({said})", context)
+        within = f"within {settings.start_timeout:g} s"
+        return RegistryUnavailable(f"etcd does not answer at {places} {within} ({said}).", context)
 
     async def close(self) -> None:
         started = self._loop is not None and not self._closed
@@ -122,29 +148,37 @@ class EtcdRegistry(BaseRegistry):
         late = time.monotonic() - self._keeper.answered_at > self._keeper.gap
         if self._watcher.live and not late:
             return RegistryHealth(connected=True, kind="etcd", detail=where)
-        why = self._watcher.failure or self._lease_failure or "the lease is not renewed"
+        failure = self._watcher.failure or self._lease_failure
+        words = failure and explain(failure, self._settings.access, self._settings.prefix)
+        why = f"{words[0]} {words[1]}" if words else failure or "the lease is not renewed"
         return RegistryHealth(connected=False, kind="etcd", detail=f"{where}: {why}")
 
     # ------------------------------------------------------------------------------------------- from the keeper
     def _leased_on_thread(self, lease: int) -> None:
         self._on_loop(self._leased, lease)
 
-    def _unleased_on_thread(self, why: str) -> None:
+    def _unleased_on_thread(self, why: Exception) -> None:
         self._on_loop(self._unleased, why)
 
-    def _on_loop(self, callback: Any, value: int | str) -> None:
+    def _on_loop(self, callback: Any, value: int | Exception) -> None:
         if self._loop is not None and not self._closed:
             with contextlib.suppress(RuntimeError):  # the loop has ended before us
                 self._loop.call_soon_threadsafe(callback, value)
 
     def _leased(self, lease: int) -> None:
         self._lease = lease
-        self._lease_failure = ""
+        self._lease_failure = None
         self.suspect_all()
         self._touched()
 
-    def _unleased(self, why: str) -> None:
+    def _unleased(self, why: Exception) -> None:
         self._lease_failure = why
+        self._not_live(why)
+
+    def _not_live(self, why: Exception) -> None:
+        if isinstance(why, EtcdError) and why.refusal:
+            self._refused = True
+            self._ready.set()
 
     def _live(self) -> None:
         self.suspect_all()
@@ -199,7 +233,7 @@ class EtcdRegistry(BaseRegistry):
             except EtcdError as error:
                 if error.code is grpc.StatusCode.NOT_FOUND:  # "requested lease not found"
                     self._keeper.check()
-                self._lease_failure = str(error)
+                self._lease_failure = error
                 await asyncio.sleep(0.1)
             self._dirty.set()
 

