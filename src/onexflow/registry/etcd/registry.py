@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Coroutine
 from itertools import groupby
@@ -22,6 +23,7 @@ from onexflow.registry.etcd.lease import LeaseKeeper
 from onexflow.registry.etcd.url import EtcdSettings
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
 from onexflow.registry.etcd.watch import Watcher
+from onexflow.telemetry import metrics, names
 
 _log = structlog.get_logger("onexflow.registry")
 
@@ -65,6 +67,7 @@ class EtcdRegistry(BaseRegistry):
             return
         self._loop = asyncio.get_running_loop()
         self._keeper.start()
+        metrics.observe(names.REGISTRY_LEASE, self._lease_left)
         self._spawn(self._watcher.run())
         try:
             async with asyncio.timeout(self._settings.start_timeout):
@@ -183,6 +186,12 @@ class EtcdRegistry(BaseRegistry):
     def _live(self) -> None:
         self.suspect_all()
         self._touched()
+
+    def _lease_left(self) -> list[tuple[float, metrics.Attributes]]:
+        since = self._keeper.held_since
+        if self._closed or not math.isfinite(since):
+            return []
+        return [(since + self._settings.ttl - time.monotonic(), {})]
 
     def _expiry_suspect(self) -> bool:
         """Whether leases may have ended because etcd was away, ours being proof that it did not renew."""
