@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 
 from etcd_support import EtcdHarness, etcd_harness
 from onexflow.core.errors import InvalidConfiguration, RegistryUnavailable
@@ -229,3 +230,19 @@ async def test_a_right_that_is_taken_away_shows_in_the_health_and_comes_back() -
         assert not registry.health().connected
         etcdctl(cluster, "user", "grant-role", "onexflow", "onexflow", user=AS_ROOT)
         await harness.until(lambda: registry.health().connected)
+
+
+async def test_who_may_only_read_any_more_is_told_and_writes_when_it_may_again() -> None:
+    async with running() as cluster, etcd_harness(*cluster.endpoints, access=LOGIN) as harness:
+        prefix = harness.settings.prefix
+        enable_auth(cluster, prefix)
+        registry = await harness.started()
+        etcdctl(cluster, "role", "revoke-permission", "onexflow", "--prefix=true", prefix, user=AS_ROOT)
+        etcdctl(cluster, "role", "grant-permission", "onexflow", "--prefix=true", "read", prefix, user=AS_ROOT)
+        with structlog.testing.capture_logs() as logs:
+            await registry.register(node())
+            await harness.until(lambda: "does not let user 'onexflow'" in registry.health().detail)
+        assert not registry.health().connected
+        assert [line["log_level"] for line in logs if line["event"] == "registry.refused"] == ["warning"]
+        etcdctl(cluster, "role", "grant-permission", "onexflow", "--prefix=true", "readwrite", prefix, user=AS_ROOT)
+        await harness.until(lambda: registry.health().connected and len(registry.members()) == 1)

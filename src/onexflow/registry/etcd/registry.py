@@ -53,6 +53,8 @@ class EtcdRegistry(BaseRegistry):
         self._tasks: list[asyncio.Task[None]] = []
         self._lease = 0
         self._lease_failure: Exception | None = None
+        #: etcd lets us read, and not write.
+        self._refusal: EtcdError | None = None
         self._dirty = asyncio.Event()
         self._settled: set[asyncio.Future[None]] = set()
         self._to_revoke: set[int] = set()
@@ -149,9 +151,9 @@ class EtcdRegistry(BaseRegistry):
         if self._loop is None or self._closed:
             return RegistryHealth(connected=False, kind="etcd", detail=f"{where}: not started")
         late = time.monotonic() - self._keeper.answered_at > self._keeper.gap
-        if self._watcher.live and not late:
+        if self._watcher.live and not late and self._refusal is None:
             return RegistryHealth(connected=True, kind="etcd", detail=where)
-        failure = self._watcher.failure or self._lease_failure
+        failure = self._watcher.failure or self._refusal or self._lease_failure
         words = failure and explain(failure, self._settings.access, self._settings.prefix)
         why = f"{words[0]} {words[1]}" if words else failure or "the lease is not renewed"
         return RegistryHealth(connected=False, kind="etcd", detail=f"{where}: {why}")
@@ -235,6 +237,7 @@ class EtcdRegistry(BaseRegistry):
             try:
                 await self._revoke_all()
                 if not await self._write_missing():
+                    self._refusal = None
                     for future in waiting:
                         if not future.done():
                             future.set_result(None)
@@ -242,7 +245,9 @@ class EtcdRegistry(BaseRegistry):
             except EtcdError as error:
                 if error.code is grpc.StatusCode.NOT_FOUND:  # "requested lease not found"
                     self._keeper.check()
-                self._lease_failure = error
+                if error.refusal and self._refusal is None:
+                    self._refusal = error
+                    _log.warning("registry.refused", why=str(error))
                 await asyncio.sleep(0.1)
             self._dirty.set()
 
