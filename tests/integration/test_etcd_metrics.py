@@ -35,7 +35,7 @@ def points(reader: InMemoryMetricReader, metric: names.Metric) -> list[Any]:
     return [point for one in found if one.name == metric.name for point in one.data.data_points]
 
 
-async def test_renewals_and_losses_are_counted(etcd: EmbeddedEtcd, reader: InMemoryMetricReader) -> None:  # noqa: F811
+async def test_renewals_and_losses_are_counted(etcd: EmbeddedEtcd, reader: InMemoryMetricReader) -> None:  # noqa: F811 - the fixture by its name
     async with Relay(etcd.endpoint) as relay, etcd_harness(etcd.endpoint) as harness:
         other = await harness.started()
         registry = await harness.started(endpoints=(relay.address,))
