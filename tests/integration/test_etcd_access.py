@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 
 from etcd_support import EtcdHarness, etcd_harness
 from onexflow.core.errors import InvalidConfiguration, RegistryUnavailable
 from onexflow.core.secret import Secret
 from onexflow.ports.registry import Assignment, MemberEvent, ShardAnnouncement
 from onexflow.registry.etcd.access import Access
+from onexflow.registry.etcd.registry import EtcdRegistry
 from onexflow.testing.conformance.registry import node, run_key
 from support.etcd_access import AS_ROOT, LOGIN, PASSWORD, Papers, enable_auth, etcdctl, make_papers, running, tls_flags
 
@@ -27,6 +29,10 @@ pytestmark = pytest.mark.chaos
 @pytest.fixture(name="papers", scope="module")
 def _papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
     return make_papers(tmp_path_factory.mktemp("papers"))
+
+
+async def one_pin(registry: EtcdRegistry) -> bool:
+    return len(await registry.assignments()) == 1
 
 
 async def refused(harness: EtcdHarness, access: Access) -> RegistryUnavailable:
@@ -70,11 +76,20 @@ async def test_what_is_wrong_with_tls_is_told(papers: Papers) -> None:
             assert endpoint in str(error)
 
 
-async def test_a_certificate_for_another_host_is_not_accepted(papers: Papers) -> None:
+async def test_a_certificate_for_another_host_is_not_accepted(papers: Papers, tmp_path: Path) -> None:
+    """etcd reads its own for each connection: by the time of ours it has been given another one."""
+    pair = str(tmp_path / "server.pem"), str(tmp_path / "server.key")
+
+    def give(theirs: tuple[str, str]) -> None:
+        for ours, file in zip(pair, theirs, strict=True):
+            Path(ours).write_bytes(Path(file).read_bytes())
+
+    give(papers.server)
     async with (
-        running(flags=tls_flags(papers.server), access=Access(ca=papers.ca)) as cluster,
-        etcd_harness(f"localhost:{cluster.members[0].port}") as harness,
+        running(flags=tls_flags(pair), access=Access(ca=papers.ca)) as cluster,
+        etcd_harness(*cluster.endpoints) as harness,
     ):
+        give(papers.elsewhere)
         error = await refused(harness, Access(ca=papers.ca))
         assert "not for the host" in str(error)
 
@@ -143,8 +158,9 @@ async def test_a_user_with_rights_on_our_prefix_alone_is_enough(caplog: pytest.L
         await one.announce([ShardAnnouncement(shard=3, owner="w1", epoch=1)])
         await two.assign(Assignment(key=run_key(), node_id="w1"))
         await harness.until(lambda: [record.node_id for record in two.members()] == ["w1"])
+        await harness.until(lambda: b"shards/00003" in two.view.shown)
         assert [item.shard for item in await two.announcements()] == [3]
-        assert len(await one.assignments()) == 1
+        await harness.until(lambda: one_pin(one))
         await two.revoke(node())
         await harness.until(lambda: b"nodes/effect/w1" in one.view.actual and one._lease != 0)
         await one.close()
@@ -229,3 +245,19 @@ async def test_a_right_that_is_taken_away_shows_in_the_health_and_comes_back() -
         assert not registry.health().connected
         etcdctl(cluster, "user", "grant-role", "onexflow", "onexflow", user=AS_ROOT)
         await harness.until(lambda: registry.health().connected)
+
+
+async def test_who_may_only_read_any_more_is_told_and_writes_when_it_may_again() -> None:
+    async with running() as cluster, etcd_harness(*cluster.endpoints, access=LOGIN) as harness:
+        prefix = harness.settings.prefix
+        enable_auth(cluster, prefix)
+        registry = await harness.started()
+        etcdctl(cluster, "role", "revoke-permission", "onexflow", "--prefix=true", prefix, user=AS_ROOT)
+        etcdctl(cluster, "role", "grant-permission", "onexflow", "--prefix=true", "read", prefix, user=AS_ROOT)
+        with structlog.testing.capture_logs() as logs:
+            await registry.register(node())
+            await harness.until(lambda: "does not let user 'onexflow'" in registry.health().detail)
+        assert not registry.health().connected
+        assert [line["log_level"] for line in logs if line["event"] == "registry.refused"] == ["warning"]
+        etcdctl(cluster, "role", "grant-permission", "onexflow", "--prefix=true", "readwrite", prefix, user=AS_ROOT)
+        await harness.until(lambda: registry.health().connected and len(registry.members()) == 1)

@@ -105,14 +105,12 @@ async def pass_time(harness: EtcdHarness, seconds: float) -> None:
     await harness.until(lambda: time.monotonic() > until, within=seconds + 5)
 
 
-async def goes_on(harness: EtcdHarness, scene: Scene, slots: int) -> float:
-    """A change arrives at the observer. Returns how long it took, and forgets what was heard."""
-    began = time.monotonic()
+async def goes_on(harness: EtcdHarness, scene: Scene, slots: int) -> None:
+    """A change arrives at the observer, and nothing else."""
     await scene.worker.register(node(slots=slots))
-    await harness.until(lambda: ("changed", "w1", slots) in scene.story)
+    await harness.until(lambda: ("changed", "w1", slots) in scene.story, within=10.0)
     assert scene.story == [("changed", "w1", slots)]
     scene.events.clear()
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
@@ -124,7 +122,7 @@ async def test_the_leader_goes(cluster: EmbeddedEtcdCluster, harness: EtcdHarnes
         await cluster.kill(leader)
     else:
         cluster.freeze(leader)
-    assert await goes_on(harness, scene, slots=5) < 6.0
+    await goes_on(harness, scene, slots=5)
     await pass_time(harness, 2 * TTL)
     assert scene.story == []
     assert await restored(harness)

@@ -31,6 +31,7 @@ class Papers(NamedTuple):
     client: tuple[str, str]
     stranger_ca: str
     stranger: tuple[str, str]
+    elsewhere: tuple[str, str]  #: ours, for another host
 
 
 def make_papers(folder: Path) -> Papers:
@@ -50,6 +51,7 @@ def make_papers(folder: Path) -> Papers:
         pair(ours, "client", "client.example"),
         str(folder / "stranger-ca.pem"),
         pair(strangers, "stranger", "127.0.0.1"),
+        pair(ours, "elsewhere", "etcd.example"),
     )
 
 

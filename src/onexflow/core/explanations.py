@@ -181,9 +181,10 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The message names what is wrong. A store is never changed when it is refused.",
     ),
     "OXF-5003": Explanation(
-        "None of the etcd endpoints answered within the start deadline.",
-        "Check that etcd runs and that the endpoints are right. `--registry-url memory:` runs one orchestrator without "
-        "etcd.",
+        "None of the etcd endpoints answered within the start deadline, TLS failed with all of them, or etcd did not "
+        "accept the user, the password or the right to the cluster's keys.",
+        "The message says what each endpoint did, and the hint what to set (docs/etcd.md). `--registry-url memory:` runs "
+        "one orchestrator without etcd.",
     ),
     "OXF-5004": Explanation(
         "Another process listens on this address.",

@@ -39,6 +39,7 @@ ATTEMPT: Final = "onexflow.attempt"
 ROLE: Final = "onexflow.role"
 STATE: Final = "onexflow.state"
 OUTCOME: Final = "onexflow.outcome"
+REASON: Final = "onexflow.reason"
 
 # ------------------------------------------------------------------------------------------------------------ spans
 START: Final = SpanName("start {}", "orchestrator: a run is created, until that is durable; child of the caller's span")
@@ -69,8 +70,31 @@ WORKER_SLOTS: Final = Metric(
 WORKER_RESULTS: Final = Metric(
     "onexflow.worker.attempts", "sum", "{attempt}", "attempts that a worker has ended: completed, failed", (OUTCOME,)
 )
+REGISTRY_RENEWAL: Final = Metric(
+    "onexflow.registry.renewal", "histogram", "s", "a renewal of this process's lease, from request to answer"
+)
+REGISTRY_LEASE: Final = Metric(
+    "onexflow.registry.lease",
+    "gauge",
+    "s",
+    "how long the lease lasts if it is not renewed any more; below 0: it may have ended",
+)
+REGISTRY_RECONNECTS: Final = Metric(
+    "onexflow.registry.reconnects",
+    "counter",
+    "{reconnect}",
+    "watches lost and opened anew, by etcd's status",
+    (REASON,),
+)
+REGISTRY_GAP: Final = Metric(
+    "onexflow.registry.gap", "histogram", "{revision}", "revisions of etcd that went by until a lost watch was back"
+)
+REGISTRY_AMBIGUOUS: Final = Metric(
+    "onexflow.registry.ambiguous", "counter", "{transaction}", "transactions whose answer never came: asked again"
+)
 
 METRICS: Final = (
     RUNS_STARTED, RUNS_ENDED, RUN_DURATION, RUNS_ACTIVE, ATTEMPTS_ACTIVE, WORKERS, EVENTS, COMMITS, SUPERSEDED,
-    WORKER_SLOTS, WORKER_RESULTS,
+    WORKER_SLOTS, WORKER_RESULTS, REGISTRY_RENEWAL, REGISTRY_LEASE, REGISTRY_RECONNECTS, REGISTRY_GAP,
+    REGISTRY_AMBIGUOUS,
 )  # fmt: skip

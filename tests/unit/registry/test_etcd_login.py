@@ -6,7 +6,6 @@ import grpc
 import pytest
 
 from onexflow.core.secret import Secret
-from onexflow.registry.etcd import access as module
 from onexflow.registry.etcd.access import Access, EtcdError, Login, explain
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
 
@@ -22,21 +21,20 @@ def logged_in(token: str = "t1") -> Login:
 
 def test_without_a_user_nothing_is_asked_for() -> None:
     login = Login(Access())
-    assert not login.due
-    assert login.metadata == ()
-    assert not login.forget(())
+    assert (login.due, login.metadata, login.forget(())) == (False, (), False)
 
 
 def test_a_token_is_asked_for_once_and_again_when_it_was_not_accepted() -> None:
     login = Login(USER)
-    assert login.due
+    due = [login.due]
     assert (login.request().name, login.request().password) == ("me", "hunter2")
     login.succeeded(pb.AuthenticateResponse(token="t1"))
-    assert not login.due
+    due.append(login.due)
     shown = login.metadata
     assert shown == (("token", "t1"),)
     assert login.forget(shown)
-    assert login.due
+    due.append(login.due)
+    assert due == [True, False, True]
 
 
 def test_a_late_refusal_of_an_old_token_does_not_cost_the_new_one() -> None:
@@ -52,15 +50,16 @@ def test_a_late_refusal_of_an_old_token_does_not_cost_the_new_one() -> None:
 def test_etcd_that_asks_for_nothing_is_not_asked_for_a_token_until_it_does() -> None:
     login = Login(USER)
     login.failed(EtcdError(grpc.StatusCode.FAILED_PRECONDITION, "etcdserver: authentication is not enabled"))
-    assert not login.due
+    due = [login.due]
     assert login.forget(())
-    assert login.due
+    due.append(login.due)
+    assert due == [False, True]
 
 
 def test_a_refused_password_is_not_tried_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time costs etcd a tenth of a second of a core, and there may be many processes."""
     now = 100.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("onexflow.registry.etcd.access.time.monotonic", lambda: now)
     login = Login(USER)
     with pytest.raises(EtcdError, match="authentication failed"):
         login.failed(WRONG)

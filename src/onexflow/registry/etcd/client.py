@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 from onexflow.registry.etcd.access import AUTHENTICATE, EtcdError, Login, Metadata
 from onexflow.registry.etcd.url import EtcdSettings
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
+from onexflow.telemetry import metrics, names
 
 #: `grpc.keepalive_timeout_ms` does nothing in grpcio up to 1.85; the ping timeout decides (60 s unless set). etcd
 #: answers pings that come oftener than every 5 s with GOAWAY. The connect timeout is the minimum reconnect backoff.
@@ -93,6 +94,7 @@ class EtcdClient:
         self.endpoints = Endpoints(settings.endpoints)
         self.login = Login(settings.access)
         self._logging_in = asyncio.Lock()
+        self._ambiguous = metrics.counter(names.REGISTRY_AMBIGUOUS)
         self._channels: dict[str, grpc.aio.Channel] = {}
         #: The state of the TLS files when each channel was made.
         self._stamps: dict[str, tuple[int, ...]] = {}
@@ -161,6 +163,8 @@ class EtcdClient:
             result: _Answer = await method(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             failure = EtcdError(error.code(), error.details() or "")
+            if path == TXN and failure.transient:
+                self._ambiguous.add(1)
             self.failed(endpoint, failure)
             raise failure from error
         except EtcdError as error:

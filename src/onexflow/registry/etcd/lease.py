@@ -21,6 +21,7 @@ from onexflow.registry.etcd.access import AUTHENTICATE, EtcdError, Login
 from onexflow.registry.etcd.client import CHANNEL_OPTIONS, LEASE_GRANT, LEASE_KEEP_ALIVE, Endpoints
 from onexflow.registry.etcd.url import EtcdSettings
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
+from onexflow.telemetry import metrics, names
 
 _log = structlog.get_logger("onexflow.registry")
 
@@ -39,7 +40,10 @@ class LeaseKeeper:
         #: When etcd last answered, and when an answer last came after a gap in which other leases may have ended.
         self.answered_at = time.monotonic()
         self.gap_ended_at = float("-inf")
+        #: When the last request went out that etcd has granted: the lease lasts at least from then.
+        self.held_since = float("-inf")
         self._settings = settings
+        self._renewals = metrics.histogram(names.REGISTRY_RENEWAL)
         self._on_lease = on_lease
         self._on_failure = on_failure
         self._beat_at = time.monotonic()
@@ -159,8 +163,13 @@ class LeaseKeeper:
             self._login.succeeded(answer)
 
     def _renew_or_grant(self, endpoint: str) -> None:
-        if not (self.lease and self._renew(endpoint)):
+        began = time.monotonic()
+        if self.lease and self._renew(endpoint):
+            self._renewals.record(time.monotonic() - began)
+        else:
+            began = time.monotonic()
             self._grant(endpoint)
+        self.held_since = began
 
     def _renew(self, endpoint: str) -> bool:
         method: Any = self._channel(endpoint).stream_stream(

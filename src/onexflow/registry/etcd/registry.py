@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Coroutine
 from itertools import groupby
@@ -22,6 +23,7 @@ from onexflow.registry.etcd.lease import LeaseKeeper
 from onexflow.registry.etcd.url import EtcdSettings
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
 from onexflow.registry.etcd.watch import Watcher
+from onexflow.telemetry import metrics, names
 
 _log = structlog.get_logger("onexflow.registry")
 
@@ -51,6 +53,8 @@ class EtcdRegistry(BaseRegistry):
         self._tasks: list[asyncio.Task[None]] = []
         self._lease = 0
         self._lease_failure: Exception | None = None
+        #: etcd lets us read, and not write.
+        self._refusal: EtcdError | None = None
         self._dirty = asyncio.Event()
         self._settled: set[asyncio.Future[None]] = set()
         self._to_revoke: set[int] = set()
@@ -65,6 +69,7 @@ class EtcdRegistry(BaseRegistry):
             return
         self._loop = asyncio.get_running_loop()
         self._keeper.start()
+        metrics.observe(names.REGISTRY_LEASE, self._lease_left)
         self._spawn(self._watcher.run())
         try:
             async with asyncio.timeout(self._settings.start_timeout):
@@ -146,9 +151,9 @@ class EtcdRegistry(BaseRegistry):
         if self._loop is None or self._closed:
             return RegistryHealth(connected=False, kind="etcd", detail=f"{where}: not started")
         late = time.monotonic() - self._keeper.answered_at > self._keeper.gap
-        if self._watcher.live and not late:
+        if self._watcher.live and not late and self._refusal is None:
             return RegistryHealth(connected=True, kind="etcd", detail=where)
-        failure = self._watcher.failure or self._lease_failure
+        failure = self._watcher.failure or self._refusal or self._lease_failure
         words = failure and explain(failure, self._settings.access, self._settings.prefix)
         why = f"{words[0]} {words[1]}" if words else failure or "the lease is not renewed"
         return RegistryHealth(connected=False, kind="etcd", detail=f"{where}: {why}")
@@ -183,6 +188,12 @@ class EtcdRegistry(BaseRegistry):
     def _live(self) -> None:
         self.suspect_all()
         self._touched()
+
+    def _lease_left(self) -> list[tuple[float, metrics.Attributes]]:
+        since = self._keeper.held_since
+        if self._closed or not math.isfinite(since):
+            return []
+        return [(since + self._settings.ttl - time.monotonic(), {})]
 
     def _expiry_suspect(self) -> bool:
         """Whether leases may have ended because etcd was away, ours being proof that it did not renew."""
@@ -226,6 +237,7 @@ class EtcdRegistry(BaseRegistry):
             try:
                 await self._revoke_all()
                 if not await self._write_missing():
+                    self._refusal = None
                     for future in waiting:
                         if not future.done():
                             future.set_result(None)
@@ -233,7 +245,9 @@ class EtcdRegistry(BaseRegistry):
             except EtcdError as error:
                 if error.code is grpc.StatusCode.NOT_FOUND:  # "requested lease not found"
                     self._keeper.check()
-                self._lease_failure = error
+                if error.refusal and self._refusal is None:
+                    self._refusal = error
+                    _log.warning("registry.refused", why=str(error))
                 await asyncio.sleep(0.1)
             self._dirty.set()
 

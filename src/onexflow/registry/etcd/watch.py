@@ -25,6 +25,7 @@ from onexflow.registry.etcd.client import TXN, WATCH, EtcdClient, last_write_is,
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
 from onexflow.registry.keys import INCARNATION
 from onexflow.registry.view import Kv, View
+from onexflow.telemetry import metrics, names
 
 _log = structlog.get_logger("onexflow.registry")
 
@@ -58,10 +59,14 @@ class Watcher:
         self._life: tuple[int, bytes] | None = None
         self._must_list = True
         self._lost_at: float | None = None
+        #: Revisions between the view and etcd, when its life was looked at last.
+        self._gap = 0
         self._list_at = 0.0
         self._hold_until = 0.0
         self._release: asyncio.TimerHandle | None = None
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._reconnects = metrics.counter(names.REGISTRY_RECONNECTS)
+        self._gaps = metrics.histogram(names.REGISTRY_GAP)
 
     async def run(self) -> None:
         """Connect, follow, and begin anew; ends by cancellation only."""
@@ -117,6 +122,7 @@ class Watcher:
         call: Any = await retrying(self._open)
         if self._lost_at is not None:
             _log.info("registry.back", endpoint=self._client.endpoints.current)
+            self._gaps.record(self._gap)
         self.live = True
         self.failure = None
         self._lost_at = None
@@ -182,6 +188,7 @@ class Watcher:
             self._hold(self._settings.ttl + self._settings.return_time)
         elif self._lost_at is not None and now - self._lost_at > 2 * self._settings.ttl / 3:
             self._hold(self._settings.return_time)
+        self._gap = max(0, answer.header.revision - self._view.revision) if life == before else 0
 
     async def _list(self) -> None:
         answer = await self._client.range(self._prefix)
@@ -273,6 +280,8 @@ class Watcher:
     def _lost(self, why: Exception) -> None:
         if self.live:
             _log.warning("registry.lost", why=str(why), endpoint=self._client.endpoints.current)
+            reason = why.code.name.lower() if isinstance(why, EtcdError) else "bug"
+            self._reconnects.add(1, {names.REASON: reason})
         self.live = False
         self.failure = why
         if self._lost_at is None:
