@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onexflow.codec.definition_schema import schema_text
-from onexflow.config import OrchestratorSettings, Secret, Settings, WorkerSettings
+from onexflow.config import BridgeSettings, OrchestratorSettings, Secret, Settings, WorkerSettings
 from onexflow.config.sources import meanings, paths
 from onexflow.core import machine
 from onexflow.core.errors import BY_CODE
@@ -125,7 +125,11 @@ def configuration() -> str:
             "and underscores are dashes. Lists are parted by commas."
         ),
     ]
-    for binary, tree in (("onex-orchestrator", OrchestratorSettings), ("onex-worker", WorkerSettings)):
+    for binary, tree in (
+        ("onex-orchestrator", OrchestratorSettings),
+        ("onex-worker", WorkerSettings),
+        ("onex-bridge", BridgeSettings),
+    ):
         lines += ["", f"## {binary}", "", "| setting | default | meaning |", "|---|---|---|"]
         known = meanings(tree)
         for path in paths(tree):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onexflow.config.bridge import BridgeSettings, EventSettings, NatsSettings
 from onexflow.config.cluster import (
     Cluster,
     EtcdProcess,
@@ -26,11 +27,14 @@ from onexflow.config.sources import Loaded, load, meanings, paths
 
 __all__ = [
     "DEFAULT_ADDRESS",
+    "BridgeSettings",
     "Cluster",
     "EtcdProcess",
+    "EventSettings",
     "LimitSettings",
     "Loaded",
     "LogSettings",
+    "NatsSettings",
     "OrchestratorProcess",
     "OrchestratorSettings",
     "RegistrySettings",

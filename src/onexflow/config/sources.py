@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_origin
 
 import msgspec
 
+from onexflow.config.bridge import BridgeSettings
 from onexflow.config.secret import Secret
 from onexflow.config.settings import OrchestratorSettings, Settings, WorkerSettings
 from onexflow.core.address import without_password
@@ -131,7 +132,7 @@ def _leaves(table: Mapping[str, Any], prefix: str, known: Mapping[str, Any], ori
 
 
 def _from_environment(environment: Mapping[str, str], known: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    everywhere = {**paths(OrchestratorSettings), **paths(WorkerSettings), **known}
+    everywhere = {**paths(OrchestratorSettings), **paths(WorkerSettings), **paths(BridgeSettings), **known}
     for name, value in sorted(environment.items()):
         if not name.startswith(PREFIX):
             continue
