@@ -130,4 +130,6 @@ async def read_all(stream: JetStreamContext, name: str) -> list[Any]:
     while len(found) < info.state.messages:
         found.append(await reader.next_msg(timeout=10))
     await reader.unsubscribe()
+    numbers = [message.metadata.sequence.stream for message in found]
+    assert numbers == sorted(set(numbers)), "read as they stand"
     return found

@@ -10,19 +10,17 @@ import pytest
 
 from onexflow.core.definition import RetryPolicy
 from onexflow.core.errors import InvalidTransition, OutOfRange, UnknownWorkflowType
-from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
-from onexflow.engine.cuts import cut_history
 from onexflow.engine.events import log as event_log
 from onexflow.engine.protocols.subscriptions import HandlerSubscription, Options
 from onexflow.engine.stream import stream_key
-from onexflow.ports.event_store import RegisterRecord, Row, SnapshotRecord
+from onexflow.ports.event_store import RegisterRecord, Row
 from onexflow.ports.events import Consume, Filter, Published
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster, virtual_time
 from onexflow.testing.clock import VirtualClock
 from onexflow.testing.faults.store import FaultyStore
-from support.bus_kit import Reader, publish, stream
+from support.bus_kit import Reader, cut, publish, stream
 from support.engine_kit import single, until
 
 
@@ -65,14 +63,6 @@ class SlowReads(FaultyStore):
             "registers", f"{prefix}@{shard}", lambda: self.inner.list_registers(shard, prefix, after, limit)
         )
         return found
-
-
-async def cut(cluster: Cluster, key: RunKey, before: int) -> None:
-    kernel = cluster.engine._kernel
-    external = await cluster.engine.events.stream(key)
-    assert external is not None
-    snapshot = SnapshotRecord(external.iid, external.state.seq, external.snapshot())
-    await cut_history(kernel.store, kernel.lane, external.shard, external.iid, before, snapshot)
 
 
 @virtual_time
@@ -220,3 +210,36 @@ async def test_a_run_that_starts_while_an_event_is_published_for_it_has_no_strea
             await publishing
         assert await bus.stream(key) is None
         assert {event.source for event in await bus.read_events(key)} == {"onexflow"}
+
+
+@virtual_time
+async def test_what_comes_again_comes_in_order_however_often_its_consumers_are_lost() -> None:
+    async with Cluster(seed=1) as cluster:
+        bus = cluster.engine.events
+        first = await Reader(bus, group="g", start="earliest", window=5).begin()
+        for n in range(7):
+            await publish(bus, stream(), n)
+        await first.have(5)
+        first.close()
+        second = await Reader(bus, group="g", window=2).begin()
+        assert await second.have(2) == [0, 1]
+        await asyncio.sleep(1.0)
+        second.close()
+        assert await Reader(bus, group="g").have(7) == [0, 1, 2, 3, 4, 5, 6]
+
+
+@virtual_time
+async def test_what_was_about_to_come_again_when_its_consumer_was_lost_comes_to_the_next() -> None:
+    store = SlowReads()
+    async with Cluster(seed=1, store=store, clock=store.clock) as cluster:
+        bus = cluster.engine.events
+        first = await Reader(bus, group="g", start="earliest").begin()
+        await publish(bus, stream(), 1)
+        await first.have(1)
+        first.close()
+        store.hold_read("shard")
+        second = await Reader(bus, group="g").begin()
+        await store.arrived.wait()
+        second.close()
+        store.go.set()
+        assert await Reader(bus, group="g").have(1) == [1]

@@ -76,10 +76,10 @@ class Lanes:
         return entry
 
     def again(self, number: int) -> None:
-        """That try was refused: the entry is the next of its run again, and goes before what others have waiting."""
+        """That try was refused: the entry is the next of its run again. The other runs come first: they may have more luck."""
         entry = self.sent.pop(number, None)
         if entry is not None:
-            self._ready.appendleft(entry.key)
+            self._ready.append(entry.key)
 
     def reset(self) -> None:
         """The wire is gone: everything on it is to be sent again, in the order of before."""
