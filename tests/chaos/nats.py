@@ -108,7 +108,11 @@ async def kill_around_the_bridge(count: int, kills: int, seed: int) -> dict[str,
     seen = first_seen(found)
     assert seen.keys() == wanted.keys()
     assert [key for key in wanted if seen[key] != wanted[key]] == [], "lost, or not in order"
-    return {"events": sum(map(len, wanted.values())), "twice": len(found) - len(set(ids(found))), "starts": bridge.starts}
+    return {
+        "events": sum(map(len, wanted.values())),
+        "twice": len(found) - len(set(ids(found))),
+        "starts": bridge.starts,
+    }
 
 
 async def _strike(victim: str, cluster: Processes, server: NatsServer, bridge: _Bridge) -> None:

@@ -13,12 +13,14 @@ from nats.js.api import DiscardPolicy
 import onexflow
 from nats_support import NatsServer
 from onexflow.bridge import publisher as sending
+from onexflow.bridge.bridge import Bridge
+from onexflow.bridge.jetstream import JetStream
 from onexflow.core.errors import InvalidTransition, NatsUnavailable, NatsUnusable
 from onexflow.core.ids import RunKey
 from onexflow.testing import Cluster
 from onexflow.testing.faults.relay import Relay
 from support.bus_kit import cut, publish, stream
-from support.nats_kit import JetStream, bridging, first_seen, ids, key_of, real_cluster, target, within
+from support.nats_kit import bridging, first_seen, ids, key_of, real_cluster, target, within
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +53,10 @@ async def run_many(cluster: Cluster, first: int, count: int) -> dict[RunKey, lis
     return {key: [event.sequence for event in await cluster.history(key)] for key in keys}
 
 
+async def some_stored(bridge: Bridge) -> None:
+    await within(lambda: bridge.publisher.stored > 5, "some events")
+
+
 async def test_every_event_of_runs_and_streams_arrives_once_and_in_order(server: NatsServer) -> None:
     async with real_cluster() as cluster, bridging(cluster.engine.events, target(server)) as bridge:
         await ready(cluster)
@@ -78,7 +84,7 @@ async def test_a_bridge_that_is_cut_off_goes_on_where_it_was(server: NatsServer)
         for round_ in range(4):
             async with bridging(cluster.engine.events, target(server), gently=False, window=16) as bridge:
                 wanted |= await run_many(cluster, 10 * round_, 10)
-                await within(lambda bridge=bridge: bridge.publisher.stored > 5, "some events")
+                await some_stored(bridge)
         total = sum(map(len, wanted.values()))
         async with bridging(cluster.engine.events, target(server)) as bridge:
             await within(lambda: bridge.publisher.waiting == 0 and bridge.readings[0]._feed.connected, "the rest")
@@ -130,10 +136,11 @@ async def test_a_nats_that_hangs_makes_only_the_bridge_lag(server: NatsServer, m
 
 async def test_a_message_whose_acknowledgement_was_lost_is_stored_once(server: NatsServer) -> None:
     async with Relay(server.address) as relay, real_cluster() as cluster:
-        async with bridging(cluster.engine.events, target(f"nats://{relay.address}")) as bridge:
+        bus, to = cluster.engine.events, target(f"nats://{relay.address}")
+        async with bridging(bus, to) as bridge:
             relay.hold("to_client")
             for n in range(20):
-                await publish(cluster.engine.events, stream(f"s{n}"), n)
+                await publish(bus, stream(f"s{n}"), n)
             async with server.connected() as client:
                 info = client.jetstream().stream_info
                 while (await info("onexflow")).state.messages < 20:
@@ -164,7 +171,9 @@ async def test_what_fits_does_not_overtake_what_does_not(server: NatsServer) -> 
     await server.make_stream(max_bytes=20_000, discard=DiscardPolicy.NEW)
     async with real_cluster() as cluster, bridging(cluster.engine.events, target(server)) as bridge:
         bus = cluster.engine.events
-        await asyncio.gather(*(publish(bus, stream("a"), value, sequence=n) for n, value in ((1, "x"), (2, "x" * 30_000), (3, "y"))))
+        await asyncio.gather(
+            *(publish(bus, stream("a"), value, sequence=n) for n, value in ((1, "x"), (2, "x" * 30_000), (3, "y")))
+        )
         await within(lambda: "maximum bytes exceeded" in bridge.publisher.trouble, "a word about the full stream")
         await within(lambda: bridge.publisher.repeated > 2, "a second try")
         await publish(bus, stream("b"), "z")
@@ -260,7 +269,11 @@ async def test_only_the_wanted_events_go_out(server: NatsServer) -> None:
         await publish(bus, stream("a", "other"), 3, type="task.completed")
         await publish(bus, stream("a", "wanted", "blue"), 4, type="task.completed")
         await publish(bus, stream("a", "wanted", "red"), 5, type="task.completed")
-        plan: dict[str, Any] = {"topics": ("wanted",), "event_types": ("task.completed",), "namespaces": ("default", "blue")}
+        plan: dict[str, Any] = {
+            "topics": ("wanted",),
+            "event_types": ("task.completed",),
+            "namespaces": ("default", "blue"),
+        }
         async with bridging(bus, target(server), **plan) as bridge:
             await within(lambda: bridge.publisher.stored == 2, "two events")
             await caught_up(cluster)

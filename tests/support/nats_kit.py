@@ -31,7 +31,9 @@ def real_cluster(**options: Any) -> Cluster:
 
 def target(server: NatsServer | str, **fields: Any) -> Target:
     url = server if isinstance(server, str) else server.url
-    return Target(**{"servers": (url,), "stream": "onexflow", "subjects": subjects_of("local"), "create": True, **fields})
+    return Target(
+        **{"servers": (url,), "stream": "onexflow", "subjects": subjects_of("local"), "create": True, **fields}
+    )
 
 
 @asynccontextmanager
@@ -57,14 +59,11 @@ async def cut_off(bridge: Bridge) -> None:
     for reading in bridge.readings:
         reading._stored.clear()
         reading.close()
-    bridge.publisher._lanes.sent.clear()
-    bridge.publisher._link, link = None, bridge.publisher._link
-    if link is not None:
-        await link.close()
     tasks = list(bridge._tasks)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await bridge.publisher.close()
 
 
 async def within(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import ssl
+from typing import Any
 
 import structlog
 
@@ -18,7 +19,6 @@ from onexflow.bridge.message import subjects_of
 from onexflow.client import connect
 from onexflow.client.remote import RemoteService
 from onexflow.config import BridgeSettings, NatsSettings
-from onexflow.core.address import without_password
 from onexflow.core.errors import InvalidConfiguration, NatsUnusable
 from onexflow.telemetry import logging, metrics, names
 
@@ -64,7 +64,7 @@ async def serve(settings: BridgeSettings) -> int:
                 try:
                     await bridge.start()
                     settle_memory()
-                    where = ", ".join(without_password(server) for server in target.servers)
+                    where = ", ".join(target.servers)
                     _log.info("bridge.serving", nats=where, stream=nats.stream, subjects=target.subjects,
                               namespaces=list(events.namespaces), version=__version__)  # fmt: skip
                     print(f"onex-bridge publishes {target.subjects} to {nats.stream} at {where}", flush=True)
@@ -81,9 +81,10 @@ async def serve(settings: BridgeSettings) -> int:
 
 async def _until(requested: asyncio.Event, bridge: Bridge) -> None:
     """Return when a stop is asked for, or the bridge cannot go on."""
-    asked = asyncio.ensure_future(requested.wait())
+    asked: asyncio.Future[Any] = asyncio.ensure_future(requested.wait())
+    waits: set[asyncio.Future[Any]] = {asked, bridge.failed}
     try:
-        await asyncio.wait([asked, bridge.failed], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
         asked.cancel()
 

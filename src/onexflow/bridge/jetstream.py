@@ -253,8 +253,10 @@ def _refusal(message: Msg) -> Refusal | None:
         return Refusal(f"JetStream's answer cannot be read: {unreadable}")
     if error is None:
         return None
-    kind = {_TOO_LARGE: "never"}.get(error.err_code, "gone" if error.err_code in _NO_STREAM else "again")
-    return Refusal(f"JetStream: {error.description} ({error.err_code})", kind)  # type: ignore[arg-type]
+    reason = f"JetStream: {error.description} ({error.err_code})"
+    if error.err_code == _TOO_LARGE:
+        return Refusal(reason, "never")
+    return Refusal(reason, "gone" if error.err_code in _NO_STREAM else "again")
 
 
 def _words(error: Exception | None) -> str:

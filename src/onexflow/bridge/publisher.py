@@ -184,7 +184,7 @@ class Publisher:
 
     async def _serve(self, link: Link) -> None:
         """Until it is lost."""
-        while not self._lost:
+        while True:
             try:
                 await self._send(link)
             except ConnectionError as error:
@@ -259,7 +259,7 @@ class Publisher:
 
     def _delay(self) -> float:
         """Seconds before the next try."""
-        delay = min(FIRST_TRY * 2**self._tries, LAST_TRY)
+        delay = min(FIRST_TRY * 2.0**self._tries, LAST_TRY)
         self._tries = min(self._tries + 1, 20)
         return delay
 

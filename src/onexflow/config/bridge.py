@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from onexflow.config.secret import Secret
 from onexflow.config.settings import DEFAULT_ADDRESS, LogSettings, Settings
-from onexflow.core.address import split_address, without_password
+from onexflow.core.address import split_address
 
 _SCHEMES: Final = ("nats", "tls")
 
@@ -67,11 +67,11 @@ class NatsSettings(Settings, frozen=True, kw_only=True):
         servers = self.servers()
         if not servers:
             found.append(("url", "no server is named"))
-        found += [
-            ("url", f"{without_password(server)!r} is not nats://host:port or tls://host:port")
-            for server in servers
-            if not _is_server(server)
-        ]
+        if "@" in self.url:  # where it would be shown
+            found.append(("url", "holds a name or a secret: say nats.user and nats.password, or nats.token"))
+        else:
+            problem = "is not nats://host:port or tls://host:port"
+            found += [("url", f"{server!r} {problem}") for server in servers if not _is_server(server)]
         if not self.stream or any(sign in self.stream for sign in ". *>/\\") or not self.stream.isprintable():
             found.append(("stream", f"{self.stream!r} is no name of a stream"))
         if bool(self.certificate) != bool(self.key):
@@ -102,6 +102,6 @@ class BridgeSettings(Settings, frozen=True, kw_only=True):
 def _is_server(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+        return parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0 and not parts.path
     except ValueError:
         return False

@@ -222,7 +222,9 @@ class Reader:
         if not await self._check_cuts(cursor):
             return True
         while cursor.waiting and cursor.waiting[0][0] <= now and member.room > 0:
-            due, offset = cursor.waiting[0]  # it stays there until it is given out: the pump may be ended during the read
+            due, offset = cursor.waiting[
+                0
+            ]  # it stays there until it is given out: the pump may be ended during the read
             entry = cursor.open.get(offset)
             if entry is None or entry.member is not None:
                 heappop(cursor.waiting)
