@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from onexflow.client.remote import RemoteService
 from onexflow.codec.payload import encode_value
 from onexflow.core.errors import Unavailable
 from onexflow.core.ids import RunKey, derived_uuid
+from onexflow.examples import greet
 from onexflow.ports.events import EventRecord, Publish
 from support.nats_kit import first_seen, ids
 
@@ -91,9 +93,7 @@ async def kill_around_the_bridge(count: int, kills: int, seed: int) -> dict[str,
             work = [asyncio.create_task(publish(key)) for key in STREAMS]
             runs = [await client.start(definition.workflow_type) for _ in range(count // 4)]
             total = count * len(STREAMS)
-            for number, victim in enumerate(chance.sample(VICTIMS, len(VICTIMS)) * (kills // len(VICTIMS) + 1)):
-                if number == kills:
-                    break
+            for victim in chance.sample(VICTIMS * (-(-kills // len(VICTIMS))), kills):
                 mark = published + chance.randrange(1, max(2, total // (2 * kills)))
                 await until(lambda mark=mark: published >= min(mark, total), "events under way")  # type: ignore[misc]  # a default
                 await _strike(victim, cluster, server, bridge)
@@ -113,6 +113,43 @@ async def kill_around_the_bridge(count: int, kills: int, seed: int) -> dict[str,
         "twice": len(found) - len(set(ids(found))),
         "starts": bridge.starts,
     }
+
+
+async def freeze_one_bridge_of_two(count: int = 200) -> dict[str, float]:
+    """SIGSTOP a bridge while another one is there: the other one gets its shards when its stream is found dead, and what the
+    first one had in hand when it wakes changes nothing."""
+    async with NatsServer() as server, Processes() as cluster, _kept(cluster, server) as first:
+        async with await cluster.client() as client, _kept(cluster, server):
+            service = RemoteService.of(client).events
+
+            async def publish(numbers: range) -> None:
+                for number in numbers:
+                    event = EventRecord(
+                        key=STREAMS[number % len(STREAMS)], type="task.completed", payload=encode_value(number)
+                    )
+                    await service.publish_event(Publish(event=event))
+
+            async with asyncio.timeout(30):
+                while sum(group.members for group in await service.list_groups("default")) < 2:
+                    await asyncio.sleep(0.05)
+            await publish(range(count))
+            await client.register(greet.definition())
+            run = await client.start("greet", {"name": "Ada"})
+            assert first.process is not None
+            first.process.send_signal(signal.SIGSTOP)
+            try:
+                await publish(range(count, 2 * count))
+                began = time.monotonic()
+                begun = len(await run.history())
+                await _all_of(server, 2 * count + begun)
+                took = time.monotonic() - began
+            finally:
+                first.process.send_signal(signal.SIGCONT)
+            await _acknowledged(client)
+            found = await server.stored()
+    assert len(found) == 2 * count + begun
+    assert all(numbers == sorted(numbers) for numbers in first_seen(found).values())
+    return {"seconds": took}
 
 
 async def _strike(victim: str, cluster: Processes, server: NatsServer, bridge: _Bridge) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trustme
 from nats.js.api import DiscardPolicy
 
 import onexflow
 from nats_support import NatsServer
+from onexflow.app.serve_bridge import tls_of
 from onexflow.bridge import publisher as sending
 from onexflow.bridge.bridge import Bridge
 from onexflow.bridge.jetstream import JetStream
+from onexflow.config import NatsSettings
 from onexflow.core.errors import InvalidTransition, NatsUnavailable, NatsUnusable
 from onexflow.core.ids import RunKey
 from onexflow.testing import Cluster
@@ -354,6 +359,34 @@ async def test_credentials_and_permissions() -> None:
             await within(lambda: bridge.publisher.stored == 1 and bridge.publisher.repeated > 1, "one of the two")
             await within(lambda: "does not permit" in bridge.publisher.trouble, "a word about the permission")
             assert bridge.publisher.waiting == 1
+
+
+async def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    for name, holder in (("server", "127.0.0.1"), ("client", "bridge@example.org")):
+        issued = authority.issue_cert(holder)
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    config = f'''tls {{ cert_file: "{tmp_path}/server.pem", key_file: "{tmp_path}/server.key",
+                      ca_file: "{tmp_path}/ca.pem", verify: true }}'''
+
+    def context(*, own: bool) -> ssl.SSLContext:
+        settings = NatsSettings(ca=str(tmp_path / "ca.pem"))
+        if own:
+            files = {"certificate": str(tmp_path / "client.pem"), "key": str(tmp_path / "client.key")}
+            settings = msgspec.structs.replace(settings, **files)
+        made = tls_of(settings)
+        assert made is not None
+        return made
+
+    async with NatsServer(config) as server, real_cluster() as cluster:
+        async with bridging(cluster.engine.events, target(server, tls=context(own=True))) as bridge:
+            await publish(cluster.engine.events, stream("a"), 1)
+            await within(lambda: bridge.publisher.stored == 1, "an event")
+        for wrong in (context(own=False), None):
+            with pytest.raises((NatsUnavailable, NatsUnusable)):
+                await JetStream(target(server, tls=wrong)).dial(_Deaf())
 
 
 class _Deaf:

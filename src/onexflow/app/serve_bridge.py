@@ -44,7 +44,7 @@ async def serve(settings: BridgeSettings) -> int:
         user=nats.user,
         password=nats.password.reveal(),
         token=nats.token.reveal(),
-        tls=_tls(nats),
+        tls=tls_of(nats),
     )
     plan = Plan(
         cluster=settings.cluster,
@@ -89,8 +89,8 @@ async def _until(requested: asyncio.Event, bridge: Bridge) -> None:
         asked.cancel()
 
 
-def _tls(settings: NatsSettings) -> ssl.SSLContext | None:
-    """None: no encryption is asked for, or the server's certificate is one of the system's."""
+def tls_of(settings: NatsSettings) -> ssl.SSLContext | None:
+    """What the files make; None: no files are named. Raises InvalidConfiguration."""
     if not (settings.ca or settings.certificate):
         return None
     try:
