@@ -44,6 +44,7 @@ class NatsServer:
         self._temporary = tempfile.TemporaryDirectory(prefix="onexflow-nats-")
         self.folder = Path(self._temporary.name)
         self.port = free_port()
+        self.jetstream = True
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,7 +58,8 @@ class NatsServer:
     async def start(self) -> None:
         """Return when it serves."""
         file = self.folder / "nats.conf"
-        file.write_text(f'listen: "{self.address}"\njetstream {{ store_dir: "{self.folder}/js" }}\n{self._config}\n')
+        jetstream = f'jetstream {{ store_dir: "{self.folder}/js" }}' if self.jetstream else ""
+        file.write_text(f'listen: "{self.address}"\n{jetstream}\n{self._config}\n')
         log = self.folder / "nats.log"
         log.write_text("")
         with log.open("ab") as output:

@@ -118,35 +118,40 @@ async def kill_around_the_bridge(count: int, kills: int, seed: int) -> dict[str,
 async def freeze_one_bridge_of_two(count: int = 200) -> dict[str, float]:
     """SIGSTOP a bridge while another one is there: the other one gets its shards when its stream is found dead, and what the
     first one had in hand when it wakes changes nothing."""
-    async with NatsServer() as server, Processes() as cluster, _kept(cluster, server) as first:
-        async with await cluster.client() as client, _kept(cluster, server):
-            service = RemoteService.of(client).events
+    async with (
+        NatsServer() as server,
+        Processes() as cluster,
+        _kept(cluster, server) as first,
+        _kept(cluster, server),
+        await cluster.client() as client,
+    ):
+        service = RemoteService.of(client).events
 
-            async def publish(numbers: range) -> None:
-                for number in numbers:
-                    event = EventRecord(
-                        key=STREAMS[number % len(STREAMS)], type="task.completed", payload=encode_value(number)
-                    )
-                    await service.publish_event(Publish(event=event))
+        async def publish(numbers: range) -> None:
+            for number in numbers:
+                event = EventRecord(
+                    key=STREAMS[number % len(STREAMS)], type="task.completed", payload=encode_value(number)
+                )
+                await service.publish_event(Publish(event=event))
 
-            async with asyncio.timeout(30):
-                while sum(group.members for group in await service.list_groups("default")) < 2:
-                    await asyncio.sleep(0.05)
-            await publish(range(count))
-            await client.register(greet.definition())
-            run = await client.start("greet", {"name": "Ada"})
-            assert first.process is not None
-            first.process.send_signal(signal.SIGSTOP)
-            try:
-                await publish(range(count, 2 * count))
-                began = time.monotonic()
-                begun = len(await run.history())
-                await _all_of(server, 2 * count + begun)
-                took = time.monotonic() - began
-            finally:
-                first.process.send_signal(signal.SIGCONT)
-            await _acknowledged(client)
-            found = await server.stored()
+        async with asyncio.timeout(30):
+            while sum(group.members for group in await service.list_groups("default")) < 2:
+                await asyncio.sleep(0.05)
+        await publish(range(count))
+        await client.register(greet.definition())
+        run = await client.start("greet", {"name": "Ada"})
+        assert first.process is not None
+        first.process.send_signal(signal.SIGSTOP)
+        try:
+            await publish(range(count, 2 * count))
+            began = time.monotonic()
+            begun = len(await run.history())
+            await _all_of(server, 2 * count + begun)
+            took = time.monotonic() - began
+        finally:
+            first.process.send_signal(signal.SIGCONT)
+        await _acknowledged(client)
+        found = await server.stored()
     assert len(found) == 2 * count + begun
     assert all(numbers == sorted(numbers) for numbers in first_seen(found).values())
     return {"seconds": took}

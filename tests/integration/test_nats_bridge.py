@@ -16,6 +16,7 @@ from nats.js.api import DiscardPolicy
 import onexflow
 from nats_support import NatsServer
 from onexflow.app.serve_bridge import tls_of
+from onexflow.bridge import jetstream
 from onexflow.bridge import publisher as sending
 from onexflow.bridge.bridge import Bridge
 from onexflow.bridge.jetstream import JetStream
@@ -328,6 +329,40 @@ async def test_a_wrong_start_says_what_is_wrong(server: NatsServer) -> None:
         assert "overlap" in str(await refused(target(server, stream="second")))
 
 
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"x" * 200_000, b"INFO nonsense\r\n", None])
+async def test_what_speaks_no_nats_is_unavailable(says: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jetstream, "CONNECT_WITHIN", 1.0)
+    serving: list[asyncio.StreamWriter] = []
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(writer)
+        if says is not None:
+            writer.write(says)
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        with pytest.raises(NatsUnavailable, match=f"NATS at nats://127.0.0.1:{port} cannot be reached: ."):
+            await JetStream(target(f"nats://127.0.0.1:{port}")).dial(_Deaf())
+        for writer in serving:
+            writer.transport.abort()
+
+
+async def test_a_server_without_jetstream_is_told(server: NatsServer) -> None:
+    server.kill()
+    server.jetstream = False
+    await server.start()
+    with pytest.raises(NatsUnavailable, match="JetStream does not") as error:
+        await JetStream(target(server)).dial(_Deaf())
+    assert "nats-server -js" in error.value.context["hint"]
+
+
+async def test_any_member_of_a_list_will_do(server: NatsServer) -> None:
+    link = await JetStream(target(server, servers=("nats://127.0.0.1:9", server.url, "nats://127.0.0.1:10"))).dial(_Deaf())
+    await link.close()
+    await link.close()
+
+
 async def test_credentials_and_permissions() -> None:
     users = """
         authorization { users = [
@@ -368,8 +403,8 @@ async def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
         issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
         issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    config = f'''tls {{ cert_file: "{tmp_path}/server.pem", key_file: "{tmp_path}/server.key",
-                      ca_file: "{tmp_path}/ca.pem", verify: true }}'''
+    config = f"""tls {{ cert_file: "{tmp_path}/server.pem", key_file: "{tmp_path}/server.key",
+                      ca_file: "{tmp_path}/ca.pem", verify: true }}"""
 
     def context(*, own: bool) -> ssl.SSLContext:
         settings = NatsSettings(ca=str(tmp_path / "ca.pem"))

@@ -243,3 +243,21 @@ async def test_what_was_about_to_come_again_when_its_consumer_was_lost_comes_to_
         second.close()
         store.go.set()
         assert await Reader(bus, group="g").have(1) == [1]
+
+
+@virtual_time
+async def test_events_that_are_published_side_by_side_share_commits() -> None:
+    clock = VirtualClock()
+    store = FaultyStore(MemoryStore(clock))
+    async with Cluster(seed=1, store=store, clock=clock) as cluster:
+        bus = cluster.engine.events
+        await publish(bus, stream(), 0)
+        commits = len(store.asked)
+        store.hold()
+        publishing = asyncio.gather(*(publish(bus, stream(str(n % 10)), n) for n in range(100)))
+        await store.wait_held()
+        await asyncio.sleep(1.0)
+        store.release()
+        published = await publishing
+        assert all(one.created for one in published)
+        assert len(store.asked) - commits <= 2, "what is decided while a commit runs goes into the next one"

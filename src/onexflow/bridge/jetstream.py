@@ -113,7 +113,7 @@ class NatsLink:
                     allow_reconnect=False,
                     max_reconnect_attempts=1,  # for each server of the list, and without waiting
                     reconnect_time_wait=0,
-                    connect_timeout=round(CONNECT_WITHIN),
+                    connect_timeout=max(1, round(CONNECT_WITHIN)),
                     ping_interval=PING_EVERY,
                     max_outstanding_pings=1,
                     pending_size=0,  # never wait for the other end in the middle of a send
@@ -121,7 +121,7 @@ class NatsLink:
                     closed_cb=self._on_closed,
                     **options,
                 )
-        except (OSError, nats.errors.Error, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever speaks there need not speak NATS
             self._not_connected(error)
         if not self._client.is_connected:  # the server hung up in the middle of the greeting
             self._not_connected(self._error or nats.errors.ConnectionClosedError())
@@ -150,7 +150,7 @@ class NatsLink:
         for writer in (getattr(transport, "_io_writer", None), getattr(transport, "_bare_io_writer", None)):
             if writer is not None:
                 writer.transport.abort()
-        with contextlib.suppress(OSError, nats.errors.Error, TimeoutError):
+        with contextlib.suppress(Exception):  # of a connection that never came about, or is broken
             async with asyncio.timeout(1.0):
                 await self._client.close()
 
