@@ -358,7 +358,9 @@ async def test_a_server_without_jetstream_is_told(server: NatsServer) -> None:
 
 
 async def test_any_member_of_a_list_will_do(server: NatsServer) -> None:
-    link = await JetStream(target(server, servers=("nats://127.0.0.1:9", server.url, "nats://127.0.0.1:10"))).dial(_Deaf())
+    link = await JetStream(target(server, servers=("nats://127.0.0.1:9", server.url, "nats://127.0.0.1:10"))).dial(
+        _Deaf()
+    )
     await link.close()
     await link.close()
 
