@@ -58,7 +58,11 @@ async def serve(settings: BridgeSettings) -> int:
     )
     with StopSignals() as stop:
         try:
-            async with await connect(settings.orchestrators, client_id=name) as client:
+            token = settings.token.reveal()
+            connecting = connect(
+                settings.orchestrators, client_id=name, tls=settings.tls, token=token, token_file=settings.token_file
+            )
+            async with await connecting as client:
                 bridge = Bridge(RemoteService.of(client).events, JetStream(target).dial, plan)
                 _observe(bridge)
                 try:

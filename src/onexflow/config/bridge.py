@@ -6,7 +6,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from onexflow.config.secret import Secret
-from onexflow.config.settings import DEFAULT_ADDRESS, LogSettings, Settings
+from onexflow.config.settings import DEFAULT_ADDRESS, ClientSettings, LogSettings, Settings, Tls
 from onexflow.core.address import split_address
 
 _SCHEMES: Final = ("nats", "tls")
@@ -86,6 +86,11 @@ class BridgeSettings(Settings, frozen=True, kw_only=True):
     orchestrators: tuple[str, ...] = (DEFAULT_ADDRESS,)
     #: Name of the cluster: the second token of all subjects.
     cluster: str = "local"
+    #: Token that is shown to the orchestrators. There is no flag.
+    token: Secret = Secret("")
+    #: File with the token, read again when it is replaced.
+    token_file: str = ""
+    tls: Tls = Tls()
     events: EventSettings = EventSettings()
     nats: NatsSettings = NatsSettings()
     log: LogSettings = LogSettings()
@@ -96,6 +101,7 @@ class BridgeSettings(Settings, frozen=True, kw_only=True):
             found.append(("orchestrators", "no orchestrator is named"))
         if not self.cluster:
             found.append(("cluster", "the cluster needs a name"))
+        found += ClientSettings(token=self.token, token_file=self.token_file).problems()
         return found
 
 
