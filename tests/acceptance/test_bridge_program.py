@@ -15,6 +15,7 @@ import onexflow
 from nats_support import NatsServer
 from onexflow.examples import greet
 from support.programs import finished, serving
+from support.security_kit import Authority, identity
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +80,24 @@ def test_what_cannot_start_says_why(tmp_path: Path, arguments: list[str], code: 
     assert done.returncode == code
     assert "hunter2" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_it_shows_the_orchestrators_who_it_is(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    its = authority.issue("127.0.0.1", file="orchestrator")
+    (tmp_path / "policy.toml").write_text(identity("nats", "client"))
+    (tmp_path / "token").write_text("token-of-nats\n")
+    port = [f"--tls-certificate={its.certificate}", f"--tls-key={its.key}", "--access-policy=policy.toml"]
+    flags = ["--listen=127.0.0.1:0", "--store-url=memory:", *port]
+    with serving("onex-orchestrator", *flags, cwd=tmp_path) as (_, line):
+        to = [f"--orchestrators={line.rpartition(' on ')[2]}", f"--tls-ca={authority.file}"]
+        async with NatsServer() as server:
+            nats = [f"--nats-url={server.url}", "--nats-create-stream"]
+            with serving(*BRIDGE, *to, *nats, "--token-file=token", cwd=tmp_path) as (_, said):
+                assert said.startswith("onex-bridge publishes")
+            done = await asyncio.to_thread(finished, *BRIDGE, *to, *nats, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "OXF-1502" in done.stderr
 
 
 async def test_without_a_stream_it_says_how_to_get_one(orchestrator: str, tmp_path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import trustme
 from nats.js.api import DiscardPolicy
 
 import onexflow
@@ -27,6 +25,7 @@ from onexflow.testing import Cluster
 from onexflow.testing.faults.relay import Relay
 from support.bus_kit import cut, publish, stream
 from support.nats_kit import bridging, first_seen, ids, key_of, real_cluster, target, within
+from support.security_kit import Authority
 
 pytestmark = pytest.mark.slow
 
@@ -399,29 +398,18 @@ async def test_credentials_and_permissions() -> None:
 
 
 async def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    for name, holder in (("server", "127.0.0.1"), ("client", "bridge@example.org")):
-        issued = authority.issue_cert(holder)
-        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
-        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    config = f"""tls {{ cert_file: "{tmp_path}/server.pem", key_file: "{tmp_path}/server.key",
-                      ca_file: "{tmp_path}/ca.pem", verify: true }}"""
-
-    def context(*, own: bool) -> ssl.SSLContext:
-        settings = NatsSettings(ca=str(tmp_path / "ca.pem"))
-        if own:
-            files = {"certificate": str(tmp_path / "client.pem"), "key": str(tmp_path / "client.key")}
-            settings = msgspec.structs.replace(settings, **files)
-        made = tls_of(settings)
-        assert made is not None
-        return made
-
+    authority = Authority(tmp_path)
+    its, own = authority.issue("127.0.0.1", file="server"), authority.issue("bridge@example.org", file="bridge")
+    config = (
+        f'tls {{ cert_file: "{its.certificate}", key_file: "{its.key}", ca_file: "{authority.file}", verify: true }}'
+    )
+    anonymous = NatsSettings(ca=authority.file)
+    known = msgspec.structs.replace(anonymous, certificate=own.certificate, key=own.key)
     async with NatsServer(config) as server, real_cluster() as cluster:
-        async with bridging(cluster.engine.events, target(server, tls=context(own=True))) as bridge:
+        async with bridging(cluster.engine.events, target(server, tls=tls_of(known))) as bridge:
             await publish(cluster.engine.events, stream("a"), 1)
             await within(lambda: bridge.publisher.stored == 1, "an event")
-        for wrong in (context(own=False), None):
+        for wrong in (tls_of(anonymous), None):
             with pytest.raises((NatsUnavailable, NatsUnusable)):
                 await JetStream(target(server, tls=wrong)).dial(_Deaf())
 
