@@ -197,7 +197,7 @@ async def test_a_refusal_slows_down_and_success_speeds_up_again() -> None:
 @virtual_time
 async def test_a_run_that_is_refused_holds_up_no_other() -> None:
     nats = Nats()
-    async with publishing(nats, window=2) as (publisher, done, _):
+    async with publishing(nats, window=1) as (publisher, done, _):
         for run in ("bad", "a", "b", "c"):
             publisher.add(entry(run, 1))
         while len(done) < 3:
