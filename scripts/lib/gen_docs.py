@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onexflow.codec.definition_schema import schema_text
-from onexflow.config import ClientSettings, OrchestratorSettings, Secret, Settings, WorkerSettings
+from onexflow.config import BridgeSettings, ClientSettings, OrchestratorSettings, Secret, Settings, WorkerSettings
 from onexflow.config.sources import meanings, paths
 from onexflow.core import machine
 from onexflow.core.errors import BY_CODE
@@ -128,6 +128,7 @@ def configuration() -> str:
     programs = (
         ("onex-orchestrator", OrchestratorSettings),
         ("onex-worker", WorkerSettings),
+        ("onex-bridge", BridgeSettings),
         ("Clients", ClientSettings),
     )
     for binary, tree in programs:

@@ -9,6 +9,8 @@ from uuid import UUID
 from onexflow.codec.payload import decode_value, encode_value
 from onexflow.core.ids import RunKey, derived_uuid
 from onexflow.core.payload import Failure
+from onexflow.engine.cuts import cut_history
+from onexflow.ports.event_store import SnapshotRecord
 from onexflow.ports.events import (
     Begun,
     Consume,
@@ -24,6 +26,7 @@ from onexflow.ports.events import (
     Told,
 )
 from onexflow.spi.exceptions import SPIError
+from onexflow.testing import Cluster
 from support.engine_kit import until
 
 OOPS = Failure("Oops", "it went wrong")
@@ -109,6 +112,15 @@ class Reader:
 
     def close(self) -> None:
         self.consumer.close()
+
+
+async def cut(cluster: Cluster, key: RunKey, before: int) -> None:
+    """Cut an external stream as persistence does it, whatever it asks first. `before`: its inner sequence number."""
+    kernel = cluster.engine._kernel
+    external = await cluster.engine.events.stream(key)
+    assert external is not None
+    snapshot = SnapshotRecord(external.iid, external.state.seq, external.snapshot())
+    await cut_history(kernel.store, kernel.lane, external.shard, external.iid, before, snapshot)
 
 
 async def quiet(reader: Reader, head: Callable[[int], int]) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 import onexflow.client
 from onexflow.cli import main
-from onexflow.cli.output import rfc3339, short, span
+from onexflow.cli.output import short, span
+from onexflow.codec.plain import rfc3339
 from onexflow.core.errors import InternalError
 from support import fake_client
 

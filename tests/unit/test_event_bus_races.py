@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
 from onexflow.core.definition import RetryPolicy
 from onexflow.core.errors import InvalidTransition, OutOfRange, UnknownWorkflowType
-from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
-from onexflow.engine.cuts import cut_history
 from onexflow.engine.events import log as event_log
 from onexflow.engine.protocols.subscriptions import HandlerSubscription, Options
 from onexflow.engine.stream import stream_key
-from onexflow.ports.event_store import RegisterRecord, Row, SnapshotRecord
+from onexflow.ports.event_store import AppendOutcome, RegisterRecord, Row, ShardAppend
 from onexflow.ports.events import Consume, Filter, Published
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster, virtual_time
 from onexflow.testing.clock import VirtualClock
 from onexflow.testing.faults.store import FaultyStore
-from support.bus_kit import Reader, publish, stream
+from support.bus_kit import Reader, cut, publish, stream, uuid
 from support.engine_kit import single, until
 
 
@@ -65,14 +63,6 @@ class SlowReads(FaultyStore):
             "registers", f"{prefix}@{shard}", lambda: self.inner.list_registers(shard, prefix, after, limit)
         )
         return found
-
-
-async def cut(cluster: Cluster, key: RunKey, before: int) -> None:
-    kernel = cluster.engine._kernel
-    external = await cluster.engine.events.stream(key)
-    assert external is not None
-    snapshot = SnapshotRecord(external.iid, external.state.seq, external.snapshot())
-    await cut_history(kernel.store, kernel.lane, external.shard, external.iid, before, snapshot)
 
 
 @virtual_time
@@ -220,3 +210,78 @@ async def test_a_run_that_starts_while_an_event_is_published_for_it_has_no_strea
             await publishing
         assert await bus.stream(key) is None
         assert {event.source for event in await bus.read_events(key)} == {"onexflow"}
+
+
+@virtual_time
+async def test_what_comes_again_comes_in_order_however_often_its_consumers_are_lost() -> None:
+    async with Cluster(seed=1) as cluster:
+        bus = cluster.engine.events
+        first = await Reader(bus, group="g", start="earliest", window=5).begin()
+        for n in range(7):
+            await publish(bus, stream(), n)
+        await first.have(5)
+        first.close()
+        second = await Reader(bus, group="g", window=2).begin()
+        assert await second.have(2) == [0, 1]
+        await asyncio.sleep(1.0)
+        second.close()
+        assert await Reader(bus, group="g").have(7) == [0, 1, 2, 3, 4, 5, 6]
+
+
+@virtual_time
+async def test_what_was_about_to_come_again_when_its_consumer_was_lost_comes_to_the_next() -> None:
+    store = SlowReads()
+    async with Cluster(seed=1, store=store, clock=store.clock) as cluster:
+        bus = cluster.engine.events
+        first = await Reader(bus, group="g", start="earliest").begin()
+        await publish(bus, stream(), 1)
+        await first.have(1)
+        first.close()
+        store.hold_read("shard")
+        second = await Reader(bus, group="g").begin()
+        await store.arrived.wait()
+        second.close()
+        store.go.set()
+        assert await Reader(bus, group="g").have(1) == [1]
+
+
+class EvenStore(FaultyStore):
+    """Every look-up of a register takes as long as every append."""
+
+    async def append(self, batch: Sequence[ShardAppend]) -> AppendOutcome:
+        await asyncio.sleep(0.001)
+        return await super().append(batch)
+
+    async def get_register(self, shard: int, name: str) -> bytes | None:
+        await asyncio.sleep(0.001)
+        return await super().get_register(shard, name)
+
+
+@virtual_time
+async def test_events_that_are_published_side_by_side_share_commits() -> None:
+    clock = VirtualClock()
+    store = EvenStore(MemoryStore(clock))
+    async with Cluster(seed=1, store=store, clock=clock) as cluster:
+        bus = cluster.engine.events
+        await publish(bus, stream(), 0)
+        for keys in (["a"], [str(n) for n in range(10)]):
+            commits = len(store.asked)
+            published = await asyncio.gather(
+                *(publish(bus, stream(keys[n % len(keys)]), n, idempotency_key=f"k{n}") for n in range(100))
+            )
+            assert all(one.created for one in published)
+            assert len(store.asked) - commits <= 3, "nobody waits for another one's look-up"
+
+
+@virtual_time
+async def test_the_same_event_published_side_by_side_is_there_once() -> None:
+    clock = VirtualClock()
+    store = EvenStore(MemoryStore(clock))
+    async with Cluster(seed=1, store=store, clock=clock) as cluster:
+        bus = cluster.engine.events
+        for fields in ({"event_id": uuid("x")}, {"idempotency_key": "k"}, {"idempotency_key": str(uuid("y"))}):
+            published = await asyncio.gather(*(publish(bus, stream(), 1, **fields) for _ in range(20)))
+            assert len({one.position for one in published}) == 1
+            assert sum(one.created for one in published) == 1
+        again = await publish(bus, stream(), 1, idempotency_key=str(uuid("x")))
+        assert not again.created, "an id is its event's key, too"

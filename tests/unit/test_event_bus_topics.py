@@ -15,14 +15,11 @@ from onexflow.core.errors import (
     UnknownProjection,
     UnknownTopic,
 )
-from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
-from onexflow.engine.cuts import cut_history
 from onexflow.engine.events.topics import partition_of
-from onexflow.ports.event_store import SnapshotRecord
 from onexflow.testing import Cluster
 from onexflow.testing.clock import virtual_time
-from support.bus_kit import Reader, publish, stream
+from support.bus_kit import Reader, cut, publish, stream
 
 
 async def restart(cluster: Cluster) -> None:
@@ -31,15 +28,6 @@ async def restart(cluster: Cluster) -> None:
 
 
 # ---- cuts
-
-
-async def cut(cluster: Cluster, key: RunKey, before: int) -> None:
-    """As persistence does it, whatever it asks first."""
-    kernel = cluster.engine._kernel
-    external = await cluster.engine.events._publisher.stream(key)
-    assert external is not None
-    snapshot = SnapshotRecord(external.iid, external.state.seq, external.snapshot())
-    await cut_history(kernel.store, kernel.lane, external.shard, external.iid, before, snapshot)
 
 
 @virtual_time

@@ -17,6 +17,7 @@ BAD_DEFINITION: Final = 13
 NOT_IMPORTABLE: Final = 14
 WRONG_PYTHON: Final = 15
 STORE_UNUSABLE: Final = 16
+NATS_UNUSABLE: Final = 17
 INTERRUPTED: Final = 130
 
 
@@ -40,6 +41,7 @@ def of(error: BaseException) -> int:
         errors.ModuleNotImportable: NOT_IMPORTABLE,
         errors.UnsupportedPython: WRONG_PYTHON,
         errors.StoreUnusable: STORE_UNUSABLE,
+        errors.NatsUnusable: NATS_UNUSABLE,
     }
     if isinstance(own := getattr(error, "exit_code", None), int):
         return own

@@ -10,7 +10,8 @@ import cyclopts
 
 from onexflow.cli.common import Common, connected
 from onexflow.cli.inputs import read_text
-from onexflow.cli.output import plain, when
+from onexflow.cli.output import when
+from onexflow.codec.plain import plain
 
 if TYPE_CHECKING:
     from onexflow.core.definition import WorkflowDefinition

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, get_args
 import cyclopts
 
 from onexflow.cli.common import Common, connected
-from onexflow.cli.output import payload, short, when
+from onexflow.cli.output import short, when
+from onexflow.codec.plain import payload
 from onexflow.core.errors import InvalidArgument, UnknownGroup
 from onexflow.ports.events import EventService, Filter, Position
 from onexflow.spi.literals import LiteralWorkflowEventType

@@ -45,7 +45,7 @@ Try it:
   onexflow dev --example greet
   onexflow run start greet --input '{{"name": "Ada"}}' --wait     (in another terminal)
 
-Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 the run failed, 10-16 start-up (docs/stability.md).
+Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable, 5 the run failed, 10-17 start-up (docs/stability.md).
 """
 
 

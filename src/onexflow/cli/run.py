@@ -11,7 +11,8 @@ from cyclopts import Parameter
 
 from onexflow.cli.common import Common, connected, find_run, with_nearest
 from onexflow.cli.inputs import json_value
-from onexflow.cli.output import Output, payload, plain, rfc3339, short, span, when
+from onexflow.cli.output import Output, short, span, when
+from onexflow.codec.plain import payload, plain, rfc3339
 from onexflow.core.errors import InvalidArgument, RunFailed, UnknownWorkflowType
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onexflow.config.bridge import BridgeSettings, EventSettings, NatsSettings
 from onexflow.config.cluster import (
     PRIVATE_POSTGRES,
     Cluster,
@@ -34,12 +35,15 @@ __all__ = [
     "DEFAULT_ADDRESS",
     "PREFIX",
     "PRIVATE_POSTGRES",
+    "BridgeSettings",
     "ClientSettings",
     "Cluster",
     "EtcdProcess",
+    "EventSettings",
     "LimitSettings",
     "Loaded",
     "LogSettings",
+    "NatsSettings",
     "OrchestratorProcess",
     "OrchestratorSettings",
     "RegistrySettings",

@@ -30,10 +30,12 @@
             │   ├── StoreUnavailable OXF-1102   the append failed or its outcome is unknown             (retryable)
             │   ├── ShardMoved       OXF-1103   another orchestrator owns it                            (retryable)
             │   ├── Draining         OXF-1104   this process is stopping                                (retryable)
-            │   └── NotSecured       OXF-1105   the two ends do not agree on a secure connection        (retryable)
+            │   ├── NotSecured       OXF-1105   the two ends do not agree on a secure connection        (retryable)
+            │   └── NatsUnavailable  OXF-1106   NATS cannot be reached                                  (retryable)
             ├── StoreLocked OXF-5001  ├── StoreUnusable OXF-5002  ├── RegistryUnavailable OXF-5003
             ├── PortBusy OXF-5004  ├── ModuleNotImportable OXF-5005  ├── InvalidConfiguration OXF-5006
-            ├── UnsupportedPython OXF-5007  └── RoleNotSupported OXF-5008
+            ├── UnsupportedPython OXF-5007  ├── RoleNotSupported OXF-5008
+            └── NatsUnusable OXF-5009
 
 Codes are stable. Each has a page (`docs/errors.md`, `onexflow explain CODE`). An error's docstring is its default message.
 """
@@ -111,6 +113,13 @@ class NotSecured(Unavailable):
 
     code = "OXF-1105"
     hint = "docs/security.md tells how the certificates of both ends must fit."
+
+
+class NatsUnavailable(Unavailable):
+    """NATS cannot be reached, or JetStream does not answer."""
+
+    code = "OXF-1106"
+    hint = "Is nats.url right, and does a server with JetStream run there?"
 
 
 class Overloaded(Coded, ProtocolHandlerError):
@@ -327,6 +336,13 @@ class RoleNotSupported(Coded, HandlerInitializationError):
     """A node of this role cannot be registered."""
 
     code = "OXF-5008"
+
+
+class NatsUnusable(Coded, HandlerInitializationError):
+    """NATS refuses the bridge, or has no stream for it."""
+
+    code = "OXF-5009"
+    hint = "docs/nats.md says what the bridge needs."
 
 
 def _tree(base: type[Coded]) -> list[type[Coded]]:

@@ -56,6 +56,11 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "`tls.certificate` and `tls.key` are what this end shows, `tls.server_name` is the name that must be in the "
         "orchestrator's. Files that are replaced are used from the next connection on.",
     ),
+    "OXF-1106": Explanation(
+        "None of the NATS servers answered, or JetStream is off there or has no leader. A bridge that runs waits for it, "
+        "and loses nothing meanwhile; one that starts ends with this.",
+        "Check `nats.url`, and that the server runs with JetStream. Start the bridge again, or let its supervisor do it.",
+    ),
     "OXF-1201": Explanation(
         "More was asked at once than a limit allows: calls in flight, open waits, or the size of a queue.",
         "Wait as long as the error's retry delay says, then repeat; send less at once.",
@@ -208,6 +213,12 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "A node of role orchestrator was registered whose handler is not async. Orchestrations wait for their calls, by "
         "the thousand: a thread each is no way to do that.",
         "Write it with `async def`, and await its calls. What computes or blocks belongs into a node of its own.",
+    ),
+    "OXF-5009": Explanation(
+        "NATS refuses the credentials, the user may not do what the bridge needs, there is no stream of that name, the "
+        "stream does not take the cluster's subjects, or the package nats-py is not installed.",
+        "The message names which, and the hint what to do. docs/nats.md lists the permissions and shows how to make a "
+        "stream; `--nats-create-stream` makes one.",
     ),
     "OXF-9001": Explanation(
         "onexflow has met a state that it takes for impossible. It stopped the run or shard concerned, not the rest.",

@@ -7,7 +7,8 @@ of the latter (engine.lane).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -112,12 +113,27 @@ class Pending:
     cuts: list[Cut] = field(default_factory=list)
 
 
-@dataclass(slots=True, eq=False)
-class _Read:
-    """A register is being read from the store; what is put meanwhile is newer than what will be found."""
+class Watch:
+    """A register's newest value, durable or not, from when it was read until the watch ends."""
 
-    name: str
-    put: bytes | None = None
+    __slots__ = ("_found", "_shard", "name", "put")
+
+    def __init__(self, shard: Shard, name: str) -> None:
+        self.name = name
+        #: What was put meanwhile: newer than what the store had.
+        self.put: bytes | None = None
+        self._shard = shard
+        self._found: bytes | None = None
+
+    async def read(self, store: EventStore) -> None:
+        self._found = self._shard.peek(self.name)
+        if self._found is None:
+            self._found = await store.get_register(self._shard.id, self.name)
+
+    @property
+    def value(self) -> bytes | None:
+        """None when there is none."""
+        return (self._found if self.put is None else self.put) or None
 
 
 class Shard:
@@ -146,7 +162,7 @@ class Shard:
         #: Runs that are being read back, and those of them that have got events since that began.
         self.reading: set[int] = set()
         self.outdated: set[int] = set()
-        self._reads: list[_Read] = []
+        self._watches: dict[str, list[Watch]] = {}
         #: Held while a history of this shard is cut, from reading its rows until the cut is durable (engine.cuts).
         self.cutting = asyncio.Lock()
         #: How often a history of it was cut.
@@ -195,9 +211,8 @@ class Shard:
         """Write a register with the next append; empty data takes it away. The caller marks the lane."""
         self.check()
         self.pending.registers[name] = RegisterRecord(name, data)
-        for read in self._reads:
-            if read.name == name:
-                read.put = data
+        for watch in self._watches.get(name, ()):
+            watch.put = data
 
     def peek(self, name: str) -> bytes | None:
         """The register's value that is not durable yet, pending or on its way; empty when it is being taken away.
@@ -207,17 +222,22 @@ class Shard:
 
     async def register(self, store: EventStore, name: str) -> bytes | None:
         """The register's newest value, durable or not; None when there is none."""
-        known = self.peek(name)
-        if known is None:
-            read = _Read(name)
-            self._reads.append(read)
-            try:
-                known = await store.get_register(self.id, name)
-            finally:
-                self._reads.remove(read)
-            if read.put is not None:
-                known = read.put
-        return known or None
+        with self.watch(name) as watch:
+            await watch.read(store)
+            return watch.value
+
+    @contextmanager
+    def watch(self, name: str) -> Iterator[Watch]:
+        """Know a register's newest value at every moment, once it was read."""
+        watch = Watch(self, name)
+        watches = self._watches.setdefault(name, [])
+        watches.append(watch)
+        try:
+            yield watch
+        finally:
+            watches.remove(watch)
+            if not watches:
+                del self._watches[name]
 
     def cut(self, cut: Cut) -> None:
         """Cut a run's history with the next append. Made and guarded by `engine.cuts`; the caller marks the lane."""

@@ -92,9 +92,32 @@ REGISTRY_GAP: Final = Metric(
 REGISTRY_AMBIGUOUS: Final = Metric(
     "onexflow.registry.ambiguous", "counter", "{transaction}", "transactions whose answer never came: asked again"
 )
+BRIDGE_PUBLISHED: Final = Metric(
+    "onexflow.bridge.published", "sum", "{event}", "events that JetStream has acknowledged"
+)
+BRIDGE_REPEATED: Final = Metric(
+    "onexflow.bridge.repeated", "sum", "{event}", "events that were refused, or lost with a connection, and sent again"
+)
+BRIDGE_PARKED: Final = Metric(
+    "onexflow.bridge.parked", "sum", "{event}", "events that NATS will never take, kept as dead letters"
+)
+BRIDGE_MISSED: Final = Metric(
+    "onexflow.bridge.missed",
+    "sum",
+    "{event}",
+    "events that were cut out of histories before they were read",
+    (NAMESPACE,),
+)
+BRIDGE_WAITING: Final = Metric(
+    "onexflow.bridge.waiting", "gauge", "{event}", "events that were read and are not acknowledged by JetStream"
+)
+BRIDGE_LAG: Final = Metric(
+    "onexflow.bridge.lag", "gauge", "{event}", "events of the log behind which the bridge is, at the most", (NAMESPACE,)
+)
 
 METRICS: Final = (
     RUNS_STARTED, RUNS_ENDED, RUN_DURATION, RUNS_ACTIVE, ATTEMPTS_ACTIVE, WORKERS, EVENTS, COMMITS, SUPERSEDED,
     WORKER_SLOTS, WORKER_RESULTS, REGISTRY_RENEWAL, REGISTRY_LEASE, REGISTRY_RECONNECTS, REGISTRY_GAP,
     REGISTRY_AMBIGUOUS,
+    BRIDGE_PUBLISHED, BRIDGE_REPEATED, BRIDGE_PARKED, BRIDGE_MISSED, BRIDGE_WAITING, BRIDGE_LAG,
 )  # fmt: skip

@@ -83,5 +83,6 @@ def test_every_start_up_error_has_an_exit_code_of_its_own() -> None:
     assert codes == {
         "StoreLocked": 12, "StoreUnusable": 16, "RegistryUnavailable": 11, "PortBusy": 10,
         "ModuleNotImportable": 14, "InvalidConfiguration": 2, "UnsupportedPython": 15,
+        "NatsUnusable": 17,
     }  # fmt: skip
     assert exits.of(SPIError()) == exits.FAILED

@@ -298,7 +298,11 @@ class EventBook:
                 cursor.cuts = cuts
                 if error is not None:
                     errors.append(error)
-        return errors[0] if errors else None
+        if not errors:
+            return None
+        first = errors[0]  # each shard tells of its own but once, so this error speaks for all
+        first.context["events"] = sum(error.context["events"] for error in errors)
+        return first
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

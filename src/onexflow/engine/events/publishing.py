@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from onexflow.engine.events.checks import MAX_NUMBER, MAX_STREAMS, check_key, ch
 from onexflow.engine.events.log import Located, Log
 from onexflow.engine.events.topics import DEFAULT_PARTITIONS, Topics, partition_of
 from onexflow.engine.kernel import Kernel
-from onexflow.engine.shard import Shard
+from onexflow.engine.shard import Shard, Watch
 from onexflow.engine.stream import Place, Stream, Streams
 from onexflow.ports.clock import IdSource
 from onexflow.ports.event_store import RunRecord
@@ -62,8 +63,13 @@ class Publisher:
             return repeated
         shard = self._kernel.shard_of(stream.stream_key(event.key))
         await self._know_topic(event.key.namespace, request.topic or event.key.workflow_type)
-        async with self._streams.lock(shard):
-            published = await self._decide(request, event)
+        with ExitStack() as watching:
+            # Read before the lock is waited for: those who publish side by side do not wait for each other's reads.
+            known = {name: watching.enter_context(shard.watch(name)) for name in _registers_of(event)}
+            for watch in known.values():
+                await watch.read(self._kernel.store)
+            async with self._streams.lock(shard):
+                published = await self._decide(request, event, shard, known)
         await self._kernel.lane.durable()
         return published
 
@@ -75,18 +81,20 @@ class Publisher:
             await self._create_topic(namespace, name, DEFAULT_PARTITIONS)
             await self._topics.learn(namespace, name)
 
-    async def _decide(self, request: Publish, event: EventRecord) -> Published:
-        """With the shard's lock held: what is found in the registers stays true until the event is recorded."""
+    async def _decide(
+        self, request: Publish, event: EventRecord, shard: Shard, registers: Mapping[str, Watch]
+    ) -> Published:
+        """With the shard's lock held: what stands in the registers stays true until the event is recorded."""
         kernel = self._kernel
-        shard = kernel.shard_of(stream.stream_key(event.key))
         assert event.event_id is not None, "it was given one"
         by_id = stream.id_register(event.event_id)
         known = await self._streams.get(event.key)
-        places = stream.decode_places(await shard.register(kernel.store, by_id))
+        shard.check()  # else what it is known by here is another's
+        places = stream.decode_places(registers[by_id].value)
         name = event.key.to_bytes()
         before = next((place for place in places if place.key == name), None)
         if before is None and known is not None and event.idempotency_key != str(event.event_id):
-            before = await self._of_key(shard, event.key, event.idempotency_key)
+            before = _of_key(registers, event.key, event.idempotency_key)
         if before is not None:
             return _published(shard.id, before, created=False)
         if kernel.number_of(event.key) in kernel.shards:
@@ -119,15 +127,6 @@ class Publisher:
             shard.put(stream.key_register(event.key, event.idempotency_key), stream.encode_places([place]))
         kernel.lane.mark()
         return _published(shard.id, place, created=True)
-
-    async def _of_key(self, shard: Shard, key: RunKey, idempotency_key: str) -> Place | None:
-        """What was published to the stream under that key: under one of its own, or under an id that is its key too."""
-        store = self._kernel.store
-        found = stream.decode_places(await shard.register(store, stream.key_register(key, idempotency_key)))
-        if not found and (event_id := _uuid(idempotency_key)) is not None:
-            places = stream.decode_places(await shard.register(store, stream.id_register(event_id)))
-            found = [place for place in places if place.own_key and place.key == key.to_bytes()]
-        return found[0] if found else None
 
     async def _of_run(self, event: EventRecord) -> Published | None:
         """For a run only what it has recorded itself can be said again."""
@@ -272,6 +271,26 @@ class Publisher:
                     if located is not None:
                         return shard, located
         return None
+
+
+def _registers_of(event: EventRecord) -> list[str]:
+    """Where it would stand that the event was published before."""
+    assert event.event_id is not None, "it was given one"
+    names = [stream.id_register(event.event_id)]
+    if event.idempotency_key != str(event.event_id):
+        names.append(stream.key_register(event.key, event.idempotency_key))
+        if (event_id := _uuid(event.idempotency_key)) is not None:
+            names.append(stream.id_register(event_id))
+    return names
+
+
+def _of_key(registers: Mapping[str, Watch], key: RunKey, idempotency_key: str) -> Place | None:
+    """What was published to the stream under that key: under one of its own, or under an id that is its key too."""
+    found = stream.decode_places(registers[stream.key_register(key, idempotency_key)].value)
+    if not found and (event_id := _uuid(idempotency_key)) is not None:
+        places = stream.decode_places(registers[stream.id_register(event_id)].value)
+        found = [place for place in places if place.own_key and place.key == key.to_bytes()]
+    return found[0] if found else None
 
 
 async def _whole(shard: Shard, read: Callable[[], Awaitable[T]]) -> T:

@@ -120,7 +120,7 @@ class Reader:
             cursor.reached = 0
             self._taken_over(cursor)
         for shard, offset in list(member.unanswered):
-            self._again(self.cursors[shard], offset, self._loop.time(), _LOST)
+            self._again(self.cursors[shard], offset, 0.0, _LOST)  # in order, with what others before it have lost
         self._rebalance()
         self._wake.set()
         if not self.members:
@@ -222,16 +222,19 @@ class Reader:
         if not await self._check_cuts(cursor):
             return True
         while cursor.waiting and cursor.waiting[0][0] <= now and member.room > 0:
-            due, offset = heappop(cursor.waiting)
+            due, offset = cursor.waiting[
+                0
+            ]  # it stays there until it is given out: the pump may be ended during the read
             entry = cursor.open.get(offset)
             if entry is None or entry.member is not None:
+                heappop(cursor.waiting)
                 continue
             located = await self._log.at(cursor.shard, offset)
-            if cursor.open.get(offset) is not entry:
+            if cursor.open.get(offset) is not entry or cursor.waiting[0] != (due, offset):
                 continue
             if not _serves(cursor, member):
-                cursor.wait(offset, due)
                 return True
+            heappop(cursor.waiting)
             if located is None or self._log.is_over(cursor.shard, located):
                 del cursor.open[offset]
                 self._changed(cursor)
