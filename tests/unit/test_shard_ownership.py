@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from typing import Any
 
@@ -434,3 +435,35 @@ async def test_a_result_that_comes_to_nobody_is_kept_for_the_next_owner() -> Non
         cluster.thaw("c")
         assert await cluster.result(key) == 1
         assert script.count("charge") == 1
+
+
+@virtual_time
+async def test_a_run_that_is_read_back_for_nobody_any_more_complains_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    script = Script()
+    script.gate("charge")
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        key = await start_at(cluster, "a")
+        kernel = cluster.members["a"].engine._kernel
+        record = await cluster.store.find_run(cluster.number_of(key), key.to_bytes())
+        assert record is not None
+        reading = asyncio.Event()
+
+        async def read(*_: object) -> None:
+            await reading.wait()
+            raise ShardMoved("it has gone meanwhile")
+
+        monkeypatch.setattr(kernel, "_read", read)
+        asking = asyncio.ensure_future(kernel._load(kernel.shard_of(key), record))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        del asking  # its traceback has the frame that waited
+        reading.set()
+        await until(lambda: not kernel._loading)
+        gc.collect()
+        assert not complaints
+        script.gates["charge"].set()
+        assert await cluster.result(key) == 1

@@ -65,7 +65,8 @@ class MemberStore:
     """One member's way to the store: calls wait while the member is frozen, and fail once it is dead."""
 
     def __init__(self, inner: EventStore, delays: Random, slowest: float) -> None:
-        self._inner = inner
+        #: May be replaced, by a `FaultyStore` over it.
+        self.inner = inner
         self._delays = delays
         self._slowest = slowest
         self._runs = asyncio.Event()
@@ -75,6 +76,8 @@ class MemberStore:
         self.accepted: list[tuple[float, int, int]] = []
         #: Parts that were refused as another's.
         self.rejected = 0
+        #: (shard, epoch, the store's epoch) of each part that was accepted though another owner had claimed the shard.
+        self.deposed: list[tuple[int, int, int]] = []
 
     def freeze(self) -> None:
         self._runs.clear()
@@ -90,18 +93,22 @@ class MemberStore:
             raise StoreUnavailable("the process is dead", {"fatal": True})
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
+        found = getattr(self.inner, name)
         if not inspect.iscoroutinefunction(found) or name == "close":
             return found
 
         async def guarded(*arguments: Any, **named: Any) -> Any:
             await self._turn()
+            owners = {shard: epoch for shard, epoch, _ in await self.inner.owners()} if name == "append" else {}
             answer = await found(*arguments, **named)
             if name == "append":
                 now = asyncio.get_running_loop().time()
                 parts = [part for part in arguments[0] if part.shard in answer.stored]
                 self.accepted.extend((now, part.shard, part.epoch) for part in parts)
                 self.rejected += len(answer.refused)
+                self.deposed.extend(
+                    (part.shard, part.epoch, owners[part.shard]) for part in parts if part.epoch < owners[part.shard]
+                )
             await self._turn()  # what a frozen process asked for before is answered later
             return answer
 
@@ -163,8 +170,12 @@ class _Prober:
 class MultiCluster:
     """Any number of orchestrators and workers over one memory store."""
 
-    def __init__(self, *, seed: int = 0, shards: int = 8, namespace: str = "default", slowest: float = 0.0) -> None:
-        """`slowest`: a call of the store takes up to so many seconds, there and back."""
+    def __init__(
+        self, *, seed: int = 0, shards: int = 8, namespace: str = "default", slowest: float = 0.0, audited: bool = True
+    ) -> None:
+        """`slowest`: a call of the store takes up to so many seconds, there and back. `audited`: False leaves it to the
+        caller to judge the log."""
+        self._audited = audited
         self._delays = Random(seed)
         self._slowest = slowest
         self.clock = VirtualClock()
@@ -198,14 +209,18 @@ class MultiCluster:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
-        if error is None:
+        if error is None and self._audited:
             report = await audit(self.store)
             assert report.is_consistent, "the log is not consistent:\n" + "\n".join(map(str, report.findings[:20]))
             self.check_fencing()
         await self.store.close()
 
     def check_fencing(self) -> None:
-        """Raise AssertionError when an append was accepted after one of a later epoch of its shard."""
+        """Raise AssertionError when an append was accepted after one of a later epoch of its shard, or after a claim."""
+        for member in self.lives:
+            assert not member.store.deposed, (
+                f"{member.id}, deposed, has stored (shard, epoch, now): {member.store.deposed}"
+            )
         accepted = sorted((at, shard, epoch) for member in self.lives for at, shard, epoch in member.store.accepted)
         newest: dict[int, int] = {}
         for at, shard, epoch in accepted:
