@@ -434,7 +434,7 @@ async def test_a_history_that_is_cut_while_it_is_read_is_read_again() -> None:
             log.shard.rows.remove(first)
         return await read(shard, offset, limit)
 
-    log.store.read_shard = reading  # type: ignore[method-assign]
+    log.store.read_shard = reading  # type: ignore[method-assign]  # the store is at work
     assert (await audit(log.store)).is_consistent
 
 
