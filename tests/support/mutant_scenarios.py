@@ -20,24 +20,30 @@ from support.engine_kit import single
 from support.mutant_world import World, steps
 
 
-async def woken_owner(seed: int) -> World:
-    """An owner is stopped under load, loses its shards, and wakes; with what it learns of the epochs switched off (the
-    hook), it sends its appends. One is of a shard that nobody else has written to, so that its head is as it was."""
-    world = World(seed, shards=16, slowest=0.02 * (seed % 2))
-    cluster = world.cluster
+async def woken_owner(seed: int, *, looks: bool = False) -> World:
+    """An owner is stopped under a load of effects and computes, loses its shards, and wakes; with what it learns of the
+    epochs switched off (unless it `looks`), it sends its appends. One is of a shard that nobody else has written to, so
+    that its head is as it was."""
+    world = World(seed, shards=64, slowest=0.02 * (seed % 2))
+    cluster, clock = world.cluster, world.cluster.clock
     async with cluster:
         await world.begin(steps())
-        for _ in range(12):
+        for _ in range(20):
             await world.start()
         frozen = await world.owner_of(world.chance.choice(world.started))
-        frozen.engine._kernel.compare = lambda owners, asked_at: None  # type: ignore[method-assign]  # the hook
+        if not looks:
+            frozen.engine._kernel.compare = lambda owners, asked_at: None  # type: ignore[method-assign]  # the hook
         key = await _key_of_an_untouched_shard(world, frozen)
-        await cluster.clock.sleep(world.chance.uniform(0.0, 0.4))
+        await clock.sleep(world.chance.uniform(0.0, 0.4))
         held = list(frozen.engine.shards.values())
         cluster.freeze(frozen.id)
-        await cluster.clock.sleep(10.0)
-        assert not [shard for shard in held if await cluster.owner_of(shard.id) is frozen]
-        before = frozen.store.rejected, len(frozen.store.accepted), len(world.bodies)
+        frozen_at = clock.monotonic()
+        while [shard for shard in held if await cluster.owner_of(shard.id) is frozen]:
+            await clock.sleep(0.05)
+        world.taken_within = clock.monotonic() - frozen_at
+        world.lost_at = {shard.id: shard.epoch + 1 for shard in held}
+        await clock.sleep(10.0 - world.taken_within)
+        before = frozen.store.rejected
         cluster.thaw(frozen.id)
         request = StartRequest(
             namespace="default", workflow_type="steps", input=encode_value(1), instance_id=key.instance_id
@@ -46,8 +52,8 @@ async def woken_owner(seed: int) -> World:
         frozen.engine.start_run(request, answer.put_nowait)
         if not isinstance(await asyncio.wait_for(answer.get(), 5.0), SPIError):
             world.started.append(key)  # acknowledged
-        await cluster.clock.sleep(1.0)
-        world.rejected = frozen.store.rejected - before[0]
+        await clock.sleep(1.0)
+        world.rejected = frozen.store.rejected - before
         await world.ended(20.0)
         await world.judge()
     return world

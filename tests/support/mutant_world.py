@@ -29,6 +29,7 @@ from onexflow.worker.handlers import Worker
 #: What is found by the checks of this file; `audit` has rules of its own (`onexflow.audit.rules`).
 PROMISES: Final = {
     "fence": "an append was stored after another owner had claimed the shard",
+    "deposed-effect": "an effect began under the token of an owner that had lost the shard long before",
     "owner-ended": "an orchestrator ended itself, as the store contradicted what it had acknowledged",
     "lost": "a start that was acknowledged is not in the store",
     "two-outcomes": "a client was told another outcome than the log has",
@@ -73,8 +74,11 @@ class World:
         self.found: set[str] = set()
         #: Why: for people, when the unchanged code is accused.
         self.stories: list[str] = []
-        #: Appends of a deposed owner that were refused.
-        self.rejected = 0
+        #: Of an owner that was deposed while it stood still: seconds until all its shards were others'; its appends
+        #: that were refused afterwards.
+        self.taken_within, self.rejected = 0.0, 0
+        #: Epochs of the shards that it lost.
+        self.lost_at: dict[int, int] = {}
         #: What the first attempt of a `linger` waits for, and the second.
         self.slow, self.slower = asyncio.Event(), asyncio.Event()
         self._running: Counter[str] = Counter()
@@ -132,6 +136,9 @@ class World:
         """The body of an effect: kept account of while it runs. One that waits at a gate may have copies."""
         key = ctx.idempotency_key
         self.bodies.append(Body(key, ctx.token, worker, gate is not None))
+        shard, epoch = (int(number) for number in ctx.token.split(".")[:2])
+        if epoch < self.lost_at.get(shard, 0):
+            self.accuse("deposed-effect", f"{key} under {ctx.token}")
         self._running[key] += 1
         if self._running[key] > 1 and gate is None:
             self.accuse("at-once", f"{key} under {ctx.token}")

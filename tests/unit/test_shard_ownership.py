@@ -20,7 +20,7 @@ from onexflow.ports.client_link import ControlRequest, RunOutcome, StartOutcome,
 from onexflow.ports.events import EventRecord, Publish
 from onexflow.ports.persistence import StateRecord
 from onexflow.spi import WorkTask
-from onexflow.testing.clock import run_virtual, virtual_time
+from onexflow.testing.clock import virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
 from onexflow.worker.context import Context
 from onexflow.worker.handlers import Worker
@@ -331,41 +331,6 @@ async def test_a_worker_that_is_drained_gets_nothing_new_from_any_orchestrator()
         assert {call.worker for call in script.calls} == {"w2"}
         with pytest.raises(UnknownNode):
             await gateway.drain_node("nobody")
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_an_owner_that_wakes_and_does_not_look_is_refused_by_the_store(seed: int) -> None:
-    """With the look at the epochs switched off, what is left is the fence of each append."""
-
-    async def scenario() -> None:
-        script = Script()
-        gate = script.gate("charge")
-        async with MultiCluster(seed=seed) as cluster:
-            await three(cluster, script, chain())
-            keys = [await start_at(cluster, "a") for _ in range(3)]
-            new = await key_owned_by(cluster, "a")
-            await script.called("charge", 3)
-            member = cluster.members["a"]
-            kernel = member.engine._kernel
-            kernel.compare = lambda owners, asked_at: None  # type: ignore[method-assign]  # the hook
-            cluster.freeze("a")
-            gate.set()
-            await cluster.clock.sleep(10.0)
-            accepted = len(member.store.accepted)
-            cluster.thaw("a")
-            request = StartRequest(
-                namespace="default", workflow_type="chain", input=encode_value(1), instance_id=new.instance_id
-            )
-            answers: asyncio.Queue[object] = asyncio.Queue()
-            member.engine.start_run(request, answers.put_nowait)
-            assert isinstance(await answers.get(), ShardMoved)
-            assert member.store.rejected > 0
-            for key in keys:
-                assert await cluster.result(key) == 1
-            assert len(member.store.accepted) == accepted
-            assert script.count("charge") == script.count("send") == 3
-
-    run_virtual(scenario())
 
 
 @virtual_time

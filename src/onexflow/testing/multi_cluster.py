@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from math import inf
 from random import Random
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, cast
@@ -118,11 +119,18 @@ class MemberStore:
 class MemberRegistry(MemoryRegistry):
     """One member's registry: a frozen process renews nothing."""
 
-    is_frozen = False
+    _is_frozen = False
 
     def beat(self) -> None:
-        if not self.is_frozen:
+        if not self._is_frozen:
             super().beat()
+
+    def freeze(self) -> None:
+        self._is_frozen = True
+        self._beat = -inf  # not even once more, for the beat that came before
+
+    def thaw(self) -> None:
+        self._is_frozen = False
 
 
 class ClusterMember:
@@ -303,7 +311,7 @@ class MultiCluster:
         member.state = "frozen"
         member.gone.set()
         member.store.freeze()
-        member.registry.is_frozen = True
+        member.registry.freeze()
         for worker in self.workers.values():
             if (stream := worker.streams.get(name)) is not None:
                 stream.held = True
@@ -321,7 +329,7 @@ class MultiCluster:
         member = self.members[name]
         member.state = "running"
         member.gone = asyncio.Event()
-        member.registry.is_frozen = False
+        member.registry.thaw()
         member.store.thaw()
         for worker in self.workers.values():
             stream = worker.streams.get(name)
