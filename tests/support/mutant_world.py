@@ -77,8 +77,9 @@ class World:
         #: Of an owner that was deposed while it stood still: seconds until all its shards were others'; its appends
         #: that were refused afterwards.
         self.taken_within, self.rejected = 0.0, 0
-        #: Epochs of the shards that it lost.
+        #: Epochs of the shards that it lost, and when it did.
         self.lost_at: dict[int, int] = {}
+        self.lost_since: dict[int, float] = {}
         #: What the first attempt of a `linger` waits for, and the second.
         self.slow, self.slower = asyncio.Event(), asyncio.Event()
         self._running: Counter[str] = Counter()
@@ -137,7 +138,8 @@ class World:
         key = ctx.idempotency_key
         self.bodies.append(Body(key, ctx.token, worker, gate is not None))
         shard, epoch = (int(number) for number in ctx.token.split(".")[:2])
-        if epoch < self.lost_at.get(shard, 0):
+        known_since = self.cluster.clock.monotonic() - self.lost_since.get(shard, 0.0)
+        if epoch < self.lost_at.get(shard, 0) and known_since > 1.0:  # what was sent before may arrive a little later
             self.accuse("deposed-effect", f"{key} under {ctx.token}")
         self._running[key] += 1
         if self._running[key] > 1 and gate is None:

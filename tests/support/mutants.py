@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from onexflow.codec.rows import decode_snapshot, encode_snapshot
@@ -134,7 +135,7 @@ def doubled_append(patch: pytest.MonkeyPatch) -> None:
         by = head - append.head
         if append.shard in outcome.stored or epoch != append.epoch or by <= 0:
             return is_settled(self, shard, append, outcome)
-        append.rows = [row._replace(offset=row.offset + by) for row in append.rows]
+        append.rows = [msgspec.structs.replace(row, offset=row.offset + by) for row in append.rows]
         append.head, append.next = append.head + by, append.next + by
         shard.next += by
         return False

@@ -14,7 +14,7 @@ import sys
 from onexflow.core.errors import StoreUnavailable
 from onexflow.storage.postgres import PostgresStore
 from onexflow.storage.postgres.errors import DriverError
-from onexflow.storage.postgres.links import Connection
+from onexflow.storage.postgres.server import Connection
 from support.audited_rows import define, part_at
 
 Held = dict[int, tuple[int, int]]
