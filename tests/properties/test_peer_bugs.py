@@ -13,7 +13,7 @@ from onexflow.core.errors import StoreUnavailable
 from onexflow.testing import Cluster
 from onexflow.testing.clock import run_virtual, virtual_time
 from onexflow.testing.conformance.registry import node
-from support.engine_kit import Script, single
+from support.engine_kit import Script, ready, single, until
 from support.mutant_world import World, steps
 
 
@@ -138,6 +138,50 @@ async def test_a_takeover_that_the_store_interrupts_goes_on_until_everything_is_
         assert failures > 40
         assert len(world.bodies) == len(keys), "what ran was adopted"
         assert await world.judge() == set()
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.25])
+@virtual_time
+async def test_an_orchestrator_whose_store_is_slow_keeps_its_shards_and_ends_its_runs(seconds: float) -> None:
+    world = World(4, shards=16)
+    cluster = world.cluster
+    async with cluster:
+        await world.begin(steps())
+        await cluster.clock.sleep(60.0)  # every shard is where it belongs
+        before = await cluster.store.owners()
+        slow = cluster.members["o1"]
+        assert slow.engine.shards
+        slow.store.delay = seconds
+        load = [asyncio.ensure_future(world.start()) for _ in range(40)]
+        for _ in range(60):
+            await cluster.clock.sleep(0.5)
+            assert await cluster.store.owners() == before, "nothing is taken from it, and it gives nothing away"
+        await asyncio.gather(*load)
+        assert any([await cluster.owner_of(cluster.number_of(key)) is slow for key in world.started])
+        await world.ended(0.0)
+        assert await world.judge() == set()
+
+
+@virtual_time
+async def test_who_follows_a_run_hears_that_it_waits_for_a_word() -> None:
+    script = Script()
+    gate = script.gate("charge")
+    heard: dict[str, bool] = {}
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("effect", "charge"))
+        key = (await cluster.start("single", 1)).key
+
+        async def follow() -> None:
+            async for event in cluster.follow(key):
+                heard[f"{event.type}/{event.kind}"] = True
+
+        following = asyncio.ensure_future(follow())
+        await script.called("charge")
+        cluster.kill_worker("w1")
+        await until(lambda: "state.transitioned/task.waiting_for_input" in heard, 2.0)
+        gate.set()
+        await cluster.control(key, "resolve", task="a", result={"by": "hand"})
+        await following
 
 
 async def test_a_thousand_gaps_of_the_registry_miss_no_change() -> None:

@@ -70,6 +70,8 @@ class MemberStore:
         self.inner = inner
         self._delays = delays
         self._slowest = slowest
+        #: Seconds that every call takes longer, there and back each: this member alone is far away.
+        self.delay = 0.0
         self._runs = asyncio.Event()
         self._runs.set()
         self.is_dead = False
@@ -87,8 +89,8 @@ class MemberStore:
         self._runs.set()
 
     async def _turn(self) -> None:
-        if self._slowest:
-            await asyncio.sleep(self._delays.uniform(0, self._slowest))
+        if self._slowest or self.delay:
+            await asyncio.sleep(self.delay + self._delays.uniform(0, self._slowest))
         await self._runs.wait()
         if self.is_dead:
             raise StoreUnavailable("the process is dead", {"fatal": True})
