@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import onexflow
-from support.programs import finished, serving
+from support.programs import assert_store_is_consistent, finished, serving
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +71,7 @@ def test_a_store_is_free_as_soon_as_its_process_was_killed(tmp_path: Path) -> No
         first.wait(10)
         with serving("onex-orchestrator", "--listen=127.0.0.1:0", cwd=tmp_path) as (_, line):
             assert "serves on" in line
+    assert_store_is_consistent(tmp_path)
 
 
 def test_a_second_signal_means_now(tmp_path: Path) -> None:

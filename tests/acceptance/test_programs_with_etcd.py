@@ -14,7 +14,7 @@ from etcd_support import NO_ETCD
 from onexflow.registry.etcd.client import EtcdClient
 from onexflow.registry.etcd.embedded import EmbeddedEtcd, find_etcd
 from onexflow.registry.etcd.url import EtcdSettings
-from support.programs import serving
+from support.programs import assert_store_is_consistent, serving
 
 pytestmark = pytest.mark.slow
 
@@ -64,5 +64,6 @@ async def test_a_worker_follows_the_orchestrator_that_etcd_names(tmp_path: Path)
                         process.send_signal(signal.SIGTERM)
                         assert process.wait(15) == 0
         assert [key for key in await keys(etcd) if "/nodes/" in key or "/orchestrators/" in key] == []
+        assert_store_is_consistent(tmp_path)
     finally:
         await etcd.stop()

@@ -65,6 +65,18 @@ def test_each_row_of_the_degradation_table_names_a_test_that_there_is() -> None:
         assert re.search(rf"^(async )?def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), row
 
 
+def test_each_trouble_of_other_engines_names_tests_that_there_are() -> None:
+    rows = re.findall(r"^\| ([PR]\d+) \|.*$", page := (ROOT / "docs/peer-bugs.md").read_text(), re.MULTILINE)
+    expected = [f"P{number}" for number in (*range(19, 27), 30, 33, 34, 35)]
+    assert rows == [*expected, *(f"R{number}" for number in range(1, 17) if number != 13)]
+    for line in page.splitlines():
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", line)
+        assert named or not re.match(r"\| [PR]\d", line), line
+        for file, name in named:
+            text = (ROOT / "tests" / file).read_text()
+            assert re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{file}::{name}"
+
+
 def test_the_version_is_said_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert onexflow.__version__ == project["version"]

@@ -6,25 +6,12 @@ python crash_writer.py STORE
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import sys
-from uuid import UUID
 
-from onexflow.core.ids import RunKey
-from onexflow.ports.event_store import ParkedRecord, RegisterRecord, Row, RunRecord, ShardAppend, ShardClaim
+from onexflow.ports.event_store import ParkedRecord, RegisterRecord, ShardAppend, ShardClaim
 from onexflow.storage.sqlite import SqliteStore
-
-
-def row_at(shard: int, offset: int, epoch: int, iid: int) -> Row:
-    """What stands at that place: the content follows from the place, so that anybody can check it."""
-    digest = hashlib.blake2b(b"%d.%d" % (shard, offset)).digest()
-    return Row(offset, 1 + offset % 3, epoch, iid, 1, digest * (1 + offset * 37 % 60))
-
-
-def run_at(shard: int, row: Row) -> RunRecord:
-    key = RunKey("default", "crash", UUID(int=shard << 64 | row.iid)).to_bytes()
-    return RunRecord(row.iid, key, 2, row.offset, row.offset, b"start", row.count)
+from support.audited_rows import define, row_at, run_at
 
 
 class Shard:
@@ -59,6 +46,7 @@ class Shard:
 async def main(path: str) -> None:
     store = SqliteStore(path)
     await store.open()
+    await define(store)
     shards = []
     for number, epoch, _ in await store.owners():
         claim = await store.claim(number, epoch, "crash")

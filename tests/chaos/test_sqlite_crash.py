@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos.crash_writer import row_at, run_at
 from onexflow.ports.event_store import RegisterRecord, Row
 from onexflow.storage.sqlite import SqliteStore
+from support.audited_rows import assert_consistent, row_at, run_at
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -37,6 +37,7 @@ async def test_nothing_acknowledged_is_lost(tmp_path: Path, rounds: Callable[...
         await store.open()  # the lock went with the process
         for shard, head in acknowledged.items():
             checked[shard] = await check(store, shard, checked[shard], head)
+        await assert_consistent(store)
         await store.close()
     assert min(acknowledged.values()) > 10
 

@@ -22,6 +22,7 @@ from onexflow.spi import Context, WorkflowEvent
 from onexflow.storage.sqlite import SqliteStore
 from onexflow.testing.conformance.onex_event_bus import ORDER, QUICK, event, until
 from onexflow.testing.conformance.onex_projections import Totals
+from support.audited_rows import assert_consistent
 
 
 class Place:
@@ -67,6 +68,10 @@ class Place:
     async def close(self) -> None:
         if self._end is not None:
             await self.crash()
+        store = SqliteStore(self._path / "onex.db", clock=self._clock)
+        await store.open()
+        await assert_consistent(store)
+        await store.close()
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from onexflow.storage.postgres.embedded import EmbeddedPostgres
 from onexflow.testing.conformance.store_kit import key, one_row, run_record
 from onexflow.testing.faults.relay import Relay
 from postgres_support import beside, new_schema, postgres, schema_of  # noqa: F401 - a fixture
+from support.audited_rows import assert_consistent, define, part_at
 
 
 @asynccontextmanager
@@ -309,7 +310,7 @@ async def test_two_owners_that_steal_from_each_other_leave_dense_logs(postgres: 
                         claim = await store.claim(shard, epoch, name)
                         if claim is not None:
                             held[shard] = (claim.epoch, claim.head)
-            batch = [one_row(shard, epoch, head, seq=head) for shard, (epoch, head) in held.items()]
+            batch = [part_at(shard, epoch, head) for shard, (epoch, head) in held.items()]
             outcome = await store.append(batch)
             for part in batch:
                 if part.shard in outcome.stored:
@@ -320,6 +321,7 @@ async def test_two_owners_that_steal_from_each_other_leave_dense_logs(postgres: 
                     del held[part.shard]
 
     async with opened(url, 6) as one, opened(url) as two, opened(url) as three:
+        await define(one)
         await asyncio.gather(own(one, "one"), own(two, "two"), own(three, "three"))
         stored = 0
         for shard in range(6):
@@ -333,6 +335,7 @@ async def test_two_owners_that_steal_from_each_other_leave_dense_logs(postgres: 
             assert all(told[shard, row.offset] == row.epoch for row in rows if (shard, row.offset) in told)
             stored += len(rows)
         assert stored == len(told) > 100
+        await assert_consistent(one)
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from onexflow.core.errors import StoreUnavailable, StoreUnusable
 from onexflow.storage.postgres import PostgresStore
 from onexflow.storage.postgres import writer as writer_module
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
-from onexflow.testing.conformance.store_kit import one_row
 from postgres_support import Standby, beside, both, follows, new_schema, own_postgres, schema_of
+from support.audited_rows import assert_consistent, define, part_at, row_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -45,12 +45,13 @@ class Load:
         return self.error
 
     async def _run(self) -> None:
+        await define(self.store)
         claim = await self.store.claim(0, 0, "load")
         assert claim is not None
         number = 1
         while True:
             try:
-                outcome = await self.store.append([one_row(0, 1, number, seq=number, data=b"%d" % number)])
+                outcome = await self.store.append([part_at(0, 1, number)])
             except StoreUnavailable as error:
                 self.failures += 1
                 if error.context.get("fatal"):
@@ -78,11 +79,13 @@ async def loaded(url: str) -> AsyncIterator[Load]:
 async def assert_whole(load: Load) -> None:
     """Each acknowledged event is there, once, and at most the one that was not yet acknowledged beside them."""
     await load.end()
-    numbers: list[int] = []
-    while rows := await load.store.read_shard(0, len(numbers) + 1):
-        numbers += [int(row.data) for row in rows]
-    assert numbers == list(range(1, len(numbers) + 1))
-    assert load.acknowledged <= len(numbers) <= load.acknowledged + 1
+    stored = 0
+    while rows := await load.store.read_shard(0, stored + 1):
+        for row in rows:
+            stored += 1
+            assert row == row_at(0, stored, 1, stored, 1)
+    assert load.acknowledged <= stored <= load.acknowledged + 1
+    await assert_consistent(load.store)
 
 
 async def test_a_server_killed_under_load_loses_and_doubles_nothing() -> None:

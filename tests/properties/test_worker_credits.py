@@ -183,3 +183,40 @@ def test_small_changes_are_held_back_while_there_is_plenty() -> None:
     ledger.spend("a")
     ledger.demand("a", 16)
     assert ledger.grants() == {"a": 1}  # it wants more than it has
+
+
+def settle(ledger: Ledger[str], held: dict[str, int]) -> int:
+    """Grant and ask back until nothing changes any more, as two orchestrators would that place nothing (what they
+    `held` is in use there, and is not given back); how many messages that took."""
+    for messages in range(1, 100):
+        grants, asked = ledger.grants(), ledger.recalls()
+        if not grants and not asked:
+            return messages
+        for link, count in asked.items():
+            ledger.give_back(link, max(0, min(count, ledger._accounts[link].granted - held.get(link, 0))))
+    raise AssertionError("credits go to and fro without end")
+
+
+def test_one_credit_that_two_want_stays_where_it_is_until_it_is_used() -> None:
+    ledger: Ledger[str] = Ledger(1, prefetch=False)
+    for link in "ab":
+        ledger.attach(link)
+        ledger.demand(link, 5)
+    settle(ledger, {})
+    ledger.demand("a", 9)
+    ledger.demand("b", 9)
+    settle(ledger, {})
+    assert ledger.granted == 1
+
+
+def test_credits_that_something_is_placed_on_are_not_asked_for_again_and_again() -> None:
+    ledger: Ledger[str] = Ledger(4, prefetch=False)
+    ledger.attach("a")
+    assert ledger.grants() == {"a": 4}
+    ledger.attach("b")
+    ledger.demand("b", 4)
+    settle(ledger, {"a": 4})  # it waits for its disk with all of them
+    ledger.demand("a", 0)
+    assert ledger.recalls() == {"a": 4}  # it has said anew what it wants: it may have changed its mind
+    ledger.give_back("a", 4)
+    assert ledger.grants() == {"b": 4}

@@ -51,3 +51,10 @@ def serving(program: str, *arguments: str, cwd: Path, **variables: str) -> Itera
         process.wait(10)
         assert process.stdout is not None
         process.stdout.close()
+
+
+def assert_store_is_consistent(cwd: Path) -> None:
+    """What the processes have left in the store of that folder is audited, with the command for it."""
+    [store] = cwd.rglob("*.db")
+    done = finished("onexflow", "audit", f"sqlite:{store}", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr

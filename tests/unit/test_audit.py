@@ -13,13 +13,18 @@ import pytest
 from onexflow import Worker, workflow
 from onexflow.audit import Report, audit
 from onexflow.audit.rules import ITEM_MOVES, RULES, RUN_MOVES
+from onexflow.audit.shard import STATES
 from onexflow.cli.main import main
+from onexflow.codec.definitions import dump_definition
 from onexflow.codec.rows import decode_row, decode_snapshot, encode_row, encode_snapshot
+from onexflow.core.commands import LoseAttempt
+from onexflow.core.definition import RetryPolicy
 from onexflow.core.events import (
     CompensationStarted,
     Event,
     StateTransitioned,
     TaskCompleted,
+    TaskRetry,
     TaskScheduled,
     TaskStarted,
     WorkflowCancelled,
@@ -31,11 +36,23 @@ from onexflow.core.events import (
 )
 from onexflow.core.machine import TASK_TRANSITIONS, WORKFLOW_TRANSITIONS
 from onexflow.core.payload import Failure
-from onexflow.ports.event_store import CheckpointRecord, ParkedRecord, Row, SnapshotRecord, Tombstone
+from onexflow.engine.catalog import Catalog
+from onexflow.engine.recovery import fold
+from onexflow.ports.event_store import (
+    CheckpointRecord,
+    DefinitionRecord,
+    ParkedRecord,
+    Row,
+    RunRecord,
+    ShardAppend,
+    SnapshotRecord,
+    Tombstone,
+)
 from onexflow.storage.memory import MemoryStore
 from onexflow.storage.sqlite import SqliteStore
 from onexflow.testing import Cluster, virtual_time
 from onexflow.testing.clock import VirtualClock
+from support.core_driver import BEGIN, Model, graph_of
 
 
 class Log:
@@ -139,6 +156,68 @@ FORGERIES = [
         insert(TaskCompleted, StateTransitioned("task.waiting_for_input", "running", "waiting_for_input", [0], 5)),
     ),
 ]
+
+
+async def retried() -> Log:
+    """The log of a run of one effect: the first attempt failed, of the second nobody knows how it ended, as its worker
+    was lost, and it came back late with its result."""
+    flow = workflow("order")
+    flow.effect("charge", retry=RetryPolicy(initial_delay=1.0, jitter=0.0))
+    model = Model(graph_of(flow))
+    model.authorise("charge")
+    model.fail("charge")
+    model.later(2)
+    model.fire("retry", "charge")
+    model.authorise("charge", idempotent=False)
+    model.on_attempt(LoseAttempt, "charge", worker="w1")
+    model.complete("charge", result={"ok": True})
+    assert model.state.status == "completed"
+    store = MemoryStore(VirtualClock(), shards=1)
+    await store.open()
+    claim = await store.claim(0, 0, "me")
+    assert claim is not None
+    definition = dump_definition(model.graph.definition)
+    await store.save_definition(DefinitionRecord("default", "order", 1, model.graph.hash, definition, 1))
+    run = RunRecord(1, model.state.key.to_bytes(), STATES.index("completed"), BEGIN, BEGIN, b"start", len(model.log))
+    rows = [Row(one.offset, 1, 1, 1, one.offset, encode_row(one.at, [one.event])) for one in model.log]
+    head = len(rows) + 1
+    await store.append([ShardAppend(shard=0, epoch=1, head=1, next=head, rows=rows, runs=[run])])
+    return Log(store)
+
+
+def moved(kind: type[Event], which: int, before: type[Event]) -> Callable[[list[Event]], list[Event]]:
+    """The event of that kind and number is repeated before the last of another kind."""
+
+    def change(events: list[Event]) -> list[Event]:
+        event = [one for one in events if isinstance(one, kind)][which]
+        place = max(index for index, one in enumerate(events) if isinstance(one, before))
+        return [*events[:place], event, *events[place:]]
+
+    return change
+
+
+#: Each has an effect's token end twice, or end without having begun.
+TOKENS = {
+    "the first attempt fails twice": moved(TaskRetry, 0, TaskScheduled),
+    "the first attempt fails again when the second is authorised": moved(TaskRetry, 0, WorkflowCompleted),
+    "the first attempt succeeds, too": moved(TaskCompleted, 0, TaskScheduled),
+    "the result comes before the second is authorised": moved(TaskCompleted, 0, TaskStarted),
+    "two results of the second": moved(TaskCompleted, 0, WorkflowCompleted),
+    "the second is authorised twice": moved(TaskStarted, 1, StateTransitioned),
+    "it is authorised again while its end is awaited": moved(TaskStarted, 1, TaskCompleted),
+    "one result, for two items that are one": lambda events: [
+        TaskCompleted(one.task, [0, 0], one.results * 2) if isinstance(one, TaskCompleted) else one for one in events
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+@virtual_time
+async def test_a_token_of_an_effect_has_one_end_across_retries(name: str) -> None:
+    log = await retried()
+    assert (await audit(log.store)).findings == []
+    log.rewrite(TOKENS[name])
+    assert rules(await audit(log.store)) & {"task-transition", "attempt"}
 
 
 async def undone() -> Log:
@@ -262,6 +341,101 @@ async def test_a_missing_row_is_found_unless_a_tombstone_tells_of_it() -> None:
     log.shard.tombstones[first.iid, 1] = stone
     # The gap is told of; what was cut is lost all the same, for no snapshot has what it made.
     assert rules(await audit(log.store)) == {"tombstone"}
+
+
+def grave_of(row: Row) -> Tombstone:
+    last = row.offset + row.count - 1
+    return Tombstone(row.iid, row.seq, row.seq + row.count - 1, row.offset, last, row.count, b"", 1)
+
+
+async def cut_log(count: int = 0) -> tuple[Log, list[Tombstone]]:
+    """A log whose first rows (0: all) were cut as they should be: a tombstone for each, and a snapshot."""
+    log = await made()
+    gone = log.shard.rows[: count or None]
+    log.shard.snapshots[log.iid] = await snapshot_of(log, gone[-1].seq + gone[-1].count - 1)
+    log.shard.runs_rows[log.iid] = log.shard.rows = log.shard.rows[len(gone) :]
+    stones = [grave_of(row) for row in gone]
+    stand(log, *stones)
+    return log, stones
+
+
+def stand(log: Log, *stones: Tombstone) -> None:
+    log.shard.tombstones = {(stone.iid, stone.first_seq): stone for stone in stones}
+
+
+async def snapshot_of(log: Log, to_seq: int) -> SnapshotRecord:
+    """What the engine makes of the events up to there."""
+    catalog = Catalog(log.store, log.store.now)
+    await catalog.load()
+    _, state = fold(catalog, None, log.shard.rows, to_seq)
+    return SnapshotRecord(log.iid, state.seq, encode_snapshot(state))
+
+
+@virtual_time
+async def test_tombstones_that_do_not_account_for_what_is_gone_are_found() -> None:
+    log, [first, second] = await cut_log(2)
+    assert (await audit(log.store)).is_consistent
+    shifted = second._replace(first_offset=second.first_offset + 40, last_offset=second.last_offset + 40)
+    forged = {
+        "one of two is missing": ([second], {"offsets", "tombstone"}),
+        "the later one is missing": ([first], {"offsets", "sequence"}),
+        "of another place, and as many": ([first, shifted], {"offsets"}),
+        "it tells of more than went": ([first, second._replace(count=second.count + 1)], {"offsets", "tombstone"}),
+        "it leaves an event out": ([first, second._replace(first_seq=second.first_seq + 1)], {"tombstone"}),
+    }
+    for name, (stones, expected) in forged.items():
+        stand(log, *stones)
+        assert rules(await audit(log.store)) >= expected, name
+    stand(log, first, second)
+    log.shard.snapshots.clear()
+    assert rules(await audit(log.store)) == {"tombstone"}
+
+
+@virtual_time
+async def test_a_history_that_was_cut_to_its_end_must_be_in_a_snapshot() -> None:
+    log, _ = await cut_log()
+    assert (await audit(log.store)).is_consistent
+    log.shard.snapshots.clear()
+    assert rules(await audit(log.store)) == {"tombstone"}
+
+
+@virtual_time
+async def test_the_last_rows_are_missed_where_something_speaks_of_them() -> None:
+    log = await made()
+    last = log.shard.rows.pop()
+    log.shard.runs_rows[last.iid].pop()
+    log.shard.checkpoint = None
+    assert rules(await audit(log.store)) == {"listing"}, "the run is listed with events that there are not"
+    log.shard.checkpoint = CheckpointRecord(last.offset + last.count, msgspec.msgpack.encode([log.iid]))
+    assert rules(await audit(log.store)) == {"listing", "offsets"}, "the checkpoint is of a later offset"
+
+
+@virtual_time
+async def test_a_run_that_is_listed_and_has_no_events_is_found() -> None:
+    log = await made()
+    row = log.shard.rows[-1]
+    later = Row(row.offset + row.count, 1, 1, row.iid + 2, 1, encode_row(1 << 62, [WorkflowCompleted()]))
+    log.shard.rows.append(later)
+    for iid in (row.iid + 1, row.iid + 2):
+        log.shard.runs[iid] = log.shard.runs[row.iid]._replace(iid=iid)
+    assert [finding.story for finding in (await audit(log.store)).findings if "has no events" in finding.story]
+
+
+@virtual_time
+async def test_a_history_that_is_cut_while_it_is_read_is_read_again() -> None:
+    log = await made()
+    first, read = log.shard.rows[0], log.store.read_shard
+    snapshot = await snapshot_of(log, first.count)
+
+    async def reading(shard: int, offset: int, limit: int = 1024) -> list[Row]:
+        if not log.shard.tombstones:  # it happens behind the look at the tombstones
+            stand(log, grave_of(first))
+            log.shard.snapshots[log.iid] = snapshot
+            log.shard.rows.remove(first)
+        return await read(shard, offset, limit)
+
+    log.store.read_shard = reading  # type: ignore[method-assign]  # the store is at work
+    assert (await audit(log.store)).is_consistent
 
 
 @virtual_time

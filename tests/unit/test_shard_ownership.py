@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from typing import Any
 
@@ -20,7 +21,7 @@ from onexflow.ports.client_link import ControlRequest, RunOutcome, StartOutcome,
 from onexflow.ports.events import EventRecord, Publish
 from onexflow.ports.persistence import StateRecord
 from onexflow.spi import WorkTask
-from onexflow.testing.clock import run_virtual, virtual_time
+from onexflow.testing.clock import virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
 from onexflow.worker.context import Context
 from onexflow.worker.handlers import Worker
@@ -336,41 +337,6 @@ async def test_a_worker_that_is_drained_gets_nothing_new_from_any_orchestrator()
             await gateway.drain_node("nobody")
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_an_owner_that_wakes_and_does_not_look_is_refused_by_the_store(seed: int) -> None:
-    """With the look at the epochs switched off, what is left is the fence of each append."""
-
-    async def scenario() -> None:
-        script = Script()
-        gate = script.gate("charge")
-        async with MultiCluster(seed=seed) as cluster:
-            await three(cluster, script, chain())
-            keys = [await start_at(cluster, "a") for _ in range(3)]
-            new = await key_owned_by(cluster, "a")
-            await script.called("charge", 3)
-            member = cluster.members["a"]
-            kernel = member.engine._kernel
-            kernel.compare = lambda owners, asked_at: None  # type: ignore[method-assign]  # the hook
-            cluster.freeze("a")
-            gate.set()
-            await cluster.clock.sleep(10.0)
-            accepted = len(member.store.accepted)
-            cluster.thaw("a")
-            request = StartRequest(
-                namespace="default", workflow_type="chain", input=encode_value(1), instance_id=new.instance_id
-            )
-            answers: asyncio.Queue[object] = asyncio.Queue()
-            member.engine.start_run(request, answers.put_nowait)
-            assert isinstance(await answers.get(), ShardMoved)
-            assert member.store.rejected > 0
-            for key in keys:
-                assert await cluster.result(key) == 1
-            assert len(member.store.accepted) == accepted
-            assert script.count("charge") == script.count("send") == 3
-
-    run_virtual(scenario())
-
-
 @virtual_time
 async def test_an_orchestration_calls_runs_of_other_owners_and_goes_on_when_its_own_dies() -> None:
     script = Script()
@@ -438,3 +404,35 @@ async def test_a_result_that_comes_to_nobody_is_kept_for_the_next_owner() -> Non
         cluster.thaw("c")
         assert await cluster.result(key) == 1
         assert script.count("charge") == 1
+
+
+@virtual_time
+async def test_a_run_that_is_read_back_for_nobody_any_more_complains_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    script = Script()
+    script.gate("charge")
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        key = await start_at(cluster, "a")
+        kernel = cluster.members["a"].engine._kernel
+        record = await cluster.store.find_run(cluster.number_of(key), key.to_bytes())
+        assert record is not None
+        reading = asyncio.Event()
+
+        async def read(*_: object) -> None:
+            await reading.wait()
+            raise ShardMoved("it has gone meanwhile")
+
+        monkeypatch.setattr(kernel, "_read", read)
+        asking = asyncio.ensure_future(kernel._load(kernel.shard_of(key), record))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        del asking  # its traceback has the frame that waited
+        reading.set()
+        await until(lambda: not kernel._loading)
+        gc.collect()
+        assert not complaints
+        script.gates["charge"].set()
+        assert await cluster.result(key) == 1

@@ -49,3 +49,10 @@ class Report(msgspec.Struct):
         self.violations += 1
         if len(self.findings) < KEPT:
             self.findings.append(finding)
+
+    def join(self, other: Report) -> None:
+        """Count in what was found elsewhere."""
+        for name in ("shards", "runs", "open_runs", "entities", "events", "cut_events", "snapshots"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.findings += other.findings[: KEPT - len(self.findings)]
+        self.violations += other.violations

@@ -20,7 +20,7 @@ from onexflow.core.events import (
     WorkflowCancelled,
     WorkflowCreated,
 )
-from onexflow.core.payload import Payload
+from onexflow.core.payload import NULL, Payload
 from onexflow.core.state import RunState
 
 #: Told of a violation: rule and story.
@@ -38,6 +38,8 @@ class Plan:
         self.soft = [[place[parent] for parent in task.get("after", ())] for task in tasks]
         self.parents = [[*hard, *soft] for hard, soft in zip(self.hard, self.soft, strict=True)]
         self.setup = [bool(task.get("setup")) for task in tasks]
+        self.matters = [not task.get("allow_failure") for task in tasks]
+        self.at_once = [int(task.get("max_parallel", 0)) for task in tasks]
         self.roles = [task["role"] for task in tasks]
         #: Behind the tasks come those that undo them.
         self.count = len(tasks)
@@ -47,37 +49,46 @@ class Plan:
         for lists in (self.hard, self.soft, self.parents):
             lists += [[] for _ in undone]
         self.setup += [False] * len(undone)
+        self.matters += [True] * len(undone)
+        self.at_once += [0] * len(undone)
         self.roles += ["effect"] * len(undone)
 
 
 class Item:
-    """One item of a task."""
+    """One item of a task. `worker` is one of its lives: (id, incarnation)."""
 
-    __slots__ = ("attempt", "due_at", "epoch", "idempotent", "lost", "offset", "result", "status")
+    __slots__ = (
+        "attempt", "counted", "due_at", "epoch", "first_at", "idempotent", "input", "lost", "offset", "result",
+        "scheduled_at", "source", "started_at", "status", "stopping", "worker",
+    )  # fmt: skip
 
-    def __init__(self, epoch: int, offset: int) -> None:
+    def __init__(self, epoch: int, offset: int, at: int = 0, source: int = 0, input: Payload | None = None) -> None:
         self.status = "scheduled"
-        self.attempt = 1
+        self.attempt = self.counted = 1
         self.epoch, self.offset = epoch, offset
-        self.due_at = 0
-        self.lost, self.idempotent = False, True
+        self.first_at = self.scheduled_at = at
+        self.source, self.input = source, input
+        self.due_at = self.started_at = 0
+        self.idempotent = True
+        self.worker, self.stopping = ("", ""), ""
+        self.lost: list[str] = []
         self.result: Payload | None = None
 
     @property
     def may_have_happened(self) -> bool:
         if self.status in {"scheduled", "retrying"}:
-            return self.lost and self.idempotent
+            return bool(self.lost) and self.idempotent
         return self.status in {"running", "waiting_for_input"}
 
 
 class Task:
     """One task: "" until it is scheduled or skipped by a decision."""
 
-    __slots__ = ("items", "of", "status")
+    __slots__ = ("items", "of", "status", "window")
 
     def __init__(self) -> None:
         self.status = ""
-        self.of = 1
+        self.of, self.window = 1, 0
         self.items: list[Item] = []
 
 
@@ -88,17 +99,34 @@ class RunStory:
         self.plan = plan
         self.status = "pending"
         self.seq = 1
-        self.start_at = self.timeout_at = self.retry_at = 0
-        self.is_started = self.is_cancelled = False
+        self.created_at = self.start_at = self.timeout_at = self.retry_at = 0
+        #: Of its start, its last event, and its end.
+        self.started_at = self.at = self.ended_at = 0
+        self.is_started = self.is_cancelled = self.is_failing = False
+        self.retries = 0
+        self.node = self.outcome = ""
+        #: What it was created with.
+        self.name: tuple[str, str, bytes] = ("", "", b"")
+        self.definition: tuple[int, str, int] = (0, "", 0)
+        self.input: Payload = NULL
+        self.correlation: tuple[str, ...] = ()
         self.tasks = [Task() for _ in range(plan.count)]
         #: What has completed and can be undone, and is not, in the order of completion.
         self.undoable: list[int] = []
 
     @classmethod
-    def begin(cls, plan: Plan, event: WorkflowCreated) -> RunStory:
+    def begin(cls, plan: Plan, event: WorkflowCreated, at: int) -> RunStory:
         story = cls(plan)
+        story.at = story.created_at = at
         story.start_at, story.timeout_at = event.start_at, event.timeout_at
+        story._take(event)
         return story
+
+    def _take(self, origin: WorkflowCreated | RunState) -> None:
+        self.name = origin.namespace, origin.workflow_type, origin.instance
+        self.definition = origin.version, origin.definition, origin.semantics
+        self.input = origin.input
+        self.correlation = origin.correlation_id, origin.causation_id, origin.trace, origin.principal
 
     @classmethod
     def resume(cls, plan: Plan, state: RunState) -> RunStory:
@@ -106,16 +134,24 @@ class RunStory:
         story = cls(plan)
         story.status, story.seq = state.status, state.seq
         story.start_at, story.timeout_at, story.retry_at = state.start_at, state.timeout_at, state.retry_at
-        story.is_started = bool(state.started_at)
+        story.created_at, story.started_at, story.retries = state.created_at, state.started_at, state.retries
+        story.at, story.ended_at = state.updated_at, state.completed_at
+        story.is_started, story.is_failing = bool(state.started_at), state.failing is not None
+        story.is_cancelled = state.outcome == "cancelled"
+        story.node, story.outcome = state.node, state.outcome
+        story._take(state)
         story.undoable = list(state.undoable)
         story.tasks += [Task() for _ in state.tasks[plan.count :]]
         for told, known in zip(story.tasks, state.tasks, strict=True):
-            told.of = known.of
+            told.of, told.window = known.of, known.window
             told.status = "" if known.status in {"pending", "blocked"} else known.status
             for one in known.items:
-                item = Item(one.epoch, one.offset)
+                item = Item(one.epoch, one.offset, one.scheduled_at, one.source, one.input)
                 item.status, item.attempt, item.due_at = one.status, one.attempt, one.due_at
-                item.lost, item.idempotent = bool(one.lost), one.idempotent
+                item.first_at, item.counted = one.first_scheduled_at, one.counted
+                item.worker, item.stopping = (one.worker, one.incarnation), one.stopping
+                item.started_at = one.started_at
+                item.lost, item.idempotent = list(one.lost), one.idempotent
                 item.result = known.result if one.result is None else one.result
                 told.items.append(item)
         return story
@@ -135,11 +171,27 @@ class RunStory:
             due.append(self.retry_at)
         return min((at for at in due if at), default=0)
 
+    def facts(self) -> dict[str, object]:
+        """What is to be compared with a snapshot, beside its tasks."""
+        return {
+            "name": self.name,
+            "definition": self.definition,
+            "input": self.input,
+            "correlation": self.correlation,
+            "times": (self.created_at, self.started_at, self.at, self.ended_at),
+            "timers": (self.start_at, self.timeout_at, self.retry_at),
+            "retries": self.retries,
+            "node": self.node,
+            "outcome": self.outcome,
+            "failing": self.is_failing,
+        }
+
     # ---- the events
 
-    def tell(self, event: Event, epoch: int, offset: int, complain: Complain) -> None:
-        """The next event, which stands at (epoch, offset)."""
+    def tell(self, event: Event, epoch: int, offset: int, at: int, complain: Complain) -> None:
+        """The next event, which stands at (epoch, offset) and happened at store time `at`."""
         self.seq += 1
+        self.at = at
         kind = event.kind if isinstance(event, StateTransitioned) else event.type
         if self.is_over:
             complain("after-the-end", f"{kind} follows {self.status}")
@@ -154,28 +206,44 @@ class RunStory:
             case WorkflowCreated():
                 complain("created", "a second workflow.created")
             case TaskScheduled():
-                self._scheduled(event, epoch, offset, complain)
+                self._scheduled(event, epoch, offset, at, complain)
             case TaskStarted():
-                self._started(event, epoch, offset, complain)
+                self._started(event, epoch, offset, at, complain)
             case TaskCompleted():
                 self._completed(event, complain)
             case TaskFailed():
                 self._failed(event, complain)
             case TaskRetry():
                 item = self._move(event.task, event.item, "retrying", complain)
-                item.due_at, item.lost = event.due_at, item.lost or event.kind == "lost"
+                item.due_at = event.due_at
+                if event.kind == "lost":
+                    item.lost = [*item.lost, event.worker]
+                elif event.kind != "returned":
+                    item.counted = 1 if event.kind == "run" else item.counted + 1
                 self._follow(event.task)
-            case StateTransitioned(kind="task.waiting_for_input"):
-                self._move(event.tasks[0], event.item, "waiting_for_input", complain).lost = True
-                self._follow(event.tasks[0])
-            case StateTransitioned(kind="task.cancelled"):
-                self._move(event.tasks[0], event.item, "cancelled", complain)
-                self._follow(event.tasks[0])
-            case StateTransitioned(kind="task.skipped"):
-                for task in event.tasks:
-                    self.tasks[task].status = "skipped"
+            case StateTransitioned():
+                self._transitioned(event, complain)
             case _:
                 pass  # what changes no state, or comes from a newer release
+
+    def _transitioned(self, event: StateTransitioned, complain: Complain) -> None:
+        match event.kind:
+            case "task.waiting_for_input":
+                item = self._move(event.tasks[0], event.item, "waiting_for_input", complain)
+                item.lost = [*item.lost, item.worker[0]]
+                self._follow(event.tasks[0])
+            case "task.cancelled":
+                self._move(event.tasks[0], event.item, "cancelled", complain)
+                self._follow(event.tasks[0])
+            case "task.skipped":
+                for task in event.tasks:
+                    self.tasks[task].status = "skipped"
+            case "attempt.stopping":
+                self.tasks[event.tasks[0]].items[event.item].stopping = event.reason
+            case "run.assigned":
+                self.node = event.node
+            case _:
+                pass  # of a queue, or from a newer release
 
     def _move_run(self, kind: str, event: Event, complain: Complain) -> None:
         before, after = RUN_MOVES[kind]
@@ -190,8 +258,14 @@ class RunStory:
         if isinstance(event, CompensationStarted):
             self._compensate(event, complain)
         self.status = after
-        self.is_started = self.is_started or kind == "workflow.started"
-        self.retry_at = event.due_at if isinstance(event, StateTransitioned) and after == "retrying" else 0
+        if kind == "workflow.started":
+            self.is_started, self.started_at = True, self.started_at or self.at
+        if after in TERMINAL:
+            self.ended_at = self.at
+        if isinstance(event, StateTransitioned) and after == "retrying":
+            self.retry_at, self.retries = event.due_at, self.retries + 1
+        elif after in {"running", "compensating"}:
+            self.retry_at = 0
         if after in TERMINAL:
             for task, told in zip(self.tasks, derived, strict=True):
                 task.status = "skipped" if after == "compensated" and told == "blocked" else told
@@ -221,7 +295,11 @@ class RunStory:
             task.status = told
             if index not in awaited:
                 _cancel_rest(task)
+            else:
+                for item in task.items:
+                    item.stopping = "compensation" if item.status == "running" else item.stopping
         self.tasks += [Task() for _ in self.plan.undo]
+        self.outcome, self.is_failing = event.kind, False
 
     def _check_undo(self, index: int, complain: Complain) -> None:
         """Is this what is to be undone now?"""
@@ -235,18 +313,23 @@ class RunStory:
             last = self.plan.names[self.undoable[-1]] if self.undoable else "nothing"
             complain("compensation", f"{name} was scheduled while {last} was to be undone")
 
-    def _scheduled(self, event: TaskScheduled, epoch: int, offset: int, complain: Complain) -> None:
+    def _scheduled(self, event: TaskScheduled, epoch: int, offset: int, at: int, complain: Complain) -> None:
         if event.task >= self.plan.count and (event.task >= len(self.tasks) or not self.tasks[event.task].status):
             self._check_undo(event.task, complain)
         task = self.tasks[event.task]
         if not task.status:
             self._check_parents(event.task, complain)
             task.status, task.of = "scheduled", event.of
+            task.window = min(event.of, self.plan.at_once[event.task] or event.of)
         for index in range(event.first, event.first + event.count):
             if index == len(task.items):
-                task.items.append(Item(epoch, offset))
+                given = event.inputs[index - event.first] if event.inputs else None
+                task.items.append(Item(epoch, offset, at, event.source, given))
                 continue
+            was = task.items[index].status if index < len(task.items) else ""
             item = self._move(event.task, index, "scheduled", complain)
+            item.counted += was == "waiting_for_input" and event.kind == "again"
+            item.scheduled_at, item.started_at, item.worker = at, 0, ("", "")
             if event.attempt != item.attempt + 1:
                 complain("attempt", f"attempt {event.attempt} of {self.plan.names[event.task]} follows {item.attempt}")
             item.attempt, item.epoch, item.offset, item.due_at = event.attempt, epoch, offset, 0
@@ -263,10 +346,11 @@ class RunStory:
             if derived[parent] not in ITEM_TERMINAL:
                 complain("dependency", f"{name} was scheduled while {self.plan.names[parent]} was {derived[parent]}")
 
-    def _started(self, event: TaskStarted, epoch: int, offset: int, complain: Complain) -> None:
+    def _started(self, event: TaskStarted, epoch: int, offset: int, at: int, complain: Complain) -> None:
         for index in event.items:
             item = self._move(event.task, index, "running", complain)
-            item.idempotent = event.idempotent
+            item.idempotent, item.worker = event.idempotent, (event.worker, event.incarnation)
+            item.started_at = event.started_at or at
             if self.plan.roles[event.task] == "effect":
                 item.epoch, item.offset = epoch, offset
         task = self.tasks[event.task]
@@ -279,6 +363,7 @@ class RunStory:
         task = self.tasks[event.task]
         for index, result in zip(event.items, event.results, strict=True):
             self._move(event.task, index, "completed", complain).result = result
+        task.window = min(task.of, task.window + len(event.items))
         if len(task.items) >= task.of and all(item.status == "completed" for item in task.items):
             task.status = "completed"
         else:
@@ -295,6 +380,8 @@ class RunStory:
             self._move(event.task, event.item, target, complain)
         _cancel_rest(task)
         task.status = target
+        if self.plan.matters[event.task] and (self.status != "compensating" or event.task >= self.plan.count):
+            self.is_failing = True
 
     def _move(self, task: int, index: int, target: str, complain: Complain) -> Item:
         items = self.tasks[task].items
@@ -307,6 +394,8 @@ class RunStory:
         if item.status not in ITEM_MOVES[target]:
             complain("task-transition", f"item {index} of {self.plan.names[task]} went from {item.status} to {target}")
         item.status = target
+        if target != "running":
+            item.stopping = ""
         return item
 
     def _follow(self, index: int) -> None:
@@ -348,31 +437,6 @@ class RunStory:
         if not is_free or any(found[parent] not in ITEM_TERMINAL for parent in self.plan.parents[index]):
             return "blocked"
         return "pending" if all(found[parent] == "completed" for parent in self.plan.hard[index]) else "skipped"
-
-    def differs_from(self, state: RunState) -> str:
-        """What of a snapshot is not what the events make; "" when nothing is."""
-        if (state.status, state.seq) != (self.status, self.seq):
-            return f"it is {state.status} at event {state.seq}, the events make {self.status} at {self.seq}"
-        if len(self.tasks) != len(state.tasks):
-            return f"it has {len(state.tasks)} tasks, the events make {len(self.tasks)}"
-        if self.undoable != state.undoable:
-            return "other tasks are to be undone than the events make"
-        names = self.plan.names[: len(self.tasks)]
-        for name, told, known, status in zip(names, self.tasks, state.tasks, self.statuses(), strict=True):
-            if known.status != status:
-                return f"task {name} is {known.status}, the events make it {status}"
-            if known.items and len(known.items) != len(told.items):
-                return f"task {name} has {len(known.items)} items, the events make {len(told.items)}"
-            for index, (item, one) in enumerate(zip(told.items, known.items, strict=False)):
-                if (one.status, one.attempt, one.epoch, one.offset) != (
-                    item.status, item.attempt, item.epoch, item.offset,
-                ):  # fmt: skip
-                    return f"item {index} of {name} is {one.status} in attempt {one.attempt}, the events say {item.status} in {item.attempt}"
-            if told.of == 1 and known.result is not None and told.items and known.result != told.items[0].result:
-                bare = told.items[0].result
-                if bare is None or known.result.data != b"[" + bare.data + b"]":
-                    return f"task {name} has another result than its event"
-        return ""
 
 
 def _cancel_rest(task: Task) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from sys import maxsize
 from typing import Final, Protocol
 
 import msgspec
 
 from onexflow.audit.report import Finding, Report
 from onexflow.audit.run import Plan, RunStory
+from onexflow.audit.snapshot import difference
 from onexflow.codec.rows import decode_row, decode_snapshot
 from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import Event, WorkflowCreated
@@ -24,6 +27,8 @@ from onexflow.ports.event_store import (
 )
 
 PAGE: Final = 1024
+#: How often a shard is read whose histories are cut meanwhile.
+TRIES: Final = 5
 #: In the order in which listings number them.
 STATES: Final = (
     "pending", "initializing", "running", "paused", "completed", "failed",
@@ -55,9 +60,20 @@ async def audit(source: Source) -> Report:
     report = Report()
     plans = Plans(await source.load_definitions())
     for shard, epoch, _ in await source.owners():
-        await ShardAudit(source, shard, epoch, plans, report).run()
-        report.shards += 1
+        report.join(await _audit_shard(source, shard, epoch, plans))
     return report
+
+
+async def _audit_shard(source: Source, shard: int, epoch: int, plans: Plans) -> Report:
+    tries = 0
+    while True:
+        found = Report(shards=1)
+        tombstones = await source.tombstones(shard)
+        await ShardAudit(source, shard, epoch, plans, found).run(tombstones)
+        tries += 1
+        if found.is_consistent or tries == TRIES or await source.tombstones(shard) == tombstones:
+            return found
+        # A history was cut while it was read.
 
 
 class Plans:
@@ -106,13 +122,13 @@ class ShardAudit:
         self._plans = plans
         self._report = report
         self._entities: dict[int, _Entity] = {}
-        self._missing = 0
+        #: First and last offset of each stretch that no row covers.
+        self._gaps: list[tuple[int, int]] = []
 
     def _complain(self, rule: str, story: str, entity: _Entity | None = None, seq: int = 0) -> None:
         self._report.add(Finding(rule, self._shard, entity.name if entity is not None else "", seq, story))
 
-    async def run(self) -> None:
-        tombstones = await self._source.tombstones(self._shard)
+    async def run(self, tombstones: Sequence[Tombstone]) -> None:
         checkpoint = await self._source.load_checkpoint(self._shard)
         next_offset, epoch, at = 1, 0, 0
         while rows := await self._source.read_shard(self._shard, next_offset, PAGE):
@@ -127,22 +143,60 @@ class ShardAudit:
                 epoch = max(epoch, row.epoch)
                 at = self._read(row, at)
                 next_offset = max(next_offset, row.offset + row.count)
-        self._check_cuts(tombstones, next_offset)
+        # What a checkpoint speaks of was there; and a cut may take the shard's last rows.
+        behind = max((stone.last_offset + 1 for stone in tombstones), default=1)
+        behind = max(behind, checkpoint.offset if checkpoint is not None else 1)
+        if behind > next_offset:
+            self._gaps.append((next_offset, behind - 1))
+        self._check_cuts(tombstones)
         await self._judge(checkpoint)
+        await self._check_cut_away(tombstones)
 
     def _check_place(self, row: Row, next_offset: int) -> None:
         if row.offset < next_offset:
             self._complain("offsets", f"offset {row.offset} stands twice")
-        self._missing += max(0, row.offset - next_offset)
+        elif row.offset > next_offset:
+            self._gaps.append((next_offset, row.offset - 1))
 
-    def _check_cuts(self, tombstones: Sequence[Tombstone], next_offset: int) -> None:
-        """Every missing offset is one that a tombstone tells of. A cut may take the shard's last rows too."""
+    def _check_cuts(self, tombstones: Sequence[Tombstone]) -> None:
+        """Every missing offset is one that a tombstone tells of, and the tombstones of a run leave no event out."""
         told = sum(stone.count for stone in tombstones)
-        behind = max((stone.last_offset + 1 for stone in tombstones), default=1)
-        missing = self._missing + max(0, behind - next_offset)
+        self._report.cut_events += told
+        missing = sum(last - first + 1 for first, last in self._gaps)
         if missing != told:
             self._complain("offsets", f"{missing} events are missing, tombstones tell of {told}")
-        self._report.cut_events += told
+        graves = _joined((stone.first_offset, stone.last_offset) for stone in tombstones)
+        for first, last in self._gaps:
+            index = bisect_right(graves, (first, maxsize)) - 1
+            if index < 0 or graves[index][1] < last:
+                self._complain("offsets", f"{first} to {last} are missing, and no tombstone is of that place")
+        seqs: dict[int, int] = {}
+        for stone in sorted(tombstones, key=lambda one: (one.iid, one.first_seq)):
+            if stone.first_seq != seqs.get(stone.iid, 0) + 1:
+                story = f"a tombstone of run {stone.iid} begins with event {stone.first_seq}, after {seqs.get(stone.iid, 0)}"
+                self._complain("tombstone", story)
+            if not stone.last_seq - stone.first_seq + 1 == stone.count <= stone.last_offset - stone.first_offset + 1:
+                self._complain(
+                    "tombstone", f"a tombstone of run {stone.iid} tells of {stone.count} events and has no room"
+                )
+            seqs[stone.iid] = stone.last_seq
+
+    async def _check_cut_away(self, tombstones: Sequence[Tombstone]) -> None:
+        """What was cut is in a snapshot; and of what is listed there are events, or were."""
+        cut: dict[int, int] = {}
+        for stone in tombstones:
+            cut[stone.iid] = max(cut.get(stone.iid, 0), stone.last_seq)
+        for iid, seq in cut.items():
+            snapshot = await self._source.load_snapshot(self._shard, iid)
+            if snapshot is None or snapshot.seq < seq:
+                self._complain(
+                    "tombstone", f"events of run {iid} up to {seq} were cut, and no snapshot has what they made"
+                )
+        known = {*self._entities, *cut}
+        unknown = [iid for iid in range(1, max(known, default=0)) if iid not in known]
+        for first in range(0, len(unknown), PAGE):
+            for record in await self._source.get_runs(self._shard, unknown[first : first + PAGE]):
+                self._complain("listing", f"{RunKey.from_bytes(record.key)} is listed and has no events")
 
     async def _meet(self, rows: Sequence[Row], tombstones: Sequence[Tombstone]) -> None:
         """Ask once for each run of the page that is new."""
@@ -179,16 +233,16 @@ class ShardAudit:
         if row.seq != entity.next_seq:
             self._complain("sequence", f"event {row.seq} stands where {entity.next_seq} should", entity, row.seq)
         for index, event in enumerate(events):
-            self._tell(entity, event, row.seq + index, row.epoch, row.offset + index)
+            self._tell(entity, event, row.seq + index, (row.epoch, row.offset + index), at)
         entity.next_seq = row.seq + row.count
         entity.last_offset = row.offset + row.count - 1
         self._report.events += row.count
         return max(at, before)
 
-    def _tell(self, entity: _Entity, event: Event, seq: int, epoch: int, offset: int) -> None:
+    def _tell(self, entity: _Entity, event: Event, seq: int, place: tuple[int, int], at: int) -> None:
         if not entity.is_run or entity.is_untold:
             return
-        if entity.story is None and not self._open(entity, event, seq):
+        if entity.story is None and not self._open(entity, event, seq, at):
             entity.is_untold = entity.story is None
             return
         story = entity.story
@@ -196,14 +250,14 @@ class ShardAudit:
         if seq <= story.seq:
             return  # the snapshot has it
         try:
-            story.tell(event, epoch, offset, lambda rule, words: self._complain(rule, words, entity, seq))
+            story.tell(event, *place, at, lambda rule, words: self._complain(rule, words, entity, seq))
         except (IndexError, ValueError) as error:  # a task or an item that the definition does not have
             self._complain("unreadable", f"{event.type} makes no sense: {error}", entity, seq)
         self._compare(entity, story)
         if story.is_over:
             story.tasks = []  # many runs, one memory
 
-    def _open(self, entity: _Entity, event: Event, seq: int) -> bool:
+    def _open(self, entity: _Entity, event: Event, seq: int, at: int) -> bool:
         """Begin a run's story: with its first event, or with the snapshot that a cut has left."""
         if seq == 1:
             if not isinstance(event, WorkflowCreated):
@@ -217,7 +271,7 @@ class ShardAudit:
             if plan is None:
                 self._complain("unreadable", f"its definition {event.definition[:12]} is not stored", entity, seq)
                 return False
-            entity.story = RunStory.begin(plan, event)
+            entity.story = RunStory.begin(plan, event, at)
             self._compare(entity, entity.story)
             return False
         state = decode_snapshot(entity.snapshot.data) if entity.snapshot is not None else None
@@ -233,9 +287,9 @@ class ShardAudit:
             return
         self._report.snapshots += 1
         state = decode_snapshot(entity.snapshot.data)
-        difference = "it cannot be read" if state is None else story.differs_from(state)
-        if difference:
-            self._complain("snapshot", difference, entity, story.seq)
+        found = "it cannot be read" if state is None else difference(story, state)
+        if found:
+            self._complain("snapshot", found, entity, story.seq)
 
     # ---- at the end
 
@@ -252,7 +306,10 @@ class ShardAudit:
     async def _check_ends(self, iid: int, entity: _Entity) -> None:
         if entity.snapshot is not None and entity.snapshot.seq >= entity.next_seq and entity.is_run:
             self._complain("snapshot", f"it is of event {entity.snapshot.seq}, which there is not", entity)
-        # The listing of an open run may be of a slightly older event.
+        # The listing of an open run may be of a slightly older event, and never of a later one.
+        if entity.record is not None and entity.record.head >= entity.next_seq:
+            story = f"listed with event {entity.record.head}, its events end with {entity.next_seq - 1}"
+            self._complain("listing", story, entity)
         if entity.story is not None and entity.story.is_over and not self._is_listed(entity):
             entity.record = next(iter(await self._source.get_runs(self._shard, [iid])), None)
             if not self._is_listed(entity):
@@ -278,3 +335,14 @@ class ShardAudit:
     async def _has_gone_on(self, iid: int, entity: _Entity) -> bool:
         """Was something appended meanwhile, by an orchestrator that is at work?"""
         return bool(await self._source.read_run(self._shard, iid, entity.next_seq, 1))
+
+
+def _joined(stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those that touch or overlap as one, in order."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(stretches):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((first, last))
+    return joined

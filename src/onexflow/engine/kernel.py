@@ -323,8 +323,13 @@ class Kernel:
         if loading is None:
             loading = asyncio.get_running_loop().create_task(self._read(shard, RunKey.from_bytes(record.key), record))
             self._loading[place] = loading
-            loading.add_done_callback(lambda _: self._loading.pop(place, None))
+            loading.add_done_callback(lambda done: self._loaded(place, done))
         return await asyncio.shield(loading)
+
+    def _loaded(self, place: tuple[Shard, int], done: asyncio.Task[Run | None]) -> None:
+        del self._loading[place]
+        if not done.cancelled():
+            done.exception()  # who asked may have given up: then nobody is to be told
 
     async def _read(self, shard: Shard, key: RunKey, record: RunRecord) -> Run | None:
         while True:

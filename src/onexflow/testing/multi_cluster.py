@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from math import inf
 from random import Random
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, cast
@@ -65,9 +66,12 @@ class MemberStore:
     """One member's way to the store: calls wait while the member is frozen, and fail once it is dead."""
 
     def __init__(self, inner: EventStore, delays: Random, slowest: float) -> None:
-        self._inner = inner
+        #: May be replaced, by a `FaultyStore` over it.
+        self.inner = inner
         self._delays = delays
         self._slowest = slowest
+        #: Seconds that every call takes longer, there and back each: this member alone is far away.
+        self.delay = 0.0
         self._runs = asyncio.Event()
         self._runs.set()
         self.is_dead = False
@@ -75,6 +79,8 @@ class MemberStore:
         self.accepted: list[tuple[float, int, int]] = []
         #: Parts that were refused as another's.
         self.rejected = 0
+        #: (shard, epoch, the store's epoch) of each part that was accepted though another owner had claimed the shard.
+        self.deposed: list[tuple[int, int, int]] = []
 
     def freeze(self) -> None:
         self._runs.clear()
@@ -83,25 +89,29 @@ class MemberStore:
         self._runs.set()
 
     async def _turn(self) -> None:
-        if self._slowest:
-            await asyncio.sleep(self._delays.uniform(0, self._slowest))
+        if self._slowest or self.delay:
+            await asyncio.sleep(self.delay + self._delays.uniform(0, self._slowest))
         await self._runs.wait()
         if self.is_dead:
             raise StoreUnavailable("the process is dead", {"fatal": True})
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
+        found = getattr(self.inner, name)
         if not inspect.iscoroutinefunction(found) or name == "close":
             return found
 
         async def guarded(*arguments: Any, **named: Any) -> Any:
             await self._turn()
+            owners = {shard: epoch for shard, epoch, _ in await self.inner.owners()} if name == "append" else {}
             answer = await found(*arguments, **named)
             if name == "append":
                 now = asyncio.get_running_loop().time()
                 parts = [part for part in arguments[0] if part.shard in answer.stored]
                 self.accepted.extend((now, part.shard, part.epoch) for part in parts)
                 self.rejected += len(answer.refused)
+                self.deposed.extend(
+                    (part.shard, part.epoch, owners[part.shard]) for part in parts if part.epoch < owners[part.shard]
+                )
             await self._turn()  # what a frozen process asked for before is answered later
             return answer
 
@@ -111,11 +121,18 @@ class MemberStore:
 class MemberRegistry(MemoryRegistry):
     """One member's registry: a frozen process renews nothing."""
 
-    is_frozen = False
+    _is_frozen = False
 
     def beat(self) -> None:
-        if not self.is_frozen:
+        if not self._is_frozen:
             super().beat()
+
+    def freeze(self) -> None:
+        self._is_frozen = True
+        self._beat = -inf  # not even once more, for the beat that came before
+
+    def thaw(self) -> None:
+        self._is_frozen = False
 
 
 class ClusterMember:
@@ -163,8 +180,12 @@ class _Prober:
 class MultiCluster:
     """Any number of orchestrators and workers over one memory store."""
 
-    def __init__(self, *, seed: int = 0, shards: int = 8, namespace: str = "default", slowest: float = 0.0) -> None:
-        """`slowest`: a call of the store takes up to so many seconds, there and back."""
+    def __init__(
+        self, *, seed: int = 0, shards: int = 8, namespace: str = "default", slowest: float = 0.0, audited: bool = True
+    ) -> None:
+        """`slowest`: a call of the store takes up to so many seconds, there and back. `audited`: False leaves it to the
+        caller to judge the log."""
+        self._audited = audited
         self._delays = Random(seed)
         self._slowest = slowest
         self.clock = VirtualClock()
@@ -198,14 +219,18 @@ class MultiCluster:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
-        if error is None:
+        if error is None and self._audited:
             report = await audit(self.store)
             assert report.is_consistent, "the log is not consistent:\n" + "\n".join(map(str, report.findings[:20]))
             self.check_fencing()
         await self.store.close()
 
     def check_fencing(self) -> None:
-        """Raise AssertionError when an append was accepted after one of a later epoch of its shard."""
+        """Raise AssertionError when an append was accepted after one of a later epoch of its shard, or after a claim."""
+        for member in self.lives:
+            assert not member.store.deposed, (
+                f"{member.id}, deposed, has stored (shard, epoch, now): {member.store.deposed}"
+            )
         accepted = sorted((at, shard, epoch) for member in self.lives for at, shard, epoch in member.store.accepted)
         newest: dict[int, int] = {}
         for at, shard, epoch in accepted:
@@ -288,7 +313,7 @@ class MultiCluster:
         member.state = "frozen"
         member.gone.set()
         member.store.freeze()
-        member.registry.is_frozen = True
+        member.registry.freeze()
         for worker in self.workers.values():
             if (stream := worker.streams.get(name)) is not None:
                 stream.held = True
@@ -306,7 +331,7 @@ class MultiCluster:
         member = self.members[name]
         member.state = "running"
         member.gone = asyncio.Event()
-        member.registry.is_frozen = False
+        member.registry.thaw()
         member.store.thaw()
         for worker in self.workers.values():
             stream = worker.streams.get(name)

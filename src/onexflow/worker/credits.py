@@ -23,13 +23,16 @@ L = TypeVar("L", bound=Hashable)
 class Account:
     """One link's side of the ledger."""
 
-    __slots__ = ("asked", "granted", "turn", "waiting")
+    __slots__ = ("asked", "granted", "placed", "turn", "waiting")
 
     def __init__(self, turn: int) -> None:
         self.granted = 0  #: credits given and not yet used
         self.asked = 0  #: of them, how many we have asked back and not yet heard of
+        #: Of them, how many it did not give back as something is placed on them, and waits for the disk there: asking
+        #: again before it states its demand anew would be answered the same, at the speed of the wire.
+        self.placed = 0
         self.waiting = 0  #: what the orchestrator said waits there, less what it has sent since
-        self.turn = turn  #: when it was last given something: the smallest is served first
+        self.turn = turn  #: when it last used a credit: the smallest is served first
 
 
 class Ledger(Generic[L]):
@@ -79,6 +82,7 @@ class Ledger(Generic[L]):
         """The orchestrator states how many attempts wait there."""
         if (account := self._accounts.get(link)) is not None:
             account.waiting = max(0, waiting)
+            account.placed = 0
 
     def spend(self, link: L) -> bool:
         """An attempt has arrived: it uses a credit. False when the link has none."""
@@ -87,6 +91,10 @@ class Ledger(Generic[L]):
             return False
         account.granted -= 1
         account.asked = min(account.asked, account.granted)
+        if account.placed:
+            account.placed -= 1
+        self._turn += 1
+        account.turn = self._turn
         if account.waiting:
             account.waiting -= 1
         return True
@@ -95,6 +103,8 @@ class Ledger(Generic[L]):
         """The orchestrator gives back `count` credits that it has not used, as it was asked to."""
         if (account := self._accounts.get(link)) is not None:
             account.granted -= min(count, account.granted)
+            if count < account.asked:
+                account.placed = account.granted
             account.asked = 0
 
     def took(self, seconds: float) -> None:
@@ -117,8 +127,6 @@ class Ledger(Generic[L]):
             if more < 1 or (account.granted * 2 > shares[link] and account.waiting <= account.granted):
                 continue
             account.granted += more
-            self._turn += 1
-            account.turn = self._turn
             free -= more
             given[link] = more
         return given
@@ -134,7 +142,7 @@ class Ledger(Generic[L]):
         short = max(short, over if over > self.slots else 0) - sum(a.asked for a in self._accounts.values())
         asked: dict[L, int] = {}
         for link, account in self._accounts.items():
-            over = min(account.granted - shares[link] - account.asked, short)
+            over = min(account.granted - account.placed - shares[link] - account.asked, short)
             if over > 0:
                 account.asked += over
                 short -= over
