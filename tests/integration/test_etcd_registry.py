@@ -106,6 +106,7 @@ class Scene:
         """Something new, which the observer must see after whatever happened."""
         await self.worker.register(node(slots=slots))
         await self.harness.until(lambda: node(slots=slots) in self.observer.members())
+        await self.harness.until(lambda: node(slots=slots) in [event.record for event in self.events])
 
 
 class MakeScene(Protocol):
@@ -375,7 +376,7 @@ async def test_a_silent_etcd_at_the_start(server: EmbeddedEtcd) -> None:
 
 
 async def test_the_embedded_etcd_keeps_its_port_and_leaves_nothing(server: EmbeddedEtcd) -> None:
-    port, root = server.port, server._root
+    port, root = server.port, server.root
     assert root is not None
     assert root.is_dir()
     await server.kill()
@@ -408,7 +409,7 @@ from onexflow.registry.etcd.embedded import EmbeddedEtcd
 async def main():
     etcd = EmbeddedEtcd()
     await etcd.start()
-    print("running", etcd.pid, etcd._root, flush=True)
+    print("running", etcd.pid, etcd.root, flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())
