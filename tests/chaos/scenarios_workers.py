@@ -76,7 +76,7 @@ Act = Callable[[Stage, Node], Awaitable[int]]
 
 
 async def _silent(name: str, options: Options, wiring: Wiring, away: Act, back: Act) -> Figures:
-    async with Stage(name, options, ChaosCluster(wiring)) as stage:
+    async with Stage(name, options, ChaosCluster(wiring), copies=True) as stage:
         figures = stage.figures
         figures.promise("pure task begun elsewhere after s", LEASE_TTL + 1.0)
         figures.promise("effect begun elsewhere after s", LEASE_TTL + 1.0)
@@ -105,7 +105,8 @@ async def _silent(name: str, options: Options, wiring: Wiring, away: Act, back: 
             figures.add("effects not to be run again, begun again", sum(len(stage.trail.by_key[ran.key]) > 1 for ran in once))
             done = {one.instance for one in stage.load.started if one.done_ns}
             figures.add("awaited results taken late", sum(ran.instance in done for ran in once))
-            figures.add("results refused", sum(ran.end_ns > at for at, ran in zip(again, others, strict=True)))
+            # Made twice, and the auditor sees that one is recorded.
+            figures.add("results made late, and refused", sum(ran.end_ns > gone_at for ran in others))
             assert all(ran.instance in done for ran in once), "an awaited result was not taken"
             stage.told(number)
     return stage.figures

@@ -38,8 +38,9 @@ class Options:
 class Stage:
     """A cluster under load, its clients, its handlers' traces, and a connection that reads the store."""
 
-    def __init__(self, name: str, options: Options, cluster: ChaosCluster, *, direct: bool = False) -> None:
-        """`direct`: clients go past the relays."""
+    def __init__(self, name: str, options: Options, cluster: ChaosCluster, *, direct: bool = False, copies: bool = False) -> None:
+        """`direct`: clients go past the relays. `copies`: an effect that may run again may do so beside a worker that is
+        silent and lives."""
         self.name = name
         self.options = options
         self.cluster = cluster
@@ -48,6 +49,7 @@ class Stage:
         self.clients: dict[str, Client] = {}
         self.reader: asyncpg.Connection | None = None
         self._direct = direct
+        self._alone = frozenset({"once"}) if copies else EFFECTS
         self._stack = AsyncExitStack()
         self._counts: dict[str, int] = {}
 
@@ -103,7 +105,7 @@ class Stage:
 
     def overlaps(self) -> list[list[Ran]]:
         """Effects whose body ran twice at the same time."""
-        return [runs for runs in self.trail.again(EFFECTS) if overlapping(runs, self.cluster.killed)]
+        return [runs for runs in self.trail.again(self._alone) if overlapping(runs, self.cluster.killed)]
 
     def told(self, number: int) -> None:
         """Print what the round added."""

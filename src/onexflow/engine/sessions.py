@@ -387,28 +387,28 @@ class Sessions:
                 del self.orphans[incarnation]
 
     def _on_member(self, event: MemberEvent) -> None:
-        """The membership of a worker has ended, and its stream is silent: its liveness port decides whether it is there."""
+        """The membership of a worker has ended: is it still there?"""
         record = event.record
         session = self.by_worker.get(record.node_id)
         if event.type != "down" or session is None or session.incarnation != record.incarnation:
             return
-        if self._is_quiet(session) and record.incarnation not in self._doubts:
+        if record.incarnation not in self._doubts:
             task = asyncio.get_running_loop().create_task(self._doubt(session), name="worker-doubt")
             self._doubts[record.incarnation] = task
 
     async def _doubt(self, session: WorkerSession) -> None:
+        """It is, if it says something or answers at its liveness port. Else its stream is given up."""
+        loop = asyncio.get_running_loop()
         try:
-            hello = session.hello
-            answer = await self._answer(hello.liveness if hello is not None else "")
-            if answer != session.incarnation and session.is_open and self._is_quiet(session):
+            heard_at = session.heard_at
+            await asyncio.sleep(max(0.0, heard_at + QUIET_SECONDS - loop.time()))
+            answer = await self._answer(session.hello.liveness if session.hello is not None else "")
+            if session.heard_at == heard_at and answer != session.incarnation and session.is_open:
                 log.warning("worker.silent", worker=session.worker_id, incarnation=session.incarnation)
                 session.close("the worker is silent, and its membership has ended")
                 session.on_close(planned=False)
         finally:
             del self._doubts[session.incarnation]
-
-    def _is_quiet(self, session: WorkerSession) -> bool:
-        return asyncio.get_running_loop().time() - session.heard_at > QUIET_SECONDS
 
     async def _watch(self, incarnation: str, worker: str, liveness: str, heard_at: float) -> None:
         try:
