@@ -13,7 +13,8 @@ from typing import Self
 
 import asyncpg
 
-from onexflow.client import Client
+from onexflow.client import Client, connect
+from onexflow.engine.placement import ranking
 from onexflow.storage.postgres.embedded import DATABASE, USER
 
 from .cluster import ChaosCluster, Node, until
@@ -47,6 +48,8 @@ class Stage:
         self.figures = Figures()
         self.trail = Trail(cluster.folder)
         self.clients: dict[str, Client] = {}
+        #: Clients that know one orchestrator each.
+        self._alone_at: dict[str, Client] = {}
         self.reader: asyncpg.Connection | None = None
         self._direct = direct
         self._alone = frozenset({"once"}) if copies else EFFECTS
@@ -59,6 +62,8 @@ class Stage:
             for name in self.cluster.orchestrators:
                 self.clients[name] = await self.cluster.client(name, direct=self._direct)
                 self._stack.push_async_callback(self.clients[name].close)
+                self._alone_at[name] = await connect([self.cluster.orchestrators[name].listen])
+                self._stack.push_async_callback(self._alone_at[name].close)
             await self.connect()
             shards = len(await self.owners())
             self.load = Load(self.clients, shards, self.options.rate)
@@ -103,6 +108,10 @@ class Stage:
         self.figures.add("runs acknowledged", sum(bool(one.acked_ns) for one in self.load.started))
         self.figures.add("lost", 0)
 
+    def at(self, orchestrator: str) -> Client:
+        """A client of that orchestrator alone."""
+        return self._alone_at[orchestrator]
+
     def overlaps(self) -> list[list[Ran]]:
         """Effects whose body ran twice at the same time."""
         return [runs for runs in self.trail.again(self._alone) if overlapping(runs, self.cluster.killed)]
@@ -128,6 +137,16 @@ class Stage:
         assert self.reader is not None
         rows = await self.reader.fetch("SELECT shard, epoch, owner FROM shards")
         return {row["shard"]: (row["epoch"], row["owner"].decode()) for row in rows}
+
+    async def settled(self, seconds: float = 60.0) -> dict[int, int]:
+        """Wait until each shard is where it should be, and none has to move. Returns the epochs."""
+        names = sorted(self.cluster.orchestrators)
+        async with asyncio.timeout(seconds):
+            while True:
+                owners = await self.owners()
+                if all(owner == ranking(shard, names)[0] for shard, (_, owner) in owners.items()):
+                    return {shard: epoch for shard, (epoch, _) in owners.items()}
+                await asyncio.sleep(0.2)
 
     async def most_loaded(self) -> Node:
         """The living orchestrator that owns most."""
