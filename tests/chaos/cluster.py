@@ -151,14 +151,15 @@ class ChaosCluster:
     ) -> None:
         if error is not None:
             print(self.logs(), file=sys.stderr)
+        for node in self.nodes:
+            if node.process is not None and node.lives:
+                node.signal(signal.SIGKILL)
+                await node.process.wait()
         try:
             if error is None:
                 await self.audit()
         finally:
             for node in self.nodes:
-                if node.lives:
-                    node.signal(signal.SIGKILL)
-                    await node.process.wait()  # type: ignore[union-attr]
                 for relay in node.relays:
                     await relay.close()
                 if node.namespace is not None:

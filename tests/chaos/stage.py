@@ -17,6 +17,8 @@ from onexflow.client import Client, connect
 from onexflow.engine.placement import ranking
 from onexflow.storage.postgres.embedded import DATABASE, USER
 
+from onexflow.spi.exceptions import SPIError
+
 from .cluster import ChaosCluster, Node, until
 from .figures import Figures
 from .load import RATE, Load, Started
@@ -100,6 +102,8 @@ class Stage:
         await self.load.stop()
         print(f"{self.name}: {self.load.summary()}", file=sys.stderr)
         lost = self.load.lost()
+        for one in lost[:5]:
+            print(f"lost: {one}: {await self._story(one)}", file=sys.stderr)
         assert not lost, f"{len(lost)} acknowledged starts gave no result, such as {lost[0]}"
         self.trail.read()
         assert not (twice := self.overlaps()), f"{len(twice)} effects ran twice at the same time, such as {twice[0]}"
@@ -107,6 +111,15 @@ class Stage:
         self.figures.add("errors seen by clients", len(self.load.failures))
         self.figures.add("runs acknowledged", sum(bool(one.acked_ns) for one in self.load.started))
         self.figures.add("lost", 0)
+
+    async def _story(self, one: Started) -> str:
+        """What a living orchestrator says of a run without result."""
+        try:
+            view = await self.load.client().get(one.key.workflow_type, one.key.instance_id).state()
+        except SPIError as error:
+            return str(error)
+        tasks = ", ".join(f"{task.name} {task.state} {task.blocked_because}" for task in view.tasks)
+        return f"{view.state}, {view.blocked_because}: {tasks}"
 
     def at(self, orchestrator: str) -> Client:
         """A client of that orchestrator alone."""
