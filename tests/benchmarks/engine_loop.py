@@ -12,6 +12,7 @@ import asyncio
 import sys
 import tempfile
 import time
+from typing import Self
 
 from benchmarks.bench.workloads import definitions
 from onexflow.app.system import SystemClock, SystemIds
@@ -117,34 +118,53 @@ class Load:
             self.over.set()
 
 
-async def measure(shape: str, runs: int) -> tuple[float, float]:
-    """(CPU seconds of the process, of the loop's thread)"""
-    clock, ids = SystemClock(), SystemIds()
-    with tempfile.TemporaryDirectory(prefix="onexflow-bench-") as folder:
-        registry = MemoryRegistry(MemoryRegistryHub(clock))
-        await registry.start()
-        orchestrator = Orchestrator(
-            SqliteStore(f"{folder}/bench.db", clock=clock), registry, clock=clock, ids=ids, codec=JsonCodec(),
-            orchestrator_id="o", incarnation="i",
+class EngineLoop:
+    """An orchestrator on a store of its own, ready to run."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="onexflow-bench-")
+        self._worker = InstantWorker()
+
+    async def __aenter__(self) -> Self:
+        clock, ids = SystemClock(), SystemIds()
+        self._registry = MemoryRegistry(MemoryRegistryHub(clock))
+        await self._registry.start()
+        self._orchestrator = orchestrator = Orchestrator(
+            SqliteStore(f"{self._folder.name}/bench.db", clock=clock), self._registry, clock=clock, ids=ids,
+            codec=JsonCodec(), orchestrator_id="o", incarnation="i",
         )  # fmt: skip
         await orchestrator.start()
         for definition in definitions():
             await orchestrator.register_definition("default", dump_definition(definition))
-        worker = InstantWorker()
-        worker.peer = peer = orchestrator.accept_worker(worker)
+        self._worker.peer = peer = orchestrator.accept_worker(self._worker)
         handlers = (HandlerInfo("compute", "noop", True),)
         peer.on_message(Hello(worker_id="w", incarnation="w", handlers=handlers, slots={"compute": BATCH}))
         peer.on_message(Credits({"compute": 5 * BATCH}))
-        load = Load(orchestrator, f"bench-{shape}-compute", runs)
         settle_memory()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._orchestrator.stop()
+        await self._registry.close()
+        self._folder.cleanup()
+
+    async def run(self, shape: str, runs: int) -> tuple[float, float]:
+        """(CPU seconds of the process, of the loop's thread) for so many runs, `WIDTH` of them open at a time."""
+        load = Load(self._orchestrator, f"bench-{shape}-compute", runs)
+        excluded = self._worker.excluded
         process, thread = time.process_time(), time.thread_time()
         for _ in range(WIDTH):
             load.start()
         await load.over.wait()
         process, thread = time.process_time() - process, time.thread_time() - thread
-        await orchestrator.stop()
-        await registry.close()
-    return process - worker.excluded, thread - worker.excluded
+        excluded = self._worker.excluded - excluded
+        return process - excluded, thread - excluded
+
+
+async def measure(shape: str, runs: int) -> tuple[float, float]:
+    """As `EngineLoop.run`, on a store of its own."""
+    async with EngineLoop() as loop:
+        return await loop.run(shape, runs)
 
 
 def main() -> None:

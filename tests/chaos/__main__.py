@@ -7,7 +7,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from benchmarks.bench.__main__ import machine
+from benchmarks.bench.machine import machine
 
 from .catalog import CLUSTER, SCENARIOS, SMALL, described
 from .figures import Figures, table

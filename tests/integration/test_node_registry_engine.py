@@ -441,15 +441,14 @@ def results() -> list[AttemptResult]:
 
 def test_a_tally_counts_what_has_ended(results: list[AttemptResult]) -> None:
     tally = Tally("i")
-    for result in results:
-        tally.add(result)
+    tally.add(results)
     assert (tally.completed, tally.failed, tally.ended, tally.nanoseconds) == (1, 1, 2, 3_000)
     assert list(tally.durations) == [2_000, 1_000]
 
 
 def test_a_new_life_is_counted_anew_and_old_ones_are_forgotten(results: list[AttemptResult]) -> None:
     tallies = Tallies()
-    tallies.of("w", "1").add(results[0])
+    tallies.of("w", "1").add(results[:1])
     assert tallies.of("w", "1").completed == 1
     assert tallies.of("w", "2").completed == 0
     for number in range(KEPT_WORKERS):

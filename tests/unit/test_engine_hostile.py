@@ -51,8 +51,8 @@ async def test_nothing_is_kept_of_waits_for_runs_that_have_ended_or_do_not_exist
         await cluster.crash_orchestrator()
         await cluster.restart_orchestrator()
         assert len(await cluster.result(key)) == 100_000
-        assert not cluster.engine._waiters
-        assert not cluster.engine._ended
+        assert not cluster.engine._outcomes.waiting
+        assert not cluster.engine._outcomes._ended
 
 
 @virtual_time

@@ -69,6 +69,6 @@ async def test_figures_are_those_of_what_is_stored() -> None:
 def test_a_worker_that_tells_no_times_spoils_no_mean() -> None:
     tally = Tally("w.1")
     for started, finished in ((10, 30), (0, 1_800_000_000_000_000_000), (0, 0), (50, 40), (7, 0)):
-        tally.add(AttemptResult(Token(1, 1, 1), "completed", started_at=started, finished_at=finished))
-    tally.add(AttemptResult(Token(1, 1, 1), "returned", finished_at=5))
+        tally.add([AttemptResult(Token(1, 1, 1), "completed", started_at=started, finished_at=finished)])
+    tally.add([AttemptResult(Token(1, 1, 1), "returned", finished_at=5)])
     assert (tally.completed, tally.nanoseconds, list(tally.durations)) == (5, 20, [20, 0, 0, 0, 0])

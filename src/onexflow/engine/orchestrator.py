@@ -13,27 +13,22 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 import msgspec
 import structlog
 
-from onexflow.core.commands import AssignRun, CancelRun, Command, PauseRun, ResolveItem, ResumeRun, StartRun
+from onexflow.core.commands import AssignRun, CancelRun, Command, PauseRun, ResolveItem, ResumeRun
 from onexflow.core.errors import (
     Coded,
     Draining,
     InvalidArgument,
     Overloaded,
-    RunExists,
-    RunFailed,
     StoreFull,
     StoreUnavailable,
     UnknownNode,
     UnknownTask,
-    UnknownWorkflowType,
 )
-from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey
 from onexflow.core.instructions import FinishRun
-from onexflow.core.machine import WORKFLOW_STATES
 from onexflow.core.payload import PayloadCodec
 from onexflow.core.state import RunState
-from onexflow.core.turn import SECOND, Turn
+from onexflow.core.turn import Turn
 from onexflow.engine import views
 from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
@@ -46,6 +41,7 @@ from onexflow.engine.measures import measure
 from onexflow.engine.node_book import NodeBook
 from onexflow.engine.nodes import node_views, with_health
 from onexflow.engine.observed import Observed
+from onexflow.engine.outcomes import Outcomes, WaitReply
 from onexflow.engine.ownership import Ownership
 from onexflow.engine.pins import Pins
 from onexflow.engine.queries import FollowListener, Queries
@@ -55,10 +51,9 @@ from onexflow.engine.records import RecordBook
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.engine.shard import Entity, Shard
-from onexflow.engine.starts import graph_for, key_of
+from onexflow.engine.starts import StartReply, Starts
 from onexflow.engine.tally_store import TallyStore
 from onexflow.ports.client_link import (
-    Caller,
     ControlOutcome,
     ControlRequest,
     DefinitionInfo,
@@ -70,7 +65,6 @@ from onexflow.ports.client_link import (
     RunOutcome,
     RunSummary,
     RunView,
-    StartOutcome,
     StartRequest,
 )
 from onexflow.ports.clock import Clock, IdSource
@@ -79,7 +73,6 @@ from onexflow.ports.queue import Answer, AnyCall, Enqueue
 from onexflow.ports.registry import NodeRecord, Prober, Registry
 from onexflow.ports.worker_link import WorkerLink, WorkerPeer
 from onexflow.spi.exceptions import SPIError
-from onexflow.telemetry import tracing
 
 log = structlog.get_logger("onexflow.orchestrator")
 
@@ -88,12 +81,6 @@ PAYLOAD_LIMIT = 2 * 1024 * 1024
 SLOW_APPEND_SECONDS = 1.0
 #: Decided events that may wait for the store before new runs are refused.
 UNDURABLE_EVENTS = 100_000
-#: Outcomes that are kept in memory after the end of their runs, and the largest result of one.
-KEPT_OUTCOMES = 1000
-KEPT_BYTES = 16 * 1024
-
-StartReply = Callable[[StartOutcome | SPIError], None]
-WaitReply = Callable[[RunOutcome | SPIError], None]
 
 
 class Orchestrator:
@@ -122,7 +109,6 @@ class Orchestrator:
         self._clock = clock
         self._ids = ids
         self._registry = registry
-        self._payload_limit = payload_limit
         self._on_fatal = on_fatal
         self._kernel = Kernel(store, codec, ids.random, on_full=self._on_full, on_lost=self._on_lost, shared=shared)
         self._book = AttemptBook(self._kernel, self._watch)
@@ -165,8 +151,8 @@ class Orchestrator:
         self._kernel.on_durable = self._on_durable
         self._ownership: Ownership = self._owns(prober, lease_ttl)
         self._observed = Observed(self._kernel, self._book, self._sessions)
-        self._waiters: dict[RunKey, list[WaitReply]] = {}
-        self._ended: dict[RunKey, RunOutcome] = {}
+        self._outcomes = Outcomes(self._kernel, self._queries, self._in_background)
+        self._starts = self._begins(payload_limit)
         self._background: set[asyncio.Task[None]] = set()
         self._is_full = False
         self._lost: Coded | None = None
@@ -186,6 +172,21 @@ class Orchestrator:
             ids=self._ids,
             orchestrator_id=self.orchestrator_id,
             incarnation=self.incarnation,
+        )
+
+    def _begins(self, payload_limit: int) -> Starts:
+        return Starts(
+            self._kernel,
+            self._queries,
+            self._calls,
+            self._sessions.lifecycle,
+            self._observed,
+            self._cluster,
+            ids=self._ids,
+            payload_limit=payload_limit,
+            refuse=self._refuse_if_unable,
+            carry_out=self._carry_out,
+            in_background=self._in_background,
         )
 
     def _owns(self, prober: Prober | None, lease_ttl: float) -> Ownership:
@@ -296,9 +297,7 @@ class Orchestrator:
         self._queues.left(shard)
         self._queries.look_again()
         self.events.left(shard)
-        for key in [key for key in self._waiters if self._kernel.number_of(key) == shard.id]:
-            for reply in self._waiters.pop(key):
-                reply(shard.moved)
+        self._outcomes.left(shard, shard.moved)
 
     def _on_full(self, full: bool) -> None:
         self._is_full = full
@@ -310,10 +309,7 @@ class Orchestrator:
     def _on_lost(self, error: Coded) -> None:
         self._lost = error
         log.critical("store.lost", code=error.code, error=str(error))
-        for replies in self._waiters.values():
-            for reply in replies:
-                reply(error)
-        self._waiters.clear()
+        self._outcomes.fail(error)
         self._queues.stop(error)
         self._queries.fail(error)
         self.events.stop(error)
@@ -337,7 +333,7 @@ class Orchestrator:
             if not run.is_over:
                 self._book.place_anew(run)
         self._book.carry_out(run, turn)
-        if run.is_over and turn.instructions and isinstance(turn.instructions[-1], FinishRun):
+        if turn.instructions and isinstance(turn.instructions[-1], FinishRun) and run.is_over:
             outcome = views.outcome_of(run.key, run.state)
             state = run.state
             calls = any(spec.role == "orchestrator" for spec in run.graph.specs)
@@ -347,60 +343,22 @@ class Orchestrator:
         if error is not None:
             return
         self._observed.ended(state, outcome)
-        self._keep_outcome(outcome)
-        for reply in self._waiters.pop(outcome.key, ()):
-            reply(outcome)
+        self._outcomes.ended(outcome)
         if state.node:
             self._spawn(self._pins.mirror(outcome.key))
         if calls:
             self._spawn(self._calls.close(outcome.key))
 
-    def _keep_outcome(self, outcome: RunOutcome) -> None:
-        """For those who ask soon after; who asks later, or for what is large, has it read back."""
-        if outcome.result is not None and len(outcome.result.data) > KEPT_BYTES:
-            return
-        self._ended[outcome.key] = outcome
-        if len(self._ended) > KEPT_OUTCOMES:
-            del self._ended[next(iter(self._ended))]
-
     # ---- starts and waits
 
     def start_run(self, request: StartRequest, reply: StartReply) -> None:
-        try:
-            self._refuse_if_unable()
-            if request.caller is not None:
-                request = self._calls.named(request, request.caller)
-            key, digest = key_of(request, self._ids, self._kernel.store.now())
-            if request.caller is None:
-                self._kernel.shard_of(key)
-            graph = graph_for(self._kernel.catalog, request, self._payload_limit)
-        except UnknownWorkflowType as error:
-            if not self._kernel.is_shared:
-                reply(error)
-            else:  # it may have been registered through another orchestrator
-                self._in_background(self._start_with(self._kernel.catalog.load(), request, reply, error), reply)
-            return
-        except SPIError as error:
-            reply(error)
-            return
-        if request.caller is not None:
-            self._in_background(self._start_called(request, request.caller, graph, key, digest, reply), reply)
-            return
-        known = self._kernel.known_start(key)
-        if known is None and self._kernel.must_be_new(key):
-            self._create(request, graph, key, digest, reply)
-        else:
-            self._in_background(self._start_known(request, graph, key, digest, reply), reply)
+        self._starts.start(request, reply)
 
-    async def _start_with(
-        self, refresh: Awaitable[None], request: StartRequest, reply: StartReply, unknown: UnknownWorkflowType
-    ) -> None:
-        await refresh
-        try:
-            self._kernel.catalog.record(request.namespace, request.workflow_type, request.version)
-        except UnknownWorkflowType:
-            raise unknown from None
-        self.start_run(request, reply)
+    def wait_run(self, key: RunKey, reply: WaitReply) -> Callable[[], None]:
+        if self._lost is not None:
+            reply(self._lost)
+            return lambda: None
+        return self._outcomes.wait(key, reply)
 
     def _refuse_if_unable(self) -> None:
         if self._lost is not None:
@@ -416,137 +374,6 @@ class Orchestrator:
 
     def _is_able(self) -> bool:
         return not self._draining and not self._is_full and self._lost is None
-
-    def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
-        if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
-            try:
-                self._sessions.lifecycle.check(key.workflow_type, graph)
-            except SPIError as error:
-                reply(error)
-                return
-        now = self._kernel.store.now()
-        start_at = now + int(request.delay * SECOND) if request.delay else 0
-        span = self._observed.begin(key, request.trace)
-        command = StartRun(
-            namespace=key.namespace,
-            instance=key.instance_id.bytes,
-            input=request.input,
-            correlation_id=request.correlation_id or str(key.instance_id),
-            causation_id=request.causation_id,
-            start_at=start_at,
-            timeout_at=max(now, start_at) + int(request.timeout * SECOND) if request.timeout else 0,
-            trace=request.trace if span is None else tracing.format_traceparent(span.get_span_context()),
-            principal=request.principal,
-            request_id=request.request_id,
-        )
-        try:
-            run, turn = self._kernel.start(graph, key, command, digest)
-        except SPIError as error:
-            self._observed.begun(key, span, error)
-            reply(error)
-            return
-        self._carry_out(run, turn)
-        state = run.state
-        answer: StartOutcome | SPIError = StartOutcome(
-            key=key, version=state.version, created=True, state=state.status, sequence=state.seq
-        )
-        if state.status == "failed" and state.error is not None:
-            answer = RunFailed(
-                f"the run failed at once: {state.error.message}",
-                {"run": str(key), "state": "failed", "error": state.error.type, **(state.error.context or {})},
-            )
-
-        def begun(error: Coded | None) -> None:
-            self._observed.begun(key, span, error)
-            reply(answer if error is None else error)
-
-        self._kernel.lane.when_durable(begun, run.shard)
-
-    async def _start_known(
-        self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
-    ) -> None:
-        """The key may exist: the same start again gives the run, another one is refused."""
-        shard = self._kernel.shard_of(key)
-        record = None
-        while record is None:
-            await self._queries.durable(key)
-            record = await self._kernel.store.find_run(shard.id, key.to_bytes())
-            if record is None and self._kernel.known_start(key) is None:
-                self._create(request, graph, key, digest, reply)
-                return
-        state = WORKFLOW_STATES[record.state]
-        if record.start_hash == digest:
-            record = self._queries.current(shard, record)
-            reply(StartOutcome(key=key, version=record.version, created=False, state=state, sequence=record.head))
-            return
-        if request.instance_id is None:
-            raise InvalidArgument("this request_id was used with another body", field="request_id")
-        raise RunExists(
-            f"run {key} exists with other input or correlation_id",
-            {"run": str(key), "current_state": state, "required_state": "no such run"},
-        )
-
-    async def _start_called(
-        self, request: StartRequest, caller: Caller, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
-    ) -> None:
-        """A call of an orchestration: under its number there is one start, made now or before."""
-        parent, is_new = await self._calls.admit(caller, key, digest)
-        request = msgspec.structs.replace(
-            request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
-        )
-        if self._kernel.is_shared:  # the called run may be another's
-            self._cluster.start_run(msgspec.structs.replace(request, caller=None), reply)
-        elif is_new:
-            self._create(request, graph, key, digest, reply)
-        else:
-            await self._start_known(request, graph, key, digest, reply)
-
-    def wait_run(self, key: RunKey, reply: WaitReply) -> Callable[[], None]:
-        if self._lost is not None:
-            reply(self._lost)
-            return lambda: None
-        ended = self._ended.get(key)
-        if ended is not None:
-            reply(ended)
-            return lambda: None
-        try:
-            is_resident = self._kernel.resident(key) is not None
-        except SPIError as error:
-            reply(error)
-            return lambda: None
-        replies = self._waiters.setdefault(key, [])
-        replies.append(reply)
-        if not is_resident:
-            self._in_background(self._wait_absent(key, reply), reply)
-
-        def give_up() -> None:
-            self._waits_no_more(key, reply)
-
-        return give_up
-
-    def _waits_no_more(self, key: RunKey, reply: WaitReply) -> bool:
-        """Take `reply` from those who wait. False when it has been answered, or has given up."""
-        waiting = self._waiters.get(key, [])
-        if reply not in waiting:
-            return False
-        waiting.remove(reply)
-        if not waiting:
-            del self._waiters[key]
-        return True
-
-    async def _wait_absent(self, key: RunKey, reply: WaitReply) -> None:
-        """The run is not in memory: ended (perhaps not durably yet), parked, or unknown."""
-        try:
-            await self._queries.durable(key)
-            if reply not in self._waiters.get(key, ()):
-                return
-            run = await self._kernel.find(key)
-        except SPIError as error:
-            if self._waits_no_more(key, reply):
-                reply(error)
-            return
-        if run.is_over and self._waits_no_more(key, reply):
-            reply(views.outcome_of(key, run.state))
 
     def _in_background(self, work: Awaitable[None], reply: Callable[[SPIError], None]) -> None:
         async def guarded() -> None:

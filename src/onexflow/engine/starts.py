@@ -1,17 +1,190 @@
-"""What a start is about: the graph of its definition, and the key and the hash that make a repeated start the same one."""
+"""Starts: of a new run, of one that may exist, and of one that an orchestration calls.
+
+The graph of the definition is what is started; the key and the hash make a repeated start the same one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 
+import msgspec
+
+from onexflow.core.commands import StartRun
 from onexflow.core.definition import MAX_SECONDS
-from onexflow.core.errors import InvalidArgument
+from onexflow.core.errors import Coded, InvalidArgument, RunExists, RunFailed, UnknownWorkflowType
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, instance_of_request
+from onexflow.core.machine import WORKFLOW_STATES
+from onexflow.core.turn import SECOND, Turn
+from onexflow.engine.calls import CallBook
 from onexflow.engine.catalog import Catalog
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.lifecycle import Lifecycles
+from onexflow.engine.observed import Observed
+from onexflow.engine.outcomes import InBackground
+from onexflow.engine.queries import Queries
 from onexflow.engine.recovery import RecentRuns
-from onexflow.ports.client_link import StartRequest
+from onexflow.engine.run import Run
+from onexflow.ports.client_link import Caller, OrchestratorService, StartOutcome, StartRequest
 from onexflow.ports.clock import IdSource
+from onexflow.spi.exceptions import SPIError
+from onexflow.telemetry import tracing
+
+StartReply = Callable[[StartOutcome | SPIError], None]
+
+
+class Starts:
+    """Each start is answered once, when it is durable."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        queries: Queries,
+        calls: CallBook,
+        lifecycles: Lifecycles,
+        observed: Observed,
+        cluster: OrchestratorService,
+        *,
+        ids: IdSource,
+        payload_limit: int,
+        refuse: Callable[[], None],
+        carry_out: Callable[[Run, Turn], None],
+        in_background: InBackground,
+    ) -> None:
+        """`refuse` raises when nothing may be started now. `cluster` starts what is another orchestrator's."""
+        self._kernel = kernel
+        self._queries = queries
+        self._calls = calls
+        self._lifecycles = lifecycles
+        self._observed = observed
+        self._cluster = cluster
+        self._ids = ids
+        self._payload_limit = payload_limit
+        self._refuse = refuse
+        self._carry_out = carry_out
+        self._in_background = in_background
+
+    def start(self, request: StartRequest, reply: StartReply) -> None:
+        try:
+            self._refuse()
+            if request.caller is not None:
+                request = self._calls.named(request, request.caller)
+            key, digest = key_of(request, self._ids, self._kernel.now())
+            if request.caller is None:
+                self._kernel.shard_of(key)
+            graph = graph_for(self._kernel.catalog, request, self._payload_limit)
+        except UnknownWorkflowType as error:
+            if not self._kernel.is_shared:
+                reply(error)
+            else:  # it may have been registered through another orchestrator
+                self._in_background(self._start_with(self._kernel.catalog.load(), request, reply, error), reply)
+            return
+        except SPIError as error:
+            reply(error)
+            return
+        if request.caller is not None:
+            self._in_background(self._start_called(request, request.caller, graph, key, digest, reply), reply)
+            return
+        known = self._kernel.known_start(key)
+        if known is None and self._kernel.must_be_new(key):
+            self._create(request, graph, key, digest, reply)
+        else:
+            self._in_background(self._start_known(request, graph, key, digest, reply), reply)
+
+    async def _start_with(
+        self, refresh: Awaitable[None], request: StartRequest, reply: StartReply, unknown: UnknownWorkflowType
+    ) -> None:
+        await refresh
+        try:
+            self._kernel.catalog.record(request.namespace, request.workflow_type, request.version)
+        except UnknownWorkflowType:
+            raise unknown from None
+        self.start(request, reply)
+
+    def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
+        if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
+            try:
+                self._lifecycles.check(key.workflow_type, graph)
+            except SPIError as error:
+                reply(error)
+                return
+        now = self._kernel.now()
+        start_at = now + int(request.delay * SECOND) if request.delay else 0
+        span = self._observed.begin(key, request.trace)
+        command = StartRun(
+            namespace=key.namespace,
+            instance=key.instance_id.bytes,
+            input=request.input,
+            correlation_id=request.correlation_id or str(key.instance_id),
+            causation_id=request.causation_id,
+            start_at=start_at,
+            timeout_at=max(now, start_at) + int(request.timeout * SECOND) if request.timeout else 0,
+            trace=request.trace if span is None else tracing.format_traceparent(span.get_span_context()),
+            principal=request.principal,
+            request_id=request.request_id,
+        )
+        try:
+            run, turn = self._kernel.start(graph, key, command, digest)
+        except SPIError as error:
+            self._observed.begun(key, span, error)
+            reply(error)
+            return
+        self._carry_out(run, turn)
+        state = run.state
+        answer: StartOutcome | SPIError = StartOutcome(
+            key=key, version=state.version, created=True, state=state.status, sequence=state.seq
+        )
+        if state.status == "failed" and state.error is not None:
+            answer = RunFailed(
+                f"the run failed at once: {state.error.message}",
+                {"run": str(key), "state": "failed", "error": state.error.type, **(state.error.context or {})},
+            )
+
+        def begun(error: Coded | None) -> None:
+            self._observed.begun(key, span, error)
+            reply(answer if error is None else error)
+
+        self._kernel.lane.when_durable(begun, run.shard)
+
+    async def _start_known(
+        self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
+    ) -> None:
+        """The key may exist: the same start again gives the run, another one is refused."""
+        shard = self._kernel.shard_of(key)
+        record = None
+        while record is None:
+            await self._queries.durable(key)
+            record = await self._kernel.store.find_run(shard.id, key.to_bytes())
+            if record is None and self._kernel.known_start(key) is None:
+                self._create(request, graph, key, digest, reply)
+                return
+        state = WORKFLOW_STATES[record.state]
+        if record.start_hash == digest:
+            record = self._queries.current(shard, record)
+            reply(StartOutcome(key=key, version=record.version, created=False, state=state, sequence=record.head))
+            return
+        if request.instance_id is None:
+            raise InvalidArgument("this request_id was used with another body", field="request_id")
+        raise RunExists(
+            f"run {key} exists with other input or correlation_id",
+            {"run": str(key), "current_state": state, "required_state": "no such run"},
+        )
+
+    async def _start_called(
+        self, request: StartRequest, caller: Caller, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
+    ) -> None:
+        """A call of an orchestration: under its number there is one start, made now or before."""
+        parent, is_new = await self._calls.admit(caller, key, digest)
+        request = msgspec.structs.replace(
+            request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
+        )
+        if self._kernel.is_shared:  # the called run may be another's
+            self._cluster.start_run(msgspec.structs.replace(request, caller=None), reply)
+        elif is_new:
+            self._create(request, graph, key, digest, reply)
+        else:
+            await self._start_known(request, graph, key, digest, reply)
 
 
 def graph_for(catalog: Catalog, request: StartRequest, payload_limit: int) -> Graph:

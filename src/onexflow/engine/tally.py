@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from onexflow.ports.worker_link import AttemptResult
@@ -28,20 +29,27 @@ class Tally:
         self.saved = 0
         self.durations: deque[int] = deque(maxlen=KEPT_DURATIONS)
 
-    def add(self, result: AttemptResult) -> None:
-        """An attempt has ended; those that were stopped or never began do not count."""
-        status = result.status
-        if status == "completed":
-            self.completed += 1
-        elif status == "failed":
-            self.failed += 1
-        else:
-            return
-        began = result.started_at
-        # Who tells no times, or whose clock was set back, took none: one such must not spoil the mean.
-        duration = max(0, result.finished_at - began) if began else 0
-        self.nanoseconds += duration
-        self.durations.append(duration)
+    def add(self, results: Iterable[AttemptResult]) -> None:
+        """These attempts have ended: those that were stopped or never began do not count. A message of them at a time:
+        one by one it costs twice as much."""
+        completed = failed = nanoseconds = 0
+        keep = self.durations.append
+        for result in results:
+            status = result.status
+            if status == "completed":
+                completed += 1
+            elif status == "failed":
+                failed += 1
+            else:
+                continue
+            began = result.started_at
+            # Who tells no times, or whose clock was set back, took none: one such must not spoil the mean.
+            duration = max(0, result.finished_at - began) if began else 0
+            nanoseconds += duration
+            keep(duration)
+        self.completed += completed
+        self.failed += failed
+        self.nanoseconds += nanoseconds
 
     @property
     def ended(self) -> int:
