@@ -5,6 +5,7 @@ The graph of the definition is what is started; the key and the hash make a repe
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 
@@ -12,7 +13,7 @@ import msgspec
 
 from onexflow.core.commands import StartRun
 from onexflow.core.definition import MAX_SECONDS
-from onexflow.core.errors import Coded, InvalidArgument, RunExists, RunFailed, UnknownWorkflowType
+from onexflow.core.errors import Coded, InvalidArgument, RunExists, RunFailed, StoreUnavailable, UnknownWorkflowType
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, instance_of_request
 from onexflow.core.machine import WORKFLOW_STATES
@@ -30,6 +31,9 @@ from onexflow.ports.client_link import Caller, OrchestratorService, StartOutcome
 from onexflow.ports.clock import IdSource
 from onexflow.spi.exceptions import SPIError
 from onexflow.telemetry import tracing
+
+#: Seconds until a called run is asked for again whose owner's store is away.
+AGAIN_SECONDS = 0.5
 
 StartReply = Callable[[StartOutcome | SPIError], None]
 
@@ -68,6 +72,8 @@ class Starts:
     def start(self, request: StartRequest, reply: StartReply) -> None:
         try:
             self._refuse()
+            if request.caller is None and self._kernel.lane.is_away:
+                raise self._kernel.lane.away()
             if request.caller is not None:
                 request = self._calls.named(request, request.caller)
             key, digest = key_of(request, self._ids, self._kernel.now())
@@ -145,7 +151,10 @@ class Starts:
             self._observed.begun(key, span, error)
             reply(answer if error is None else error)
 
-        self._kernel.lane.when_durable(begun, run.shard)
+        if request.caller is None:
+            self._kernel.lane.answer_when_durable(begun, run.shard)
+        else:
+            self._kernel.lane.when_durable(begun, run.shard)
 
     async def _start_known(
         self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
@@ -180,11 +189,22 @@ class Starts:
             request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
         )
         if self._kernel.is_shared:  # the called run may be another's
-            self._cluster.start_run(msgspec.structs.replace(request, caller=None), reply)
+            self._start_anywhere(msgspec.structs.replace(request, caller=None), reply)
         elif is_new:
             self._create(request, graph, key, digest, reply)
         else:
             await self._start_known(request, graph, key, digest, reply)
+
+    def _start_anywhere(self, request: StartRequest, reply: StartReply) -> None:
+        """Start a called run at its owner. An orchestration waits for a store that is away, unlike clients."""
+
+        def told(answer: StartOutcome | SPIError) -> None:
+            if isinstance(answer, StoreUnavailable) and not self._kernel.lane.is_over:
+                asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._start_anywhere, request, reply)
+            else:
+                reply(answer)
+
+        self._cluster.start_run(request, told)
 
 
 def graph_for(catalog: Catalog, request: StartRequest, payload_limit: int) -> Graph:
