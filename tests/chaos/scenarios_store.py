@@ -38,7 +38,8 @@ async def kill_postgres(options: Options) -> Figures:
         for number in range(options.rounds):
             killed = time.monotonic()
             await stage.cluster.postgres.kill()
-            plain = [await _plain_start(node.listen) for node in stage.cluster.orchestrators.values()]
+            await asyncio.sleep(0.5)
+            plain = await _plain_starts(stage)
             await asyncio.sleep(max(0.0, away - (time.monotonic() - killed)))
             await stage.cluster.postgres.start()
             back_ns = time.time_ns()
@@ -72,7 +73,7 @@ async def fill_disk(options: Options) -> Figures:
                 until = time.monotonic() + away
                 while time.monotonic() < until:
                     disk.fill()
-                    plain += [await _plain_start(node.listen) for node in stage.cluster.orchestrators.values()]
+                    plain += await _plain_starts(stage)
                     await asyncio.sleep(0.2)
                 disk.empty()
                 room_ns = time.time_ns()
@@ -90,6 +91,12 @@ async def fill_disk(options: Options) -> Figures:
 
 #: Seconds that a plain start took, the code of its refusal ("": none, "hung": no answer), and when to try again.
 Answer = tuple[float, str, float]
+
+
+async def _plain_starts(stage: Stage) -> list[Answer]:
+    """At each orchestrator one."""
+    nodes = stage.cluster.orchestrators.values()
+    return list(await asyncio.gather(*(_plain_start(node.listen) for node in nodes)))
 
 
 async def _plain_start(address: str) -> Answer:

@@ -16,7 +16,7 @@ from onexflow.core.errors import (
     Overloaded,
     Unavailable,
 )
-from onexflow.rpc.status import DETAILS, code_of, from_status, judged, to_status
+from onexflow.rpc.status import DETAILS, code_of, from_rpc_error, from_status, judged, to_status
 from onexflow.spi import exceptions
 
 PLAIN = [
@@ -104,3 +104,11 @@ def test_an_error_of_a_newer_peer_keeps_its_code() -> None:
     error = common.make_error("OXF-7777", "New.", {"a": 1})
     assert type(error) is InternalError
     assert error.context == {"a": 1, "reason": "OXF-7777"}
+
+
+def test_a_connection_that_breaks_under_a_call_is_no_failure_of_the_server() -> None:
+    nothing = grpc.aio.Metadata()
+    broken = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "Internal error from Core")
+    assert type(from_rpc_error(broken)) is Unavailable
+    failed = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "no such luck")
+    assert type(from_rpc_error(failed)) is InternalError

@@ -14,7 +14,7 @@ from onexflow.config import DEFAULT_ADDRESS
 from onexflow.core.address import split_address
 from onexflow.core.errors import Draining, InvalidArgument, ShardMoved, Unavailable
 from onexflow.rpc.channel import open_channel
-from onexflow.rpc.status import DETAILS, from_rpc_error
+from onexflow.rpc.status import DETAILS, from_rpc_error, is_broken
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import (
     admin_pb2_grpc,
@@ -137,7 +137,9 @@ class Channels:
         """Is this no answer to the call, but only to the question whom to ask? Then the next orchestrator is."""
         # CANCELLED: by the other end, which has ended in the middle of the call. One that this end gives up raises
         # CancelledError.
-        if self.forwarding or not isinstance(error, grpc.aio.AioRpcError) or error.code() not in _UNREACHED:
+        if self.forwarding or not isinstance(error, grpc.aio.AioRpcError):
+            return False
+        if error.code() not in _UNREACHED and not is_broken(error):
             return False
         if not is_answer(error) or isinstance(self.error_of(error), (Draining, ShardMoved)):
             self.failed(self.address)

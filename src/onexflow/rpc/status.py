@@ -45,6 +45,7 @@ from onexflow.spi.exceptions import RegistryError, SPIError
 
 DOMAIN: Final = "onexflow"
 DETAILS: Final = "grpc-status-details-bin"
+_FROM_CORE: Final = "Internal error from Core"
 
 _log = structlog.get_logger("onexflow.rpc")
 
@@ -115,8 +116,16 @@ def to_status(error: SPIError) -> Status:
     return Status(code, message, ((DETAILS, status.SerializeToString()),))
 
 
+def is_broken(error: grpc.aio.AioRpcError) -> bool:
+    """Did the gRPC library of this process say this, of a connection that went away under a batch of operations? It says
+    INTERNAL then, as if the server had failed."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == _FROM_CORE
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> SPIError:
     """The error that a failed call tells of: the same class, with its context, that the server raised."""
+    if is_broken(error):
+        return Unavailable("the connection broke in the middle of the call", {"status": error.code().name})
     return from_status(error.code(), error.details() or "", error.trailing_metadata() or ())
 
 
