@@ -168,9 +168,18 @@ class CommitLane:
         for release, _ in answers:
             _tell(release, error)
 
+    async def durable_answer(self, shard: Shard) -> None:
+        """As `durable`, for an answer to a client: raises, too, when the store is full or away."""
+        if self.is_away:
+            raise self.away()
+        await self._wait(lambda release: self.answer_when_durable(release, shard))
+
     async def durable(self, shard: Shard | None = None) -> None:
         """Return when everything decided so far (for that shard, if one is named) is durable. Raises when it never will
         be."""
+        await self._wait(lambda release: self.when_durable(release, shard))
+
+    async def _wait(self, ask: Callable[[Release], None]) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def release(error: Coded | None) -> None:
@@ -180,7 +189,7 @@ class CommitLane:
                 else:
                     done.set_exception(error)
 
-        self.when_durable(release, shard)
+        ask(release)
         await done
 
     def give_up(self, shard: Shard) -> None:

@@ -85,7 +85,7 @@ class Outcomes:
     async def _wait_absent(self, key: RunKey, reply: WaitReply) -> None:
         """The run is not in memory: ended (perhaps not durably yet), parked, or unknown."""
         try:
-            await self._queries.durable(key)
+            await self._queries.durable(key, patient=True)
             if reply not in self._waiters.get(key, ()):
                 return
             run = await self._kernel.find(key)

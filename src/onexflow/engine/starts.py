@@ -163,7 +163,10 @@ class Starts:
         shard = self._kernel.shard_of(key)
         record = None
         while record is None:
-            await self._queries.durable(key)
+            if request.caller is None:
+                await self._queries.durable(key)
+            else:  # an orchestration waits
+                await self._kernel.lane.durable(shard)
             record = await self._kernel.store.find_run(shard.id, key.to_bytes())
             if record is None and self._kernel.known_start(key) is None:
                 self._create(request, graph, key, digest, reply)
