@@ -306,3 +306,28 @@ async def test_a_reply_that_raises_hurts_only_itself() -> None:
 
         cluster.engine.start_run(StartRequest(workflow_type="pair"), reply)
         assert await asyncio.wait_for(cluster.run("pair", 5), 60) == 5
+
+
+@virtual_time
+async def test_an_effect_that_never_leaves_gives_its_slot_back() -> None:
+    """Its shard is lost before the authorisation is durable: the worker has heard of nothing, so it cannot give it."""
+    script = Script()
+    script.gate("send")
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, script, single("effect", "send"))
+        await asyncio.sleep(1)
+        session = next(iter(cluster.engine._sessions.by_worker.values()))
+        free = session.credits["effect"]
+        store.hold()
+        start = Asked(cluster.start("single", 5))
+        await asyncio.sleep(0.1)
+        assert session.credits["effect"] == free - 1
+        for shard in cluster.engine._kernel.shards.values():
+            cluster.engine._book.left(shard)
+        assert session.credits["effect"] == free
+        store.release()
+        await start.answer()
+        await asyncio.sleep(0.1)
+        assert session.credits["effect"] == free
+        assert script.count("send") == 0
