@@ -52,11 +52,13 @@ async def _run(arguments: argparse.Namespace, network: str) -> int:
         try:
             results[name] = await SCENARIOS[name](options)
         except (AssertionError, TimeoutError) as error:
-            broken.append(f"{name}: {error or type(error).__name__}")
+            broken.append(f"{name}: {str(error) or type(error).__name__}")
             print(f"{name} FAILED: {broken[-1]}", file=sys.stderr, flush=True)
             continue
         broken += [f"{name}: {what}" for what in results[name].broken()]
-    verdict = "Every promise held." if not broken else "**Broken promises:**\n\n" + "\n".join(f"- {one}" for one in broken)
+    verdict = (
+        "Every promise held." if not broken else "**Broken promises:**\n\n" + "\n".join(f"- {one}" for one in broken)
+    )
     text = (
         f"## {' '.join(arguments.scenarios)}: {options.rounds} rounds\n\n{machine()}. {options.rate:g} chains of three tasks of"
         f" 20 ms a second are started at fixed times, everything on this machine. {network} Each run was audited. {verdict}\n\n"

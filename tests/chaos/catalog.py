@@ -61,8 +61,13 @@ def described() -> str:
     lines = []
     for title, group in (
         ("one orchestrator, SQLite, a cluster a round", SMALL),
-        ("three orchestrators, three workers, three etcd members, PostgreSQL, under load, many rounds in one cluster", CLUSTER),
+        (
+            "three orchestrators, three workers, three etcd members, PostgreSQL, under load, many rounds in one cluster",
+            CLUSTER,
+        ),
     ):
         lines.append(f"{title}:")
-        lines += [f"  {name:30} {(scenario.__doc__ or '').strip().partition(chr(10))[0]}" for name, scenario in group.items()]
+        lines += [
+            f"  {name:30} {(scenario.__doc__ or '').strip().partition(chr(10))[0]}" for name, scenario in group.items()
+        ]
     return "\n".join(lines)

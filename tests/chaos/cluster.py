@@ -85,7 +85,9 @@ class Node:
 
     def serves(self) -> bool:
         if not self.lives:
-            raise RuntimeError(f"{self.name} ended with {self.process and self.process.returncode}: {self.since_mark()[-2000:]}")
+            raise RuntimeError(
+                f"{self.name} ended with {self.process and self.process.returncode}: {self.since_mark()[-2000:]}"
+            )
         return bool(_SERVES.search(self.since_mark()))
 
     def signal(self, number: signal.Signals) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -184,6 +184,13 @@ class Load:
         now = time.time_ns()
         self.failures.append(Failure(now, call, error, (now - since_ns) / 1e9))
         one.errors.append(str(error))
+
+    @staticmethod
+    async def acknowledged(runs: Sequence[Started], seconds: float = 30.0) -> None:
+        """Return when each of these starts was answered."""
+        async with asyncio.timeout(seconds):
+            while not all(one.acked_ns or one.errors for one in runs):
+                await asyncio.sleep(0.01)
 
     # ---- what came of it
 

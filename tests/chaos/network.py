@@ -119,7 +119,9 @@ class Namespace:
         if self._holder is not None:
             self._holder.kill()
             await asyncio.to_thread(self._holder.communicate)
-            await asyncio.to_thread(subprocess.run, ["ip", "link", "del", self._cable], capture_output=True, check=False)
+            await asyncio.to_thread(
+                subprocess.run, ["ip", "link", "del", self._cable], capture_output=True, check=False
+            )
             self._holder = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 
@@ -180,4 +181,4 @@ def longest_pause(stage: Stage, since_ns: int) -> float:
     ends = sorted(
         ran.end_ns for runs in stage.trail.by_instance.values() for ran in runs if ran.end_ns > since_ns
     )  # fmt: skip
-    return max(((after - before) / 1e9 for before, after in zip(ends, ends[1:], strict=False)), default=0.0)
+    return max(((after - before) / 1e9 for before, after in itertools.pairwise(ends)), default=0.0)

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-from .cluster import LEASE_TTL, ChaosCluster, Node, Wiring, until
+from .cluster import LEASE_TTL, ChaosCluster, Node, Wiring
 from .figures import Figures
 from .load import LONG
 from .stage import EFFECTS, Options, Stage
@@ -109,7 +109,7 @@ async def _deposed(
             shards = {shard for shard, (_, owner) in owners.items() if owner == victim.name}
             # Timers that are due while it is away: it wakes with something to write at once.
             timers = [stage.load.add(LONG, delay=LEASE_TTL - 0.5, shard=shard) for shard in sorted(shards)[:8]]
-            await until(lambda t=timers: all(one.acked_ns or one.errors for one in t), "timers to be set")
+            await stage.load.acknowledged(timers)
             victim.mark()
             stage.load.avoid = {victim.name}
             gone_at = await away(stage, victim)

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-from .cluster import LEASE_TTL, ChaosCluster, Node, Wiring, until
+from .cluster import LEASE_TTL, ChaosCluster, Node, Wiring
 from .figures import Figures
 from .load import LONG, ONCE, PURE
 from .stage import Options, Stage
@@ -85,7 +85,7 @@ async def _silent(name: str, options: Options, wiring: Wiring, away: Act, back: 
         for number in range(options.rounds):
             victim = next(turns)
             extra = [stage.load.add(kind, {"seconds": LASTS}) for kind in (ONCE, LONG, PURE) for _ in range(9)]
-            await until(lambda: all(one.acked_ns or one.errors for one in extra), "the long tasks to be started")
+            await stage.load.acknowledged(extra)
             await asyncio.sleep(0.3)
             gone_at = await away(stage, victim)
             await asyncio.sleep(0.05)  # what it has noted when the signal came
@@ -102,7 +102,9 @@ async def _silent(name: str, options: Options, wiring: Wiring, away: Act, back: 
             await asyncio.sleep(LASTS + BACK)
             stage.trail.read()
             figures.add("held", len(held))
-            figures.add("effects not to be run again, begun again", sum(len(stage.trail.by_key[ran.key]) > 1 for ran in once))
+            figures.add(
+                "effects not to be run again, begun again", sum(len(stage.trail.by_key[ran.key]) > 1 for ran in once)
+            )
             done = {one.instance for one in stage.load.started if one.done_ns}
             figures.add("awaited results taken late", sum(ran.instance in done for ran in once))
             # Made twice, and the auditor sees that one is recorded.
@@ -148,12 +150,14 @@ async def cut_streams(options: Options) -> Figures:
             stage_done = stage.load.tasks_a_second(began_ns, time.time_ns())
             await asyncio.sleep(3.0)
             stage.trail.read()
-            pure = [runs for runs in stage.trail.again(frozenset({"compute"}), began_ns)]
-            effects = [runs for runs in stage.trail.again(frozenset({"effect"}), began_ns)]
+            pure = stage.trail.again(frozenset({"compute"}), began_ns)
+            effects = stage.trail.again(frozenset({"effect"}), began_ns)
             figures.add("cuts", len(cuts))
             figures.add("tasks/s while streams are cut", stage_done)
             figures.add("pure tasks begun again, a cut", sum(len(runs) - 1 for runs in pure) / len(cuts))
-            figures.add("begun again by one pure task, a cut that it lived through", *(_a_cut(runs, cuts) for runs in pure))
+            figures.add(
+                "begun again by one pure task, a cut that it lived through", *(_a_cut(runs, cuts) for runs in pure)
+            )
             figures.add("effects begun again", sum(len(runs) - 1 for runs in effects))
             figures.add("effects begun twice at the same time", len(stage.overlaps()))
             stage.told(number)

@@ -15,11 +15,10 @@ import asyncpg
 
 from onexflow.client import Client, connect
 from onexflow.engine.placement import ranking
+from onexflow.spi.exceptions import SPIError
 from onexflow.storage.postgres.embedded import DATABASE, USER
 
-from onexflow.spi.exceptions import SPIError
-
-from .cluster import ChaosCluster, Node, until
+from .cluster import ChaosCluster, Node
 from .figures import Figures
 from .load import RATE, Load, Started
 from .trail import Ran, Trail, overlapping
@@ -41,7 +40,9 @@ class Options:
 class Stage:
     """A cluster under load, its clients, its handlers' traces, and a connection that reads the store."""
 
-    def __init__(self, name: str, options: Options, cluster: ChaosCluster, *, direct: bool = False, copies: bool = False) -> None:
+    def __init__(
+        self, name: str, options: Options, cluster: ChaosCluster, *, direct: bool = False, copies: bool = False
+    ) -> None:
         """`direct`: clients go past the relays. `copies`: an effect that may run again may do so beside a worker that is
         silent and lives."""
         self.name = name
@@ -70,8 +71,6 @@ class Stage:
             shards = len(await self.owners())
             self.load = Load(self.clients, shards, self.options.rate)
             await self.load.register()
-            for name, node in self.cluster.workers.items():
-                await until(lambda n=node: n.lives, f"{name} to live")
             self.load.begin()
             await asyncio.sleep(WARM)
         except BaseException as error:

@@ -32,7 +32,13 @@ pytestmark = [
 IS_LONG = os.environ.get("ONEXFLOW_TEST_PROFILE") == "long"
 SHORT = Options(rounds=1, rate=20.0, quick=True)
 #: Run by each ./scripts/test; the others by `--long`.
-ALWAYS = ("kill-one-of-three", "freeze-orchestrator-unfenced", "kill-worker-of-three", "lose-etcd-quorum", "kill-postgres")
+ALWAYS = (
+    "kill-one-of-three",
+    "freeze-orchestrator-unfenced",
+    "kill-worker-of-three",
+    "lose-etcd-quorum",
+    "kill-postgres",
+)
 #: Need namespaces, which a process gives itself before it has threads: run as the command.
 APART = ("partition-orchestrator", "partition-worker")
 NEVER_MORE = ("effects run twice", "events appended by the old owner", "effects authorised by the old owner",

@@ -31,7 +31,9 @@ def test_a_trail_is_read_as_it_grows(tmp_path: Path) -> None:
     trace = tmp_path / "trace-7.log"
     trace.write_text("start effect run:first 3.1.9.0 100\nstart eff")
     assert [(ran.key, ran.shard, ran.epoch) for ran in trail.read()] == [(("run", "first"), 3, 1)]
-    trace.write_text("start effect run:first 3.1.9.0 100\nstart effect run:second 3.1.12.0 110\nend effect run:first 3.1.9.0 120\n")
+    trace.write_text(
+        "start effect run:first 3.1.9.0 100\nstart effect run:second 3.1.12.0 110\nend effect run:first 3.1.9.0 120\n"
+    )
     assert [ran.start_ns for ran in trail.read()] == [110]
     assert [ran.key[1] for ran in trail.running(7)] == ["second"]
     assert trail.by_key["run", "first"][0].end_ns == 120

@@ -36,7 +36,7 @@ from onexflow.engine.sessions import WorkerSession
 from onexflow.engine.shard import Shard
 from onexflow.engine.tally import Tallies
 from onexflow.engine.timers import Timers
-from onexflow.ports.worker_link import Assignment, AttemptResult, Cancel, Demand, Progress, ShardEpoch, Role
+from onexflow.ports.worker_link import Assignment, AttemptResult, Cancel, Demand, Progress, Role, ShardEpoch
 from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.attempts")
