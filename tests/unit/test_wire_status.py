@@ -16,7 +16,7 @@ from onexflow.core.errors import (
     Overloaded,
     Unavailable,
 )
-from onexflow.rpc.status import DETAILS, code_of, from_rpc_error, from_status, judged, to_status
+from onexflow.rpc.status import DETAILS, code_of, from_status, judged, to_status
 from onexflow.spi import exceptions
 
 PLAIN = [
@@ -96,6 +96,8 @@ def test_an_unknown_error_is_logged_and_told_without_its_story() -> None:
 
 def test_a_status_without_our_details_becomes_the_nearest_error() -> None:
     assert type(from_status(grpc.StatusCode.UNAVAILABLE, "connection refused")) is Unavailable
+    assert type(from_status(grpc.StatusCode.INTERNAL, "Internal error from Core")) is Unavailable  # the stream had ended
+    assert type(from_status(grpc.StatusCode.INTERNAL, "?")) is InternalError
     assert type(from_status(grpc.StatusCode.UNKNOWN, "?")) is InternalError
     assert type(from_status(grpc.StatusCode.INVALID_ARGUMENT, "?", [(DETAILS, b"\xff\xff")])) is InvalidArgument
 
@@ -106,9 +108,7 @@ def test_an_error_of_a_newer_peer_keeps_its_code() -> None:
     assert error.context == {"a": 1, "reason": "OXF-7777"}
 
 
-def test_a_connection_that_breaks_under_a_call_is_no_failure_of_the_server() -> None:
-    nothing = grpc.aio.Metadata()
-    broken = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "Internal error from Core")
-    assert type(from_rpc_error(broken)) is Unavailable
-    failed = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, "no such luck")
-    assert type(from_rpc_error(failed)) is InternalError
+def test_a_write_to_a_stream_that_has_ended_is_worth_trying_again() -> None:
+    error = from_status(grpc.StatusCode.INTERNAL, "Internal error from Core")
+    assert type(error) is Unavailable
+    assert type(from_status(grpc.StatusCode.INTERNAL, "something else")) is InternalError
