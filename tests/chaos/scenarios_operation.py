@@ -18,7 +18,7 @@ async def rolling_restart(options: Options) -> Figures:
         stage.figures.promise("effects begun again", 0)
         cluster = stage.cluster
         for number in range(options.rounds):
-            began_ns = time.time_ns()
+            round_ns = began_ns = time.time_ns()
             seen = len(stage.load.failures)
             for node in cluster.nodes:
                 await _restart(cluster, node)
@@ -27,12 +27,12 @@ async def rolling_restart(options: Options) -> Figures:
             for index in range(len(cluster.etcd.members)):
                 await _restart_etcd(cluster, index)
             stage.trail.read()
-            stage.figures.add("effects begun again", len(stage.trail.again(frozenset({"effect"}), began_ns)))
+            stage.figures.add("effects begun again", len(stage.trail.again(frozenset({"effect"}), round_ns)))
             new = stage.load.failures[seen:]
             stage.figures.add("client failures in the round", len(new))
             for failure in new[:5]:
                 print(f"a client saw: {failure}")
-            stage.figures.add("chain done after ms", *stage.load.latencies_ms(began_ns))
+            stage.figures.add("chain done after ms", *stage.load.latencies_ms(round_ns))
             stage.told(number)
     return stage.figures
 
