@@ -229,3 +229,18 @@ async def standby_of(primary: EmbeddedPostgres) -> AsyncIterator[Standby]:
         yield standby
     finally:
         await standby.stop()
+
+
+async def test_who_stands_in_line_for_a_server_that_is_gone_does_not_wait_for_each_before_it() -> None:
+    async with own_postgres() as server:
+        store = PostgresStore(new_schema(server), 4)
+        await store.open()
+        try:
+            await server.kill()
+            async with asyncio.timeout(15.0):  # alone, each takes 1.5 s
+                answers = await asyncio.gather(*(store.get_runs(0, [1]) for _ in range(30)), return_exceptions=True)
+            assert {type(answer) for answer in answers} == {StoreUnavailable}
+            await server.start()
+            assert await store.get_runs(0, [1]) == []
+        finally:
+            await store.close()

@@ -97,7 +97,9 @@ async def test_a_store_that_does_not_confirm_is_told_by_the_health_answer() -> N
         await asyncio.sleep(5)
         assert "has not confirmed a write for 5 s" in cluster.engine.health().details["store"]
         store.release()
-        await start.answer()
+        with pytest.raises(StoreUnavailable):
+            await start.answer()
+        await asyncio.sleep(0.1)
         assert cluster.engine.health().details == {}
 
 
@@ -211,6 +213,48 @@ async def test_a_full_disk_refuses_new_runs_and_running_ones_go_on_when_there_is
 
 
 @virtual_time
+async def test_a_start_is_told_that_the_store_is_away_and_is_made_once_when_it_is_back() -> None:
+    script = Script()
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, script, pair())
+        instance = cluster.ids.uuid()
+        await asyncio.sleep(1)  # virtual time begins at 0, which means that no append is under way
+        store.hold()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(StoreUnavailable) as raised:
+            await cluster.start("pair", 5, instance_id=instance)
+        assert raised.value.retryable
+        assert 2.0 < asyncio.get_running_loop().time() - began < 3.0
+        with pytest.raises(StoreUnavailable):  # at once
+            await cluster.start("pair", 6)
+        assert asyncio.get_running_loop().time() - began < 3.0
+        assert script.count("charge") == 0
+        store.release()
+        await asyncio.sleep(0.1)
+        again = await cluster.start("pair", 5, instance_id=instance)
+        assert not again.created
+        assert await cluster.result(again.key) == 5
+        assert script.count("charge") == 1
+
+
+@virtual_time
+async def test_a_start_that_finds_the_disk_full_is_told_so() -> None:
+    script = Script()
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, script, pair())
+        instance = cluster.ids.uuid()
+        store.fail(Fault.FULL, times=None)
+        with pytest.raises(StoreFull):
+            await cluster.start("pair", 5, instance_id=instance)
+        store.heal()
+        await asyncio.sleep(1)
+        assert await cluster.result((await cluster.start("pair", 5, instance_id=instance)).key) == 5
+        assert script.count("charge") == 1
+
+
+@virtual_time
 async def test_a_deposed_owner_acknowledges_nothing() -> None:
     script = Script()
     gate = script.gate("calc")
@@ -305,3 +349,28 @@ async def test_who_waits_for_a_run_that_may_not_be_durable_starts_it_again_when_
         with pytest.raises(Draining):
             await end.answer()
         store.release()
+
+
+@virtual_time
+async def test_an_effect_that_never_leaves_gives_its_slot_back() -> None:
+    """Its shard is lost before the authorisation is durable: the worker has heard of nothing, so it cannot give it."""
+    script = Script()
+    script.gate("send")
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, script, single("effect", "send"))
+        await asyncio.sleep(1)
+        session = next(iter(cluster.engine._sessions.by_worker.values()))
+        free = session.credits["effect"]
+        store.hold()
+        start = Asked(cluster.start("single", 5))
+        await asyncio.sleep(0.1)
+        assert session.credits["effect"] == free - 1
+        for shard in cluster.engine._kernel.shards.values():
+            cluster.engine._book.left(shard)
+        assert session.credits["effect"] == free
+        store.release()
+        await start.answer()
+        await asyncio.sleep(0.1)
+        assert session.credits["effect"] == free
+        assert script.count("send") == 0

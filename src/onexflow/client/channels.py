@@ -177,7 +177,9 @@ class Channels:
         """Is this no answer to the call, but only to the question whom to ask? Then the next orchestrator is."""
         # CANCELLED: by the other end, which has ended in the middle of the call. One that this end gives up raises
         # CancelledError.
-        if self.forwarding or not isinstance(error, grpc.aio.AioRpcError) or error.code() not in _UNREACHED:
+        if self.forwarding or not isinstance(error, grpc.aio.AioRpcError):
+            return False
+        if error.code() not in _UNREACHED and not isinstance(self.error_of(error), Unavailable):
             return False
         if not is_answer(error) or isinstance(self.error_of(error), (Draining, ShardMoved)):
             self.failed(self.address)

@@ -36,7 +36,7 @@ from onexflow.engine.sessions import WorkerSession
 from onexflow.engine.shard import Shard
 from onexflow.engine.tally import Tallies
 from onexflow.engine.timers import Timers
-from onexflow.ports.worker_link import Assignment, AttemptResult, Cancel, Demand, Progress, ShardEpoch
+from onexflow.ports.worker_link import Assignment, AttemptResult, Cancel, Demand, Progress, Role, ShardEpoch
 from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.attempts")
@@ -190,9 +190,21 @@ class AttemptBook:
         token = attempt.token
         self.attempts.pop(token, None)
         attempt.run.attempts.pop(token, None)
-        if attempt.session is not None:
-            attempt.session.inflight.pop(token, None)
+        session = attempt.session
+        if session is not None:
+            session.inflight.pop(token, None)
+            if not (attempt.sent or attempt.withdrawn) and session.is_open:
+                self._return_credit(session, attempt.role)
         attempt.withdrawn = True
+
+    def _return_credit(self, session: WorkerSession, role: Role) -> None:
+        """It was placed there and never leaves: the worker knows nothing of it, and will not give its slot again."""
+        session.credits[role] = session.credits.get(role, 0) + 1
+        asyncio.get_running_loop().call_soon(self._pump, session)
+
+    def _pump(self, session: WorkerSession) -> None:
+        if session.is_open:
+            self.on_credits(session)
 
     def _cancel(self, attempt: Attempt) -> None:
         """Stop it if it was sent, once the decision is durable. Its session answers, or not: nobody waits."""

@@ -155,6 +155,7 @@ class Kernel:
             count += sum(run is not None for run in runs)
         shard.check()
         early, shard.early = shard.early or [], None
+        self.lane.mark()  # what waited for the shard to be whole
         for said in early:
             said()
         return count

@@ -6,7 +6,8 @@ lingers for LINGER_SECONDS at most, and goes with what comes (docs/decisions/000
 handed to `when_durable` and released, in order, by the commit that covers it.
 
 Failures: space missing → the same batch again until it fits, and `on_full` refuses new work meanwhile. Unknown outcome
-→ the same batch again: the store compares heads, so it is stored once. A shard that another owner has claimed → that
+→ the same batch again: the store compares heads, so it is stored once. Clients whose answers wait for either are told
+so and may ask again (`answer_when_durable`): what was decided for them stays decided. A shard that another owner has claimed → that
 shard alone is given up (`on_moved`), and who waits for it gets the error; the others are stored. A store that can no
 longer be trusted → every waiting release gets the error, and `on_lost` ends this owner; nothing is undone in memory.
 """
@@ -32,6 +33,10 @@ _Waiting = tuple[Release, Shard | None]
 RETRY_SECONDS = 0.25
 #: What nobody waits for is committed after so long: some round trips to a worker, and less than a person or a disk notices.
 LINGER_SECONDS = 0.002
+#: A store that has not confirmed a write for so long is away.
+AWAY_SECONDS = 2.0
+#: Seconds between looks at that.
+_LOOK_SECONDS = 0.25
 
 
 class CommitLane:
@@ -57,6 +62,10 @@ class CommitLane:
         self._wake = asyncio.Event()
         self._collecting: list[_Waiting] = []
         self._in_flight: list[_Waiting] | None = None
+        #: Answers to clients, who need not wait for a store that is away.
+        self._answers: list[_Waiting] = []
+        self._answers_in_flight: list[_Waiting] = []
+        self._watcher: asyncio.Task[None] | None = None
         #: Why who waits for everything that was decided waits in vain: a part of it was of a shard given up since.
         self._spoiled: Coded | None = None
         self._spoiled_in_flight: Coded | None = None
@@ -68,11 +77,15 @@ class CommitLane:
         self._idle.set()
         #: Loop time at which the append under way was begun; 0 when there is none.
         self.pending_since = 0.0
+        #: The store has not confirmed a write for AWAY_SECONDS.
+        self.is_away = False
         self.commits = 0
         self.events = 0
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="commit-lane")
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._run(), name="commit-lane")
+        self._watcher = loop.create_task(self._watch(), name="commit-lane-watch")
 
     async def stop(self, within: float) -> None:
         """Commit what is decided, then end; give it up when the store does not take it `within` seconds."""
@@ -87,18 +100,21 @@ class CommitLane:
             log.error("commit.abandoned", seconds=within)  # noqa: TRY400 - no traceback of ours says more
             await self.abort()
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._task = None
+        await self._end()
 
     async def abort(self) -> None:
         """End at once, as a killed process would: what is not durable now never will be."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._end()
         if self._lost is None:
             self._give_up(StoreUnavailable("the orchestrator was ended"), self._in_flight or [])
+
+    async def _end(self) -> None:
+        self._linger_no_more()
+        tasks = [task for task in (self._task, self._watcher) if task is not None]
+        self._task = self._watcher = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def is_over(self) -> bool:
@@ -140,9 +156,53 @@ class CommitLane:
         else:
             _tell(release, None)
 
+    def answer_when_durable(self, release: Release, shard: Shard, *, patient: bool = False) -> None:
+        """As `when_durable`, of an answer to a client: it is told an error, too, when the store is full or away, and does
+        not know then whether what was decided will be stored."""
+        if self._lost is not None or shard.lost is not None or not (self._dirty or self._in_flight is not None):
+            self.when_durable(release, shard)
+        elif self._dirty:
+            self._answers.append((release, shard))
+            if not patient:
+                self._hurry()
+        else:
+            self._answers_in_flight.append((release, shard))
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self.pending_since and loop.time() - self.pending_since > AWAY_SECONDS:
+                self.is_away = True
+                self._send_away(self.away())
+
+    @staticmethod
+    def away() -> StoreUnavailable:
+        """What clients are told while the store is away."""
+        return StoreUnavailable(
+            f"the store has confirmed nothing for {AWAY_SECONDS:g} s; what was asked for may still be stored",
+            {"retry_after": 1.0},
+        )
+
+    def _send_away(self, error: Coded) -> None:
+        answers = [*self._answers_in_flight, *self._answers]
+        self._answers_in_flight.clear()
+        self._answers.clear()
+        for release, _ in answers:
+            _tell(release, error)
+
+    async def durable_answer(self, shard: Shard) -> None:
+        """As `durable`, for an answer to a client: raises, too, when the store is full or away."""
+        if self.is_away:
+            raise self.away()
+        await self._wait(lambda release: self.answer_when_durable(release, shard))
+
     async def durable(self, shard: Shard | None = None) -> None:
         """Return when everything decided so far (for that shard, if one is named) is durable. Raises when it never will
         be."""
+        await self._wait(lambda release: self.when_durable(release, shard))
+
+    async def _wait(self, ask: Callable[[Release], None]) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def release(error: Coded | None) -> None:
@@ -152,7 +212,7 @@ class CommitLane:
                 else:
                     done.set_exception(error)
 
-        self.when_durable(release, shard)
+        ask(release)
         await done
 
     def give_up(self, shard: Shard) -> None:
@@ -170,6 +230,7 @@ class CommitLane:
             self._linger_no_more()
             self._dirty = False
             releases, self._collecting = self._collecting, []
+            self._answers_in_flight, self._answers = self._answers, []
             self._spoiled, self._spoiled_in_flight = None, self._spoiled
             self._in_flight = releases
             self.pending_since = loop.time()
@@ -185,6 +246,7 @@ class CommitLane:
                 self._give_up(InternalError(f"a commit failed: {error!r}"), releases)
                 return
             self.pending_since = 0.0
+            self.is_away = False
             self._in_flight = None
             for shard, append in touched:
                 shard.stored(append)
@@ -192,6 +254,9 @@ class CommitLane:
             self.commits += 1
             self._stored(self._taken_runs)
             self._release(releases)
+            if self._answers_in_flight:
+                self._release(self._answers_in_flight)
+                self._answers_in_flight = []
             if not self._dirty:
                 self._idle.set()
 
@@ -225,6 +290,7 @@ class CommitLane:
                 if not full:
                     full = True
                     self._on_full(True)
+                self._send_away(StoreFull("the store is full; what was asked for may be stored when there is room"))
             except StoreUnavailable as error:
                 if error.context.get("fatal"):
                     raise
@@ -257,8 +323,8 @@ class CommitLane:
         self._lost = error
         self._in_flight = None
         self._idle.set()
-        waiting = [*releases, *self._collecting]
-        self._collecting = []
+        waiting = [*releases, *self._collecting, *self._answers_in_flight, *self._answers]
+        self._collecting, self._answers_in_flight, self._answers = [], [], []
         self._on_lost(error)
         for release, _ in waiting:
             _tell(release, error)

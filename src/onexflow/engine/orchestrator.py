@@ -181,6 +181,7 @@ class Orchestrator:
             self._calls,
             self._sessions.lifecycle,
             self._observed,
+            self._outcomes,
             self._cluster,
             ids=self._ids,
             payload_limit=payload_limit,

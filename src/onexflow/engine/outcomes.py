@@ -85,7 +85,7 @@ class Outcomes:
     async def _wait_absent(self, key: RunKey, reply: WaitReply) -> None:
         """The run is not in memory: ended (perhaps not durably yet), parked, or unknown."""
         try:
-            await self._queries.durable(key)
+            await self._queries.durable(key, patient=True)
             if reply not in self._waiters.get(key, ()):
                 return
             run = await self._kernel.find(key)
@@ -95,6 +95,11 @@ class Outcomes:
             return
         if run.is_over and self._waits_no_more(key, reply):
             reply(views.outcome_of(key, run.state))
+
+    def refuse(self, key: RunKey, error: Coded) -> None:
+        """It is not known whether the run's start will be durable: send away who waits for its end."""
+        for reply in self._waiters.pop(key, ()):
+            reply(error)
 
     def left(self, shard: Shard, error: Coded) -> None:
         """The shard is not owned any more: send away who waits for its runs. Of a run whose start is not durable the next

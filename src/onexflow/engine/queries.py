@@ -48,11 +48,12 @@ class Queries:
                 for wake in self._wakes.get(run.key, ()):
                     wake.set()
 
-    async def durable(self, key: RunKey) -> None:
+    async def durable(self, key: RunKey, *, patient: bool = False) -> None:
         """Return when everything decided so far for the run's shard is durable, and the shard is certain to be this
-        owner's. Raises StoreUnavailable or ShardMoved when it never will be."""
+        owner's. Raises StoreUnavailable, StoreFull or ShardMoved when it never will be, or not now; `patient`: who waits
+        for a store that is full or away does not hear of it."""
         shard = self._kernel.shard_of(key)
-        await self._kernel.lane.durable(shard)
+        await (self._kernel.lane.durable(shard) if patient else self._kernel.lane.durable_answer(shard))
         await self._kernel.confirm(CONFIRMED_SECONDS)
         shard.check()
 

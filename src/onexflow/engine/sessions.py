@@ -21,7 +21,7 @@ from onexflow.engine.run import Attempt
 from onexflow.engine.shard import Shard
 from onexflow.engine.tally import Tally
 from onexflow.ports.nodes import UNFIT
-from onexflow.ports.registry import Prober, Registry
+from onexflow.ports.registry import MemberEvent, Prober, Registry
 from onexflow.ports.worker_link import (
     PROTOCOL_VERSION,
     Ack,
@@ -53,6 +53,8 @@ log = structlog.get_logger("onexflow.sessions")
 BATCH_TASKS = 64
 BATCH_BYTES = 1 << 20
 PROBE_SECONDS = 0.25
+#: A worker that has said nothing for so long has not answered a ping.
+QUIET_SECONDS = 3.0
 
 
 class Attempts(Protocol):
@@ -225,7 +227,9 @@ class Sessions:
         #: Attempts whose worker is out of sight, by its incarnation.
         self.orphans: dict[str, dict[Token, Attempt]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._doubts: dict[str, asyncio.Task[None]] = {}
         self._unnamed: set[WorkerSession] = set()
+        self._unsubscribe = registry.subscribe(self._on_member)
 
     def accept(self, link: WorkerLink) -> WorkerSession:
         session = WorkerSession(self, link)
@@ -238,7 +242,8 @@ class Sessions:
             session.is_open = False
             session.close(reason)
         self.by_worker.clear()
-        watches = list(self._watches.values())
+        self._unsubscribe()
+        watches = [*self._watches.values(), *self._doubts.values()]
         for watch in watches:
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
@@ -341,23 +346,27 @@ class Sessions:
             attempt.session = None
         sent = [] if planned else [attempt for attempt in inflight.values() if attempt.sent]
         if sent:
-            self.watch(session.incarnation, session.worker_id, session.hello.liveness, sent)
+            self.watch(session.incarnation, session.worker_id, session.hello.liveness, sent, session.heard_at)
         for attempt in inflight.values():
             if planned or not attempt.sent:
                 self.hub.give_back(attempt)
 
     # ---- proof of death
 
-    def watch(self, incarnation: str, worker: str, liveness: str, attempts: Iterable[Attempt]) -> None:
-        """Keep attempts of a worker that is out of sight until their fate is known. One that is in sight is asked."""
+    def watch(
+        self, incarnation: str, worker: str, liveness: str, attempts: Iterable[Attempt], heard_at: float | None = None
+    ) -> None:
+        """Keep attempts of a worker that is out of sight until their fate is known. One that is in sight is asked.
+        `heard_at`: the loop time at which it was heard last, if that is known here."""
         orphans = self.orphans.setdefault(incarnation, {})
         orphans.update({attempt.token: attempt for attempt in attempts})
         session = self.by_worker.get(worker)
         if session is not None and session.incarnation == incarnation:
             self.ask(session, {attempt.token.shard for attempt in orphans.values()})
         if incarnation not in self._watches:
-            task = asyncio.get_running_loop().create_task(self._watch(incarnation, worker, liveness))
-            self._watches[incarnation] = task
+            loop = asyncio.get_running_loop()
+            since = loop.time() if heard_at is None else heard_at
+            self._watches[incarnation] = loop.create_task(self._watch(incarnation, worker, liveness, since))
 
     def ask(self, session: WorkerSession, shards: Iterable[int]) -> None:
         """Have a worker say again what it holds of these shards. One that has not said it yet will, by itself."""
@@ -374,15 +383,38 @@ class Sessions:
             if not orphans:
                 del self.orphans[incarnation]
 
-    async def _watch(self, incarnation: str, worker: str, liveness: str) -> None:
+    def _on_member(self, event: MemberEvent) -> None:
+        """The membership of a worker has ended: is it still there?"""
+        record = event.record
+        session = self.by_worker.get(record.node_id)
+        if event.type != "down" or session is None or session.incarnation != record.incarnation:
+            return
+        if record.incarnation not in self._doubts:
+            task = asyncio.get_running_loop().create_task(self._doubt(session), name="worker-doubt")
+            self._doubts[record.incarnation] = task
+
+    async def _doubt(self, session: WorkerSession) -> None:
+        """It is, if it says something or answers at its liveness port. Else its stream is given up."""
+        loop = asyncio.get_running_loop()
         try:
-            await self._look_after(incarnation, worker, liveness)
+            heard_at = session.heard_at
+            await asyncio.sleep(max(0.0, heard_at + QUIET_SECONDS - loop.time()))
+            answer = await self._answer(session.hello.liveness if session.hello is not None else "")
+            if session.heard_at == heard_at and answer != session.incarnation and session.is_open:
+                log.warning("worker.silent", worker=session.worker_id, incarnation=session.incarnation)
+                session.close("the worker is silent, and its membership has ended")
+                session.on_close(planned=False)
+        finally:
+            del self._doubts[session.incarnation]
+
+    async def _watch(self, incarnation: str, worker: str, liveness: str, heard_at: float) -> None:
+        try:
+            await self._look_after(incarnation, worker, liveness, heard_at)
         finally:
             del self._watches[incarnation]  # in the same breath as the last look: the next orphan is watched anew
 
-    async def _look_after(self, incarnation: str, worker: str, liveness: str) -> None:
+    async def _look_after(self, incarnation: str, worker: str, liveness: str, silent_since: float) -> None:
         loop = asyncio.get_running_loop()
-        silent_since = loop.time()
         while incarnation in self.orphans:
             answer = await self._answer(liveness)
             if answer is not None and answer != incarnation:

@@ -253,6 +253,11 @@ class Shard:
     def take(self, now: float, *, checkpoint: bool = True) -> ShardAppend:
         """Pack what is pending into one append, and start collecting anew."""
         pending, self.pending = self.pending, Pending()
+        is_whole = self.early is None
+        if not is_whole:
+            # A checkpoint now would name the runs that are in memory and forget those that are still being read back. So
+            # there is none, and who changes between parked and hot waits for it.
+            self.pending.parked, pending.parked = pending.parked, {}
         self._in_flight = pending.registers
         self.is_in_flight = True
         head = pending.segments[0].offset if pending.segments else self.next
@@ -292,7 +297,7 @@ class Shard:
         behind = self.next - self.checkpoint_offset
         is_due = behind >= CHECKPOINT_EVENTS or (behind and now - self.checkpoint_at >= CHECKPOINT_SECONDS)
         # The next owner finds a run by its parked row or in the list of hot ones: whoever changes sides, changes both.
-        if checkpoint and (is_due or append.parked):
+        if checkpoint and is_whole and (is_due or append.parked):
             self.checkpoint_offset, self.checkpoint_at = self.next, now
             hot = [iid for iid, run in self.runs.items() if not run.is_over]
             hot.extend(queue.iid for queue in self.queues.values())

@@ -5,6 +5,7 @@ The graph of the definition is what is started; the key and the hash make a repe
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 
@@ -12,7 +13,7 @@ import msgspec
 
 from onexflow.core.commands import StartRun
 from onexflow.core.definition import MAX_SECONDS
-from onexflow.core.errors import Coded, InvalidArgument, RunExists, RunFailed, UnknownWorkflowType
+from onexflow.core.errors import Coded, InvalidArgument, RunExists, RunFailed, StoreUnavailable, UnknownWorkflowType
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, instance_of_request
 from onexflow.core.machine import WORKFLOW_STATES
@@ -22,7 +23,7 @@ from onexflow.engine.catalog import Catalog
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.lifecycle import Lifecycles
 from onexflow.engine.observed import Observed
-from onexflow.engine.outcomes import InBackground
+from onexflow.engine.outcomes import InBackground, Outcomes
 from onexflow.engine.queries import Queries
 from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Run
@@ -30,6 +31,9 @@ from onexflow.ports.client_link import Caller, OrchestratorService, StartOutcome
 from onexflow.ports.clock import IdSource
 from onexflow.spi.exceptions import SPIError
 from onexflow.telemetry import tracing
+
+#: Seconds until a called run is asked for again whose owner's store is away.
+AGAIN_SECONDS = 0.5
 
 StartReply = Callable[[StartOutcome | SPIError], None]
 
@@ -44,6 +48,7 @@ class Starts:
         calls: CallBook,
         lifecycles: Lifecycles,
         observed: Observed,
+        outcomes: Outcomes,
         cluster: OrchestratorService,
         *,
         ids: IdSource,
@@ -58,6 +63,7 @@ class Starts:
         self._calls = calls
         self._lifecycles = lifecycles
         self._observed = observed
+        self._outcomes = outcomes
         self._cluster = cluster
         self._ids = ids
         self._payload_limit = payload_limit
@@ -68,6 +74,8 @@ class Starts:
     def start(self, request: StartRequest, reply: StartReply) -> None:
         try:
             self._refuse()
+            if request.caller is None and self._kernel.lane.is_away:
+                raise self._kernel.lane.away()
             if request.caller is not None:
                 request = self._calls.named(request, request.caller)
             key, digest = key_of(request, self._ids, self._kernel.now())
@@ -141,14 +149,19 @@ class Starts:
                 {"run": str(key), "state": "failed", "error": state.error.type, **(state.error.context or {})},
             )
 
-        is_awaited = request.wait and isinstance(answer, StartOutcome)
+        is_awaited = request.wait and request.caller is None and isinstance(answer, StartOutcome)
 
         def begun(error: Coded | None) -> None:
             self._observed.begun(key, span, error)
             if not is_awaited:
                 reply(answer if error is None else error)
+            elif error is not None:
+                self._outcomes.refuse(key, error)
 
-        self._kernel.lane.when_durable(begun, run.shard, patient=is_awaited)
+        if request.caller is None:
+            self._kernel.lane.answer_when_durable(begun, run.shard, patient=is_awaited)
+        else:
+            self._kernel.lane.when_durable(begun, run.shard)
         if is_awaited:
             reply(answer)
 
@@ -159,7 +172,10 @@ class Starts:
         shard = self._kernel.shard_of(key)
         record = None
         while record is None:
-            await self._queries.durable(key)
+            if request.caller is None:
+                await self._queries.durable(key)
+            else:  # an orchestration waits
+                await self._kernel.lane.durable(shard)
             record = await self._kernel.store.find_run(shard.id, key.to_bytes())
             if record is None and self._kernel.known_start(key) is None:
                 self._create(request, graph, key, digest, reply)
@@ -185,11 +201,22 @@ class Starts:
             request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
         )
         if self._kernel.is_shared:  # the called run may be another's
-            self._cluster.start_run(msgspec.structs.replace(request, caller=None), reply)
+            self._start_anywhere(msgspec.structs.replace(request, caller=None), reply)
         elif is_new:
             self._create(request, graph, key, digest, reply)
         else:
             await self._start_known(request, graph, key, digest, reply)
+
+    def _start_anywhere(self, request: StartRequest, reply: StartReply) -> None:
+        """Start a called run at its owner. An orchestration waits for a store that is away, unlike clients."""
+
+        def told(answer: StartOutcome | SPIError) -> None:
+            if isinstance(answer, StoreUnavailable) and not self._kernel.lane.is_over:
+                asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._start_anywhere, request, reply)
+            else:
+                reply(answer)
+
+        self._cluster.start_run(request, told)
 
 
 def graph_for(catalog: Catalog, request: StartRequest, payload_limit: int) -> Graph:

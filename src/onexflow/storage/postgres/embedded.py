@@ -89,6 +89,8 @@ class EmbeddedPostgres:
             raise StoreUnavailable(message, {"hint": hint})
         self.settings = {**_SETTINGS, **settings}
         self.port = 0
+        #: The addresses that it listens on, parted by commas, beside which 127.0.0.1 must be.
+        self.listen = "127.0.0.1"
         self.password = secrets.token_urlsafe(12)
         self._binaries = found
         self._keep: Path | None = None
@@ -268,7 +270,7 @@ class EmbeddedPostgres:
         options = {
             **self.settings,
             "port": str(self.port),
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self.listen,
             "unix_socket_directories": "",
         }
         command = self._as_user(

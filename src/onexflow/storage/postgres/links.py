@@ -80,6 +80,8 @@ class Link:
         self._used = connection is not None
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
+        #: Loop time at which it could not be made last, and why.
+        self._unreached: tuple[float, StoreUnavailable] | None = None
 
     async def run(self, work: Callable[[Connection], Awaitable[T]], seconds: float = READ_SECONDS) -> T:
         """Do `work`, undisturbed by what becomes of the caller. Raises errors of ours alone."""
@@ -106,9 +108,16 @@ class Link:
 
     async def run_here(self, work: Callable[[Connection], Awaitable[T]], seconds: float = READ_SECONDS) -> T:
         """As `run`, for a caller that is not cancelled."""
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
         async with self._lock:
             self._session.check()
-            connection = await self._connected()
+            self.check_reached(asked)
+            try:
+                connection = await self._connected()
+            except StoreUnavailable as error:
+                self._unreached = loop.time(), error
+                raise
             overdue = asyncio.get_running_loop().call_later(seconds, connection.terminate)
             try:
                 return await work(connection)
@@ -122,6 +131,11 @@ class Link:
                 raise self._session.note(translate(error, shown)) from error
             finally:
                 overdue.cancel()
+
+    def check_reached(self, since: float) -> None:
+        """Raises when it was tried in vain since then, for somebody who was before in the line."""
+        if self._unreached is not None and self._unreached[0] > since:
+            raise StoreUnavailable(str(self._unreached[1]), self._unreached[1].context)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -198,8 +212,10 @@ class Readers:
 
     async def once(self, work: Callable[[Connection], Awaitable[T]], seconds: float = READ_SECONDS) -> T:
         """On any free connection, and not again."""
+        asked = asyncio.get_running_loop().time()
         link = await self._free.get()
         try:
+            link.check_reached(asked)
             return await link.run(work, seconds)
         finally:
             self._free.put_nowait(link)

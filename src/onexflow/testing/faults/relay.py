@@ -49,11 +49,13 @@ class _Link:
 
 
 class Relay:
-    """Relays 127.0.0.1:<port> to `target` ("host:port"). The port is chosen once and kept."""
+    """Relays `host`:<port> to `target` ("host:port"). The port is chosen once and kept."""
 
-    def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
+    def __init__(self, target: str, *, host: str = "127.0.0.1") -> None:
+        self.host = host
+        self.target = target
+        there, _, port = target.rpartition(":")
+        self._target = (there, int(port))
         self.port = 0
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
@@ -66,7 +68,7 @@ class Relay:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def connections(self) -> int:
@@ -85,7 +87,7 @@ class Relay:
     async def listen(self) -> None:
         """Take connections (again, on the same port). Idempotent."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._serve, self.host, self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:

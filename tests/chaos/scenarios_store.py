@@ -1,0 +1,150 @@
+"""PostgreSQL that dies or has no room, under load: nothing acknowledged is lost, clients are told, and it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from uuid import uuid4
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from onexflow.core.errors import BY_CODE, StoreFull
+from onexflow.rpc.channel import open_channel
+from onexflow.v1 import workflow_pb2, workflow_pb2_grpc
+
+from .cluster import ChaosCluster
+from .figures import Figures
+from .load import CHAIN
+from .servers import SmallDisk
+from .stage import Options, Stage
+
+#: Seconds that PostgreSQL is away.
+AWAY = 10.0
+#: Seconds that a plain call has: longer is a hang.
+PATIENCE = 8.0
+
+
+async def kill_postgres(options: Options) -> Figures:
+    """PostgreSQL killed and restarted after ten seconds: nothing is lost, work goes on within two seconds of its return,
+    and meanwhile clients get UNAVAILABLE with RetryInfo."""
+    away = 4.0 if options.quick else AWAY
+    async with Stage("kill-postgres", options, ChaosCluster()) as stage:
+        figures = stage.figures
+        figures.promise("work goes on after its return s", 2.0)
+        figures.promise("plain calls that hung", 0)
+        figures.promise("plain calls refused without RetryInfo", 0)
+        for number in range(options.rounds):
+            killed = time.monotonic()
+            await stage.cluster.postgres.kill()
+            await asyncio.sleep(0.5)
+            plain = await _plain_starts(stage)
+            await asyncio.sleep(max(0.0, away - (time.monotonic() - killed)))
+            await stage.cluster.postgres.start()
+            back_ns = time.time_ns()
+            await stage.connect()
+            figures.add("work goes on after its return s", await _next_result(stage, back_ns))
+            await asyncio.sleep(3.0)
+            _plain(figures, plain)
+            stage.told(number)
+    return stage.figures
+
+
+async def fill_disk(options: Options) -> Figures:
+    """PostgreSQL's disk is full for ten seconds: new starts are refused with a code that says so, what runs is safe, and
+    all goes on when there is room again, without a restart."""
+    away = 5.0 if options.quick else AWAY
+    disk = SmallDisk()
+    why = await disk.mount()
+    if why:
+        print(f"fill-disk is left out: {why}")
+        return Figures()
+    try:
+        async with Stage("fill-disk", options, ChaosCluster(disk=disk.folder)) as stage:
+            figures = stage.figures
+            figures.promise("work goes on after there is room s", 3.0)
+            figures.promise("plain calls that hung", 0)
+            figures.promise("starts refused for want of room", 1, "min")
+            pids = [node.pid for node in stage.cluster.nodes]
+            for number in range(options.rounds):
+                full_ns = time.time_ns()
+                plain = []
+                until = time.monotonic() + away
+                while time.monotonic() < until:
+                    disk.fill()
+                    plain += await _plain_starts(stage)
+                    await asyncio.sleep(0.2)
+                disk.empty()
+                room_ns = time.time_ns()
+                figures.add("work goes on after there is room s", await _next_result(stage, room_ns))
+                await asyncio.sleep(3.0)
+                figures.add("tasks/s while it is full", stage.load.tasks_a_second(full_ns, room_ns))
+                figures.add("starts refused for want of room", sum(code == StoreFull.code for _, code, _ in plain))
+                _plain(figures, plain)
+                assert pids == [node.pid for node in stage.cluster.nodes if node.lives], "a process ended"
+                stage.told(number)
+        return stage.figures
+    finally:
+        await disk.unmount()
+
+
+#: Seconds that a plain start took, the code of its refusal ("": none, "hung": no answer), and when to try again.
+Answer = tuple[float, str, float]
+
+
+async def _plain_starts(stage: Stage) -> list[Answer]:
+    """At each orchestrator one."""
+    nodes = stage.cluster.orchestrators.values()
+    return list(await asyncio.gather(*(_plain_start(node.listen) for node in nodes)))
+
+
+async def _plain_start(address: str) -> Answer:
+    """A start as any gRPC client would make it."""
+    request = workflow_pb2.StartWorkflowRequest(workflow_type=CHAIN, request_id=str(uuid4()))
+    request.namespace = "default"
+    request.input.encoding, request.input.data = "json", b"{}"
+    began = time.monotonic()
+    async with open_channel(address) as channel:
+        try:
+            await workflow_pb2_grpc.WorkflowServiceStub(channel).StartWorkflow(request, timeout=PATIENCE)
+        except grpc.aio.AioRpcError as error:
+            code, again = _details(error)
+            return time.monotonic() - began, code, again
+    return time.monotonic() - began, "", 0.0
+
+
+def _details(error: grpc.aio.AioRpcError) -> tuple[str, float]:
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "hung", 0.0
+    code, again = error.code().name, 0.0
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+                if detail.Unpack(info):
+                    code = info.reason
+                elif detail.Unpack(retry):
+                    again = retry.retry_delay.ToNanoseconds() / 1e9
+    return code, again
+
+
+def _plain(figures: Figures, answers: list[Answer]) -> None:
+    codes = Counter(code for _, code, _ in answers)
+    refused = [answer for answer in answers if answer[1] not in ("", "hung")]
+    figures.add("plain calls answered after s", *(seconds for seconds, _, _ in answers))
+    figures.add("plain calls refused", len(refused))
+    figures.add("plain calls that hung", codes["hung"])
+    figures.add("plain calls refused without RetryInfo", sum(again == 0 for _, _, again in refused))
+    unknown = {code for _, code, _ in refused} - set(BY_CODE)
+    assert not unknown, f"refused with {unknown}"
+
+
+async def _next_result(stage: Stage, since_ns: int, seconds: float = 30.0) -> float:
+    """Seconds until the first task that was begun after that time."""
+    async with asyncio.timeout(seconds):
+        while True:
+            starts = [ran.start_ns for ran in stage.trail.read() if ran.start_ns > since_ns]
+            if starts:
+                return (min(starts) - since_ns) / 1e9
+            await asyncio.sleep(0.02)
