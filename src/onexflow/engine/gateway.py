@@ -16,6 +16,7 @@ import msgspec
 
 from onexflow.core.errors import Draining, Overloaded, ShardMoved, Unavailable, UnknownWorkflowType
 from onexflow.core.ids import RunKey
+from onexflow.engine.events.cluster import ClusterEvents
 from onexflow.ports.client_link import (
     ControlOutcome,
     ControlRequest,
@@ -71,6 +72,10 @@ class Local(OrchestratorService, Protocol):
 
     def other_addresses(self) -> Sequence[str]:
         """Of the other orchestrators that are there."""
+
+    @property
+    def shard_count(self) -> int:
+        """Of the store."""
 
 
 #: The orchestrator at an address.
@@ -177,9 +182,13 @@ class Gateway:
         self._peers = peers
         self._router = Router(local, peers, is_forwarded)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._events: ClusterEvents | None = None
 
-    async def close(self) -> None:
-        """Pass nothing on any more."""
+    async def close(self, error: SPIError) -> None:
+        """Pass nothing on any more. Consumers are told the error."""
+        if self._events is not None:
+            self._events.stop(error)
+            await self._events.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -187,7 +196,23 @@ class Gateway:
 
     @property
     def events(self) -> EventService:
-        return cast("EventService", _Routed(self._router, self.local.events, lambda peer: peer.events))
+        if self._events is None:
+            self._events = ClusterEvents(self.local.events, _EventOwners(self), lambda: self.local.shard_count)
+        return self._events
+
+    def others(self) -> dict[str, Peer]:
+        """The other orchestrators that are there and can be asked, by their addresses."""
+        found = {}
+        for address in self.local.other_addresses():
+            try:
+                found[address] = self._peers(address)
+            except Unavailable:  # it has just gone
+                continue
+        return found
+
+    @property
+    def router(self) -> Router:
+        return self._router
 
     @property
     def records(self) -> PersistenceService:
@@ -367,6 +392,22 @@ class Gateway:
 
     def health(self) -> Health:
         return self.local.health()
+
+
+class _EventOwners:
+    """Implements `engine.events.cluster.Owners`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def is_forwarded(self) -> bool:
+        return self._gateway.router.is_forwarded()
+
+    async def ask(self, call: Callable[[EventService], Awaitable[T]]) -> T:
+        return await self._gateway.router.ask(lambda peer: call(peer.events))
+
+    def others(self) -> dict[str, EventService]:
+        return {address: peer.events for address, peer in self._gateway.others().items()}
 
 
 def gateways(local: Local, peers: Peers | None, ids: IdSource) -> tuple[Gateway, ...]:

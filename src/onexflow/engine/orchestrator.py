@@ -261,7 +261,7 @@ class Orchestrator:
         self._draining = True
         await self._ownership.stop()
         for gateway in self._gateways:
-            await gateway.close()
+            await gateway.close(Draining(reason))
         self._queues.stop(Draining(reason))
         self.events.stop(Draining(reason))
         await self.events.close()
@@ -473,6 +473,11 @@ class Orchestrator:
         """Of the other orchestrators that are there."""
         others = (one for one in self._registry.members("orchestrator") if one.node_id != self.orchestrator_id)
         return [one.address for one in others if one.address]
+
+    @property
+    def shard_count(self) -> int:
+        """Of the store."""
+        return self._kernel.store.shards
 
     async def refresh_definitions(self) -> None:
         """Know what was registered through other orchestrators."""
