@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from onexflow.core.errors import Draining, InvalidTransition, UnknownGroup
+from onexflow.core.errors import Draining, InvalidTransition, Unavailable, UnknownGroup, UnknownTopic
 from onexflow.core.ids import shard_of_slot
 from onexflow.core.payload import Payload
 from onexflow.engine.stream import stream_key
@@ -48,9 +49,21 @@ async def send(cluster: MultiCluster, through: str, first: int, last: int) -> li
     values = []
     for number in range(first, last):
         name = NAMES[number % len(NAMES)]
-        await publish(bus(cluster, through), stream(name), [name, number])
+        await persist(cluster, through, name, [name, number])
         values.append([name, number])
     return values
+
+
+async def persist(cluster: MultiCluster, through: str, name: str, value: Any) -> None:
+    """Publish, again while its owner does not answer, as a client would."""
+    event_id = cluster.ids.uuid()
+    while True:
+        try:
+            async with asyncio.timeout(2.0):
+                await publish(bus(cluster, through), stream(name), value, event_id=event_id)
+            return
+        except (TimeoutError, Unavailable):
+            await cluster.clock.sleep(0.1)
 
 
 def in_order(values: list[Any]) -> bool:
@@ -171,10 +184,9 @@ async def test_one_that_joins_takes_part() -> None:
 async def test_the_window_is_the_consumers_and_what_was_not_given_is_not_counted() -> None:
     async with MultiCluster(seed=6) as cluster:
         await three(cluster)
-        for _ in range(12):  # each time with the same event in hand, more often than max_deliveries allows
-            reader = await Reader(bus(cluster, "b"), group="g", start="earliest", window=1, max_deliveries=20).begin()
-            if not reader.got:
-                await send(cluster, "a", 0, 16) if not _ else None
+        await send(cluster, "a", 0, 16)
+        for _ in range(6):
+            reader = await Reader(bus(cluster, "b"), group="g", start="earliest", window=1).begin()
             await reader.have(1)
             await cluster.clock.sleep(1.0)
             assert len(reader.got) == 1
@@ -182,8 +194,8 @@ async def test_the_window_is_the_consumers_and_what_was_not_given_is_not_counted
             await cluster.clock.sleep(0.1)
         reader = await Reader(bus(cluster, "c"), auto=True, group="g").begin()
         await reader.have(16)
-        others = [delivery for delivery in reader.got if delivery.attempt == 1]
-        assert len(others) >= 8
+        # What was given six times is one event, or one of each owner: whose part is first is chance.
+        assert sum(delivery.attempt - 1 for delivery in reader.got) == 6
         reader.close()
 
 
@@ -249,7 +261,7 @@ async def test_topics_are_known_whoever_keeps_them() -> None:
             await publish(bus(cluster, "a"), stream(name), name, topic="t1")
         await reader.have(16)
         assert await bus(cluster, "b").delete_topic("default", "t1")
-        assert (await reader.fails()).code == "OXF-4009" or True
+        assert isinstance(await reader.fails(), UnknownTopic)
         await cluster.clock.sleep(2.0)
         late = await Reader(bus(cluster, "a"), topics=("t1",), start="earliest").begin()
         await publish(bus(cluster, "b"), stream("s0"), "new", topic="t1")

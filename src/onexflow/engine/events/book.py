@@ -453,7 +453,7 @@ class EventBook:
     # ---- groups
 
     async def list_groups(self, namespace: str) -> Sequence[GroupView]:
-        """Of several orchestrators: who reads, and what is not answered, here alone."""
+        """Of several orchestrators: who reads, what is not answered, and dead letters, here alone."""
         await self._kernel.lane.durable()
         if self._kernel.is_shared:
             return await self._shared_groups(namespace)
@@ -464,17 +464,24 @@ class EventBook:
         """The groups as the store has them."""
         heads = await self._kernel.store.heads()
         views = []
-        for shard in range(self._kernel.store.shards):
-            async for register, data in registers(self._kernel, shard, names.GROUPS):
-                of, name = names.parts_of(register)
-                if of == namespace:
-                    config = names.decode(data, GroupConfig)
-                    found = await self._kernel.store.find_register(names.position(namespace, name))
-                    standings = {number: names.decode(stored, Standing) for number, stored in found}
-                    dead = await self._dead.count(namespace, name)
-                    known = self._groups.get((namespace, name))
-                    views.append(stored_view(namespace, name, config, standings, heads, dead, known))
-        return sorted(views, key=lambda view: view.name)
+        for name, config in sorted(await self._stored_groups(namespace)):
+            found = await self._kernel.store.find_register(names.position(namespace, name))
+            standings = {number: names.decode(stored, Standing) for number, stored in found}
+            dead = await self._dead.count(namespace, name)
+            known = self._groups.get((namespace, name))
+            views.append(stored_view(namespace, name, config, standings, heads, dead, known))
+        return views
+
+    async def _stored_groups(self, namespace: str) -> list[tuple[str, GroupConfig]]:
+        async def of(shard: int) -> list[tuple[str, GroupConfig]]:
+            prefix = names.group_config(namespace, "")
+            return [
+                (names.parts_of(register)[1], names.decode(data, GroupConfig))
+                async for register, data in registers(self._kernel, shard, prefix)
+            ]
+
+        shards = await asyncio.gather(*(of(shard) for shard in range(self._kernel.store.shards)))
+        return [group for groups in shards for group in groups]
 
     async def delete_group(self, namespace: str, name: str) -> bool:
         """Of several orchestrators: that which keeps it. Every consumer of it has a part there."""

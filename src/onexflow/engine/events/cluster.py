@@ -200,5 +200,5 @@ def _with(view: GroupView, other: GroupView) -> GroupView:
         positions=view.positions,
         lag=view.lag,
         unanswered=view.unanswered + other.unanswered,
-        dead_letters=view.dead_letters,
+        dead_letters=view.dead_letters + other.dead_letters,
     )

@@ -32,8 +32,9 @@ class DeadLetters:
         return found
 
     async def count(self, namespace: str, group: str) -> int:
+        """Those in the shards that are owned here."""
         total = 0
-        for shard in range(self._kernel.store.shards):
+        for shard in list(self._kernel.shards):
             async for _ in registers(self._kernel, shard, names.dead_letters(namespace, group)):
                 total += 1
         return total
