@@ -30,6 +30,7 @@ from onexflow.ports.client_link import (
     RunService,
     RunSummary,
     RunView,
+    ShardMap,
     StartOutcome,
     StartRequest,
 )
@@ -45,6 +46,8 @@ T = TypeVar("T")
 
 #: Was the call that is handled now passed on by another orchestrator?
 FORWARDED: ContextVar[bool] = ContextVar("onexflow-forwarded", default=False)
+#: Takes the address of the orchestrator that the present call was passed on to, for who has made it.
+PASSED_ON: ContextVar[list[str] | None] = ContextVar("onexflow-passed-on", default=None)
 #: Seconds that a call waits for an owner, and those between looks.
 PATIENCE: Final = 10.0
 LOOK_SECONDS: Final = 0.05
@@ -116,7 +119,10 @@ class Router:
             address = str(moved.context.get("address") or "")
             if address:
                 try:
-                    return await call(self._peers(address))
+                    answer = await call(self._peers(address))
+                    if (told := PASSED_ON.get()) is not None:
+                        told[:] = [address]
+                    return answer
                 except Unavailable as refused:  # it has gone, or has handed the shard over
                     error = refused
             if asked_at >= end:
@@ -392,6 +398,9 @@ class Gateway:
 
     def health(self) -> Health:
         return self.local.health()
+
+    def shard_map(self) -> ShardMap:
+        return self.local.shard_map()
 
 
 class _EventOwners:

@@ -65,6 +65,7 @@ from onexflow.ports.client_link import (
     RunOutcome,
     RunSummary,
     RunView,
+    ShardMap,
     StartRequest,
 )
 from onexflow.ports.clock import Clock, IdSource
@@ -478,6 +479,17 @@ class Orchestrator:
     def shard_count(self) -> int:
         """Of the store."""
         return self._kernel.store.shards
+
+    def shard_map(self) -> ShardMap:
+        if not self._kernel.is_shared:
+            return ShardMap()
+        own = self._record.address if self._record is not None else ""
+        owners = {
+            number: own if number in self._kernel.shards else self._kernel.locate(number)[1]
+            for number in range(self.shard_count)
+        }
+        addresses = (*([own] if own and not self._draining else []), *self.other_addresses())
+        return ShardMap(addresses, self.shard_count, {number: at for number, at in owners.items() if at})
 
     async def refresh_definitions(self) -> None:
         """Know what was registered through other orchestrators."""

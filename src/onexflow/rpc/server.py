@@ -171,6 +171,9 @@ class GrpcServer:
         while True:
             await asyncio.sleep(_HEALTH_EVERY)
             await self._follow_health()
+            shards = self._service.shard_map()
+            for client in self._clients:
+                client.tell_owners(shards)
 
     async def _follow_health(self) -> None:
         serving = not self._is_draining and self._service.health().serving

@@ -12,8 +12,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+import structlog
+
 from onexflow.core.errors import (
     Coded,
+    InternalError,
     InvalidArgument,
     InvalidTransition,
     OutOfRange,
@@ -65,6 +68,8 @@ from onexflow.ports.events import (
     TopicView,
 )
 from onexflow.spi.exceptions import SPIError
+
+log = structlog.get_logger("onexflow.events")
 
 #: Seconds in which a new group must have come to be in its home, and those between looks.
 CREATED_WITHIN: Final = 10.0
@@ -403,11 +408,19 @@ class EventBook:
         try:
             if reader is None:
                 reader = await self._enter(member.request)
-            if reader.config is not None:
-                await self._enter_shards(reader, member.request)
-            error = await self._ready(reader)
+            while True:
+                if reader.config is not None:
+                    await self._enter_shards(reader, member.request)
+                error = await self._ready(reader)
+                if reader.config is None:
+                    self._own_shards(reader, member.request)
+                if error is not None or self._kernel.shards.keys() == reader.cursors.keys():
+                    break  # else shards have come meanwhile
         except SPIError as failed:
             error = failed
+        except Exception as failed:
+            log.exception("consumer.not_begun", group=member.request.group)
+            error = InternalError(f"the consumer cannot begin: {failed!r}")
         del self._joining[member]
         if error is None and reader is not None and reader.config is not None:
             if self._groups.get(_name_of(reader)) is not reader:
@@ -422,6 +435,14 @@ class EventBook:
             self._heads = {shard.id: shard.durable for shard in self._kernel.shards.values()}
         self._active[reader] = None
         reader.join(member)
+
+    def _own_shards(self, reader: Reader, request: Consume) -> None:
+        """One that reads for himself has no part in what comes and goes before he has begun."""
+        for number in reader.cursors.keys() - self._kernel.shards.keys():
+            del reader.cursors[number]
+        for number, shard in self._kernel.shards.items():
+            if number not in reader.cursors:
+                reader.cursors[number] = self._beginning(shard, request)
 
     async def _ready(self, reader: Reader) -> SPIError | None:
         """A new group is durable before it begins; who goes on is told of what was cut meanwhile."""
