@@ -109,10 +109,14 @@ def firsts(values: list[Any]) -> dict[str, list[int]]:
 
 
 @settings(max_examples=20, deadline=None)
-@example(1, [("send", 0, 0.0), ("kill", 0, 0.01), ("send", 0, 0.3), ("add", 0, 7.0), ("send", 1, 7.0), ("stop", 0, 0.0)])
+@example(
+    1, [("send", 0, 0.0), ("kill", 0, 0.01), ("send", 0, 0.3), ("add", 0, 7.0), ("send", 1, 7.0), ("stop", 0, 0.0)]
+)
 @example(2, [("freeze", 1, 7.0), ("send", 0, 1.1), ("thaw", 0, 0.0), ("send", 0, 0.3), ("freeze", 0, 7.0)])
 @given(st.integers(0, 1 << 16), st.lists(ACTIONS, min_size=3, max_size=12))
-def test_consumers_miss_nothing_while_orchestrators_come_and_go(seed: int, actions: list[tuple[str, int, float]]) -> None:
+def test_consumers_miss_nothing_while_orchestrators_come_and_go(
+    seed: int, actions: list[tuple[str, int, float]]
+) -> None:
     run_virtual(_storm(seed, actions))
 
 

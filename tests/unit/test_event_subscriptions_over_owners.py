@@ -129,7 +129,9 @@ async def test_a_consumer_does_not_see_that_shards_move(group: str, end: str) ->
             await getattr(cluster, end)("c")
         sent += await send(cluster, "b", 32, 64)
         await reader.have(64)
-        assert reader.values == [value for place, value in enumerate(reader.values) if value not in reader.values[:place]]
+        assert reader.values == [
+            value for place, value in enumerate(reader.values) if value not in reader.values[:place]
+        ]
         await reader.ack()
         assert in_order(reader.values)
         assert sorted(reader.values) == sorted(sent)
@@ -212,7 +214,7 @@ async def test_a_delivery_that_is_not_answered_comes_again_and_becomes_a_dead_le
         assert len(letters) == 3
         assert await bus(cluster, "c").requeue_dead_letters("default", "g") == 3
         await reader.have(12)
-        await reader.ack(*{place for place in reader.places})
+        await reader.ack(*set(reader.places))
         assert not await bus(cluster, "b").list_dead_letters("default", "g")
         reader.close()
 

@@ -351,9 +351,7 @@ class Client:
 
     async def _describe(self, key: RunKey) -> RunView:
         request = pb.DescribeRunRequest(key=wire_common.key_to_pb(key))
-        answer = await self._unary(
-            lambda seconds: self._channels.workflows.DescribeRun(request, timeout=seconds), key
-        )
+        answer = await self._unary(lambda seconds: self._channels.workflows.DescribeRun(request, timeout=seconds), key)
         return wire.run_view(answer.run)
 
     async def _history(self, key: RunKey, from_sequence: int) -> AsyncIterator[EventView]:

@@ -274,9 +274,7 @@ def told(message: pb.ConsumeResponse) -> port.Told:
     match message.WhichOneof("message"):
         case "begun":
             begun = message.begun
-            return port.Begun(
-                positions=dict(begun.positions), heads=dict(begun.heads), epochs=dict(begun.epochs)
-            )
+            return port.Begun(positions=dict(begun.positions), heads=dict(begun.heads), epochs=dict(begun.epochs))
         case "reached":
             return port.Reached(positions=dict(message.reached.positions))
         case "left":

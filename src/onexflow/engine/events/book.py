@@ -422,9 +422,9 @@ class EventBook:
             log.exception("consumer.not_begun", group=member.request.group)
             error = InternalError(f"the consumer cannot begin: {failed!r}")
         del self._joining[member]
-        if error is None and reader is not None and reader.config is not None:
-            if self._groups.get(_name_of(reader)) is not reader:
-                error = UnknownGroup(f"group {reader.name!r} was deleted")
+        is_gone = reader is not None and reader.config is not None and self._groups.get(_name_of(reader)) is not reader
+        if error is None and reader is not None and is_gone:
+            error = UnknownGroup(f"group {reader.name!r} was deleted")
         if error is not None:
             member.tell(error)
         if member.is_over or reader is None:

@@ -59,7 +59,9 @@ class Projections:
         self._kernel.owned(shard)
         cursor = reader.cursors.get(shard)
         if cursor is None:
-            raise Unavailable(f"projection {name!r} is not read in shard {shard} yet", {"projection": name, "shard": shard})
+            raise Unavailable(
+                f"projection {name!r} is not read in shard {shard} yet", {"projection": name, "shard": shard}
+            )
         if cursor.saved == offset > expected and await self._is_stored(namespace, name, shard, states):
             await self._kernel.lane.durable()
             return  # a repeated call

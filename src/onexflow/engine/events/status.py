@@ -46,7 +46,9 @@ def stored_view(
 ) -> GroupView:
     """A group as the store has it, and who reads of it here."""
     lows = {
-        shard: max(1, standing.next) if config.projection else min((at for at, _ in standing.open), default=standing.next)
+        shard: max(1, standing.next)
+        if config.projection
+        else min((at for at, _ in standing.open), default=standing.next)
         for shard, standing in standings.items()
         if standing.born == config.born
     }
