@@ -14,7 +14,7 @@ from onexflow.codec.payload import decode_value, encode_value
 from onexflow.core.builder import WorkflowBuilder, workflow
 from onexflow.core.errors import Draining, InvalidTransition, ShardMoved
 from onexflow.core.ids import RunKey
-from onexflow.ports.client_link import ControlRequest, OrchestratorService, StartRequest
+from onexflow.ports.client_link import ControlRequest, OrchestratorService, StartOutcome, StartRequest
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing.clock import virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
@@ -62,7 +62,8 @@ class Caller:
             instance_id=instance,
             request_id=f"s{instance}",
         )
-        return (await self.ask(lambda engine: called(lambda reply: engine.start_run(request, reply)))).key
+        started: StartOutcome = await self.ask(lambda engine: called(lambda reply: engine.start_run(request, reply)))
+        return started.key
 
     async def result(self, key: RunKey) -> Any:
         outcome = await self.ask(lambda engine: called(lambda reply: engine.wait_run(key, reply)))

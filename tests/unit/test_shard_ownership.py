@@ -6,8 +6,10 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 
+from onexflow.codec.definitions import dump_definition
 from onexflow.codec.payload import encode_value
 from onexflow.core.builder import WorkflowBuilder, workflow
 from onexflow.core.errors import ShardMoved, UnknownNode
@@ -434,3 +436,25 @@ async def test_a_result_that_comes_to_nobody_is_kept_for_the_next_owner() -> Non
         cluster.thaw("c")
         assert await cluster.result(key) == 1
         assert script.count("charge") == 1
+
+
+@virtual_time
+async def test_a_start_without_a_version_takes_the_newest_whoever_registered_it() -> None:
+    script = Script()
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        longer = chain()
+        longer.compute("more", handler="calc")
+        definition = dump_definition(msgspec.structs.replace(longer.build(), version=2))
+        registered = await cluster.members["a"].engine.gateway.register_definition("default", definition)
+        assert registered.version == 2
+        for name in ("a", "b", "c"):
+            answers: asyncio.Queue[object] = asyncio.Queue()
+            key = await key_owned_by(cluster, name)
+            request = StartRequest(
+                namespace="default", workflow_type="chain", input=encode_value(1), instance_id=key.instance_id
+            )
+            cluster.members[name].engine.gateway.start_run(request, answers.put_nowait)
+            started = await answers.get()
+            assert isinstance(started, StartOutcome), started
+            assert started.version == 2

@@ -52,6 +52,8 @@ PASSED_ON: ContextVar[list[str] | None] = ContextVar("onexflow-passed-on", defau
 PATIENCE: Final = 10.0
 LOOK_SECONDS: Final = 0.05
 LONG_SECONDS: Final = 1.0
+#: Seconds that others are given to learn of a new definition.
+TELL_SECONDS: Final = 1.0
 #: Calls that may wait for owners at a time.
 MAX_WAITING: Final = 10_000
 
@@ -362,14 +364,28 @@ class Gateway:
         return await self._informed(lambda: self.local.measure_runs(namespace, workflow_type))
 
     async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
-        return await self.local.register_definition(namespace, definition)
+        """The others that answer know it, too, when this returns."""
+        info = await self.local.register_definition(namespace, definition)
+        if not self._router.is_forwarded():
+            others = [
+                peer.get_definition(namespace, info.workflow_type, info.version) for peer in self.others().values()
+            ]
+            try:
+                async with asyncio.timeout(TELL_SECONDS):
+                    answers = await asyncio.gather(*others, return_exceptions=True)
+            except TimeoutError:  # one that is frozen reads all definitions before it has a shard again
+                return info
+            for answer in answers:
+                if isinstance(answer, BaseException) and not isinstance(answer, SPIError):
+                    raise answer
+        return info
 
     async def get_definition(
         self, namespace: str, workflow_type: str, version: int = 0
     ) -> tuple[DefinitionInfo, bytes]:
         if not version:
             await self.local.refresh_definitions()
-        return await self._informed(lambda: self.local.get_definition(namespace, workflow_type, version))
+        return await self.local.get_definition(namespace, workflow_type, version)
 
     async def list_definitions(self, namespace: str) -> Sequence[DefinitionInfo]:
         await self.local.refresh_definitions()

@@ -23,6 +23,7 @@ from onexflow.core.errors import (
     StoreUnavailable,
     UnknownNode,
     UnknownTask,
+    UnknownWorkflowType,
 )
 from onexflow.core.ids import RunKey
 from onexflow.core.instructions import FinishRun
@@ -467,7 +468,13 @@ class Orchestrator:
     async def get_definition(
         self, namespace: str, workflow_type: str, version: int = 0
     ) -> tuple[DefinitionInfo, bytes]:
-        record = self._kernel.catalog.record(namespace, workflow_type, version)
+        try:
+            record = self._kernel.catalog.record(namespace, workflow_type, version)
+        except UnknownWorkflowType:
+            if not self._kernel.is_shared:
+                raise
+            await self._kernel.catalog.load()  # it may have been registered through another orchestrator
+            record = self._kernel.catalog.record(namespace, workflow_type, version)
         return self._kernel.catalog.info(record), record.data
 
     def other_addresses(self) -> Sequence[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol, TypeVar
 from uuid import UUID
 
@@ -165,20 +166,21 @@ class ClusterEvents:
     async def requeue_dead_letters(self, namespace: str, group: str, positions: Sequence[Position] = ()) -> int:
         if self._owners.is_forwarded():
             return await self._local.requeue_dead_letters(namespace, group, positions)
+        count = 0
         shards = await self._letters(namespace, group, positions)
+        for places in shards:
+            count += await self._owners.ask(partial(_requeue, namespace, group, places))
         if not shards:  # says what is wrong with the group
             return await self._local.requeue_dead_letters(namespace, group, ())
-        return sum(
-            [await self._owners.ask(lambda bus, at=at: bus.requeue_dead_letters(namespace, group, at)) for at in shards]  # type: ignore[misc]
-        )
+        return count
 
     async def discard_dead_letters(self, namespace: str, group: str, positions: Sequence[Position] = ()) -> int:
         if self._owners.is_forwarded():
             return await self._local.discard_dead_letters(namespace, group, positions)
-        shards = await self._letters(namespace, group, positions)
-        return sum(
-            [await self._owners.ask(lambda bus, at=at: bus.discard_dead_letters(namespace, group, at)) for at in shards]  # type: ignore[misc]
-        )
+        count = 0
+        for places in await self._letters(namespace, group, positions):
+            count += await self._owners.ask(partial(_discard, namespace, group, places))
+        return count
 
     async def _letters(self, namespace: str, group: str, positions: Sequence[Position]) -> list[list[Position]]:
         """These, or all that there are, shard by shard."""
@@ -189,6 +191,14 @@ class ClusterEvents:
         for position in positions:
             shards.setdefault(position[0], []).append(position)
         return list(shards.values())
+
+
+async def _requeue(namespace: str, group: str, places: Sequence[Position], bus: EventService) -> int:
+    return await bus.requeue_dead_letters(namespace, group, places)
+
+
+async def _discard(namespace: str, group: str, places: Sequence[Position], bus: EventService) -> int:
+    return await bus.discard_dead_letters(namespace, group, places)
 
 
 def _with(view: GroupView, other: GroupView) -> GroupView:

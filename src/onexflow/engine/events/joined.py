@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -405,7 +406,7 @@ class JoinedConsumer:
                 by_part.setdefault(holder[1], []).append(position)
         for part, places in by_part.items():
             if part.consumer is not None:
-                part.consumer.ack(places, lambda error, places=places: self._acked(places, error))  # type: ignore[misc]
+                part.consumer.ack(places, partial(self._acked, places))
 
     def _acked(self, positions: Sequence[Position], error: SPIError | None) -> None:
         if isinstance(error, Unavailable):
