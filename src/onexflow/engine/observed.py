@@ -25,7 +25,7 @@ class Observed:
     """The instruments of one orchestrator."""
 
     def __init__(self, kernel: Kernel, book: AttemptBook, sessions: Sessions) -> None:
-        self._now = kernel.store.now
+        self._now = kernel.now
         self._started = metrics.counter(names.RUNS_STARTED)
         self._ended = metrics.counter(names.RUNS_ENDED)
         self._durations = metrics.histogram(names.RUN_DURATION)
