@@ -82,6 +82,9 @@ class Local(OrchestratorService, Protocol):
     def shard_count(self) -> int:
         """Of the store."""
 
+    def owner_address(self, number: int) -> str:
+        """Where a shard's owner serves, as far as is known now."""
+
 
 #: The orchestrator at an address.
 Peers = Callable[[str], Peer]
@@ -121,7 +124,7 @@ class Router:
             address = str(moved.context.get("address") or "")
             if address:
                 try:
-                    answer = await call(self._peers(address))
+                    answer = await self._ask_while_owner(call, address, moved)
                     if (told := PASSED_ON.get()) is not None:
                         told[:] = [address]
                     return answer
@@ -136,6 +139,19 @@ class Router:
                 moved = again
             if loop.time() - asked_at > LONG_SECONDS:  # somebody had it for a while: a wait goes on
                 end = loop.time() + PATIENCE
+
+    async def _ask_while_owner(self, call: Callable[[Peer], Awaitable[T]], address: str, moved: ShardMoved) -> T:
+        """The answer of that orchestrator, unless it has lost the shard meanwhile: one that is frozen never says so."""
+        asked = asyncio.ensure_future(call(self._peers(address)))
+        try:
+            while not asked.done():
+                await asyncio.wait({asked}, timeout=LONG_SECONDS)
+                now = self._local.owner_address(int(moved.context.get("shard", -1)))
+                if not asked.done() and now not in {"", address}:
+                    raise ShardMoved(f"{address} has lost the shard", moved.context)
+            return asked.result()
+        finally:
+            asked.cancel()
 
 
 class _Routed:

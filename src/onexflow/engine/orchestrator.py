@@ -487,14 +487,17 @@ class Orchestrator:
         """Of the store."""
         return self._kernel.store.shards
 
+    def owner_address(self, number: int) -> str:
+        """Where a shard's owner serves, as far as is known now."""
+        if number not in self._kernel.shards:
+            return self._kernel.locate(number)[1]
+        return self._record.address if self._record is not None else ""
+
     def shard_map(self) -> ShardMap:
         if not self._kernel.is_shared:
             return ShardMap()
         own = self._record.address if self._record is not None else ""
-        owners = {
-            number: own if number in self._kernel.shards else self._kernel.locate(number)[1]
-            for number in range(self.shard_count)
-        }
+        owners = {number: self.owner_address(number) for number in range(self.shard_count)}
         addresses = (*([own] if own and not self._draining else []), *self.other_addresses())
         return ShardMap(addresses, self.shard_count, {number: at for number, at in owners.items() if at})
 
