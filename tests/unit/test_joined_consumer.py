@@ -112,7 +112,8 @@ async def test_it_begins_when_every_shard_has_an_owner() -> None:
     joined = Joined(group="g")
     joined.own.begin(1, s0=1)
     joined.own.bring(0, 1)
-    assert joined.told == joined.got == []
+    assert joined.told == []
+    assert joined.got == []
     joined.other.begin(3, s1=7)
     assert joined.told == [Begun(positions={0: 1, 1: 7}, heads={0: 1, 1: 7}, epochs={0: 1, 1: 3})]
     assert joined.got == [(0, 1)]
