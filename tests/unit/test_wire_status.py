@@ -96,6 +96,10 @@ def test_an_unknown_error_is_logged_and_told_without_its_story() -> None:
 
 def test_a_status_without_our_details_becomes_the_nearest_error() -> None:
     assert type(from_status(grpc.StatusCode.UNAVAILABLE, "connection refused")) is Unavailable
+    assert (
+        type(from_status(grpc.StatusCode.INTERNAL, "Internal error from Core")) is Unavailable
+    )  # the stream had ended
+    assert type(from_status(grpc.StatusCode.INTERNAL, "?")) is InternalError
     assert type(from_status(grpc.StatusCode.UNKNOWN, "?")) is InternalError
     assert type(from_status(grpc.StatusCode.INVALID_ARGUMENT, "?", [(DETAILS, b"\xff\xff")])) is InvalidArgument
 
@@ -104,3 +108,9 @@ def test_an_error_of_a_newer_peer_keeps_its_code() -> None:
     error = common.make_error("OXF-7777", "New.", {"a": 1})
     assert type(error) is InternalError
     assert error.context == {"a": 1, "reason": "OXF-7777"}
+
+
+def test_a_write_to_a_stream_that_has_ended_is_worth_trying_again() -> None:
+    error = from_status(grpc.StatusCode.INTERNAL, "Internal error from Core")
+    assert type(error) is Unavailable
+    assert type(from_status(grpc.StatusCode.INTERNAL, "something else")) is InternalError

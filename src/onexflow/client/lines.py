@@ -71,7 +71,7 @@ class Lines:
         """What the orchestrator of the main stream has said."""
         self._channels.learn(told.orchestrators)
         self._shards, self._owners = told.shards, dict(told.owners)
-        wanted = set(self._owners.values()) - {self._channels.address}
+        wanted = (set(self._owners.values()) & set(self._channels.addresses)) - {self._channels.address}
         for address in self._lines.keys() - wanted:
             task = asyncio.get_running_loop().create_task(self._lines.pop(address).close())
             self._closing.add(task)

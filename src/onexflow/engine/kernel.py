@@ -326,16 +326,17 @@ class Kernel:
 
     async def _read(self, shard: Shard, key: RunKey, record: RunRecord) -> Run | None:
         while True:
-            await self.lane.durable(shard)  # its parked row may be on the way
-            shard.reading.add(record.iid)
+            shard.reading.add(record.iid)  # before the wait: what is decided at its end is not durable yet
             try:
-                run = await read_run(self.store, self.catalog, shard, record)
-                parked = await self.store.get_parked(shard.id, record.iid)
-            except Unavailable:
-                raise
-            except Exception as error:  # its events make no sense to this release, in whatever way
-                log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
-                return None
+                await self.lane.durable(shard)  # its parked row may be on the way
+                try:
+                    run = await read_run(self.store, self.catalog, shard, record)
+                    parked = await self.store.get_parked(shard.id, record.iid)
+                except Unavailable:
+                    raise
+                except Exception as error:  # its events make no sense to this release, in whatever way
+                    log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
+                    return None
             finally:
                 is_outdated = record.iid in shard.outdated
                 shard.reading.discard(record.iid)

@@ -12,6 +12,7 @@ from uuid import UUID
 import structlog
 
 from onexflow.core.errors import Unavailable
+from onexflow.core.identity import ON_BEHALF, Identity
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.engine.events.joined import JoinedConsumer
@@ -48,6 +49,9 @@ class Owners(Protocol):
     def is_forwarded(self) -> bool:
         """Was the present call passed on? Then it is answered here, or not at all."""
 
+    def caller(self) -> Identity | None:
+        """For whom the present call is; None: this orchestrator's own."""
+
     async def ask(self, call: Callable[[EventService], Awaitable[T]]) -> T: ...
 
     def others(self) -> Mapping[str, EventService]:
@@ -82,7 +86,8 @@ class ClusterEvents:
     def consume(self, request: Consume, listener: ConsumeListener) -> Consumer:
         if self._owners.is_forwarded():
             return self._local.consume(request, listener)
-        consumer = JoinedConsumer(request, listener, self._services, self._shards(), self._over)
+        caller = self._owners.caller()
+        consumer = JoinedConsumer(request, listener, self._services, self._shards(), self._over, caller)
         self._consumers[consumer] = None
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look(), name="onexflow-consumers")
@@ -151,7 +156,11 @@ class ClusterEvents:
         if self._owners.is_forwarded():
             return list(views.values())
         others = self._owners.others().values()
-        answers = await asyncio.gather(*(one.list_groups(namespace) for one in others), return_exceptions=True)
+        behalf = ON_BEHALF.set(self._owners.caller())
+        try:
+            answers = await asyncio.gather(*(one.list_groups(namespace) for one in others), return_exceptions=True)
+        finally:
+            ON_BEHALF.reset(behalf)
         for answer in answers:
             if isinstance(answer, Unavailable):
                 log.debug("groups.not_told", error=str(answer))

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from onexflow.core.errors import ShardMoved, Unavailable
+from onexflow.core.identity import ON_BEHALF, Identity
 from onexflow.core.payload import Failure
 from onexflow.engine.events.reader import BATCH, NOT_GIVEN
 from onexflow.ports.events import (
@@ -83,7 +84,10 @@ class JoinedConsumer:
         services: Services,
         shards: int,
         on_over: Callable[[JoinedConsumer], None],
+        caller: Identity | None = None,
     ) -> None:
+        """`caller`: for whom the parts are; None: for this orchestrator itself."""
+        self._caller = caller
         self._request = request
         self._listener = listener
         self._services = services
@@ -217,6 +221,7 @@ class JoinedConsumer:
             if not part.is_over:
                 self._told(part, told)
 
+        behalf = ON_BEHALF.set(self._caller)
         try:
             part.consumer = service.consume(request, listen)
         except SPIError as error:
@@ -224,6 +229,8 @@ class JoinedConsumer:
         else:
             if part.is_over:  # it was told its end at once
                 part.consumer.close()
+        finally:
+            ON_BEHALF.reset(behalf)
 
     def _resume(self) -> dict[int, int]:
         return {shard: min(self._undone.get(shard) or {passed}) for shard, passed in self._passed.items()}
