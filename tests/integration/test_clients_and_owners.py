@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 
 import onexflow
 from integration.test_forwarding import Served, client_shard, pair
+from integration.test_security_forwarding import pair as secured
 from onexflow.app.system import SystemIds
 from onexflow.client.client import Client
 from onexflow.codec.wire import common as wire_common
@@ -18,6 +20,7 @@ from onexflow.engine.orchestrator import Orchestrator
 from onexflow.v1 import workflow_pb2 as pb
 from onexflow.v1 import workflow_pb2_grpc
 from support.engine_kit import single
+from support.security_kit import shows
 
 
 async def learnt(client: Client, *served: Served) -> None:
@@ -88,12 +91,36 @@ async def test_a_client_outlives_the_owner_that_it_asks() -> None:
 
 
 @pytest.mark.timeout(60)
+async def test_a_consumer_has_the_events_of_both_where_callers_are_known(tmp_path: Path) -> None:
+    async with (
+        secured(tmp_path, first=shows("a"), second=shows("b")) as both,
+        await onexflow.connect(both.one.address, token="token-of-ada") as client,
+    ):
+        await client.register(single("effect", "send").build())
+        async with asyncio.timeout(10):
+            while len(client._calls._lines) != 1:
+                await asyncio.sleep(0.01)
+        bus = client.event_bus(group="g")
+        subscription = await bus.subscribe_to_workflow_events("single", ["task.completed"])
+        handles = [await client.start("single", number) for number in range(16)]
+        assert {both.one.owns(handle.key) for handle in handles} == {True, False}
+        left = {handle.instance_id for handle in handles}
+        async with asyncio.timeout(20):
+            while left:
+                for message in await bus.pull(subscription):
+                    left.discard(message.instance_id)
+                    await message.ack()
+        assert [view.members for view in await bus.list_groups()] == [1]
+        await bus.close()
+
+
+@pytest.mark.timeout(60)
 async def test_plain_stubs_are_told_who_answered() -> None:
     async with pair() as (one, two, _, __), await onexflow.connect(two.address) as client:
         await client.register(single("effect", "send").build())
         key = RunKey("default", "single", SystemIds().uuid())
         while client_shard(one, key):
-            key = key._replace(instance_id=SystemIds().uuid())
+            key = RunKey("default", "single", SystemIds().uuid())
         await client.start("single", 1, instance_id=key.instance_id)
         async with grpc.aio.insecure_channel(one.address) as channel:
             stub = workflow_pb2_grpc.WorkflowServiceStub(channel)
