@@ -29,6 +29,15 @@ from support.engine_kit import Script, single
 class Served(NamedTuple):
     engine: Orchestrator
     address: str
+    server: GrpcServer
+    registry: MemoryRegistry
+
+    async def kill(self) -> None:
+        """Nothing is said, nothing more is stored, the port refuses."""
+        await self.engine._kernel.abandon()
+        await self.server.stop(0.0)
+        await self.engine.abandon()
+        await self.registry.crash()
 
 
 @asynccontextmanager
@@ -44,9 +53,10 @@ async def orchestrator(store: MemoryStore, hub: MemoryRegistryHub, name: str) ->
     address = await server.start()
     await engine.announce(address)
     try:
-        yield Served(engine, address)
+        yield Served(engine, address, server, registry)
     finally:
-        await engine.hand_over()
+        if not engine._kernel.lane.is_over:
+            await engine.hand_over()
         await server.stop(1.0)
         await engine.stop()
         await peers.close()

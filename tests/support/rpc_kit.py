@@ -71,6 +71,9 @@ class FakeService:
         self.followers: list[Callable[[Any], None]] = []
         self.changed = asyncio.Event()
 
+    def shard_map(self) -> cl.ShardMap:
+        return cl.ShardMap()
+
     def accept_worker(self, link: wl.WorkerLink) -> RecordingPeer:
         peer = RecordingPeer(link)
         self.peers.append(peer)

@@ -23,6 +23,7 @@ class Local:
 
     orchestrator_id = "here"
     events = records = node_registry = None
+    shard_count = 1
 
     def __init__(self) -> None:
         self.replies: list[Callable[[Any], None]] = []
@@ -54,6 +55,9 @@ class Local:
 
     def other_addresses(self) -> tuple[str, ...]:
         return ("other:1",)
+
+    def owner_address(self, number: int) -> str:
+        return "other:1"
 
 
 class Peer:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from onexflow.codec.definitions import dump_definition
 from onexflow.codec.payload import encode_value
 from onexflow.core.builder import WorkflowBuilder, workflow
 from onexflow.core.errors import ShardMoved, UnknownNode
@@ -436,3 +437,25 @@ async def test_a_run_that_is_read_back_for_nobody_any_more_complains_to_nobody(m
         assert not complaints
         script.gates["charge"].set()
         assert await cluster.result(key) == 1
+
+
+@virtual_time
+async def test_a_start_without_a_version_takes_the_newest_whoever_registered_it() -> None:
+    script = Script()
+    async with MultiCluster() as cluster:
+        await three(cluster, script, chain())
+        longer = chain()
+        longer.compute("more", handler="calc")
+        definition = dump_definition(msgspec.structs.replace(longer.build(), version=2))
+        registered = await cluster.members["a"].engine.gateway.register_definition("default", definition)
+        assert registered.version == 2
+        for name in ("a", "b", "c"):
+            answers: asyncio.Queue[object] = asyncio.Queue()
+            key = await key_owned_by(cluster, name)
+            request = StartRequest(
+                namespace="default", workflow_type="chain", input=encode_value(1), instance_id=key.instance_id
+            )
+            cluster.members[name].engine.gateway.start_run(request, answers.put_nowait)
+            started = await answers.get()
+            assert isinstance(started, StartOutcome), started
+            assert started.version == 2

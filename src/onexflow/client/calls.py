@@ -72,6 +72,11 @@ class Calls:
         self.work = asyncio.Event()
 
     @property
+    def is_connected(self) -> bool:
+        """Is a stream up?"""
+        return self._window > 0
+
+    @property
     def unanswered(self) -> bool:
         return bool(self._queue or self._open)
 

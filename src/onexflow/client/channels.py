@@ -15,6 +15,7 @@ from onexflow.core.address import split_address
 from onexflow.core.errors import (
     Draining,
     InvalidArgument,
+    InvalidConfiguration,
     NotSecured,
     PermissionDenied,
     ShardMoved,
@@ -40,6 +41,9 @@ Stub = TypeVar("Stub")
 RETIRED_WITHIN: Final = 30.0
 #: Codes of calls that may have reached nobody.
 _UNREACHED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+
+#: How gRPC itself says that a stream has broken, beside UNAVAILABLE: when that was in the middle of a write, for one.
+_BROKEN: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
 
 
 def parse_addresses(addresses: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -67,7 +71,12 @@ class Channels:
         self._security = security or ClientSecurity()
         for address in addresses:
             self._security.check(address)
-        self._present = 0
+        #: Those that were given, and stay; others are learnt from the orchestrators.
+        self._given = addresses
+        self._present = addresses[0]
+        #: Whose stubs are given out instead of the present one's.
+        self._asked = ""
+        self._owners: dict[str, Channels] = {}
         #: With the version of the certificates that each was opened with.
         self._channels: dict[str, tuple[grpc.aio.Channel, int]] = {}
         #: Channels with certificates of before, whose calls may end.
@@ -77,7 +86,26 @@ class Channels:
 
     @property
     def address(self) -> str:
-        return self.addresses[self._present]
+        return self._asked or self._present
+
+    def learn(self, addresses: Iterable[str]) -> None:
+        """These orchestrators are there, beside those that were given. Where a token would travel in the clear, none is."""
+        known = dict.fromkeys((*self._given, *filter(self._may_ask, addresses), self._present))
+        self.addresses = tuple(known)
+
+    def _may_ask(self, address: str) -> bool:
+        try:
+            self._security.check(address)
+        except InvalidConfiguration:
+            return False
+        return True
+
+    def at(self, address: str) -> Channels:
+        """The channel to one orchestrator alone."""
+        found = self._owners.get(address)
+        if found is None:
+            found = self._owners[address] = Channels((address,), forwarding=self.forwarding, security=self._security)
+        return found
 
     @property
     def workflows(self) -> workflow_pb2_grpc.WorkflowServiceAsyncStub:
@@ -120,8 +148,9 @@ class Channels:
     def failed(self, address: str) -> None:
         """That orchestrator did not answer: go on with the next one."""
         self.follow_certificates()
-        if address == self.address:
-            self._present = (self._present + 1) % len(self.addresses)
+        if address == self._present:
+            place = self.addresses.index(address)
+            self._present = self.addresses[(place + 1) % len(self.addresses)]
 
     def follow_certificates(self) -> None:
         """If they were replaced, connect anew from now on; what is under way on the old connections may end."""
@@ -135,6 +164,8 @@ class Channels:
                 closing.add_done_callback(lambda task: self._retired.pop(task, None))
 
     def error_of(self, error: grpc.aio.AioRpcError) -> SPIError:
+        if error.code() in _BROKEN and not is_answer(error):
+            return Unavailable(f"{self.address}: {error.details()}", {"code": error.code().name})
         found = from_rpc_error(error)
         if self.forwarding and isinstance(found, Unauthenticated):  # not the caller's fault
             hint = "Give the orchestrators a token, or certificates, of an identity with the role member."
@@ -151,16 +182,17 @@ class Channels:
             return NotSecured(f"no secure connection to {where}: {cause}", {**cause.context, **context})
         return Unavailable(f"no orchestrator answers at {where}: {cause}", context)
 
-    async def unary(self, call: Callable[[float], Awaitable[Answer]], timeout: float) -> Answer:
-        """The answer to a unary call, `call(seconds)`; its errors are ours.
+    async def unary(self, call: Callable[[float], Awaitable[Answer]], timeout: float, owner: str = "") -> Answer:
+        """The answer to a unary call, `call(seconds)`; its errors are ours. `owner`: the address to ask first.
 
         A call that reached no orchestrator, or one that is not the one to ask, is repeated until `timeout` is over:
         reading twice is harmless, and what changes something carries a request_id.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
+        asked = ""
         attempts = AsyncRetrying(
-            retry=retry_if_exception(self.ask_again),
+            retry=retry_if_exception(lambda error: self.ask_again(error, asked)),
             wait=wait_random_exponential(multiplier=0.05, max=1.0),
             stop=stop_after_delay(timeout),
             reraise=True,
@@ -168,13 +200,20 @@ class Channels:
         try:
             async for attempt in attempts:
                 with attempt:
-                    return await call(max(0.001, deadline - clock()))
+                    self._asked, owner = owner, ""
+                    asked = self.address
+                    try:
+                        answer = call(max(0.001, deadline - clock()))  # it takes its stub now
+                    finally:
+                        self._asked = ""
+                    return await answer
         except grpc.aio.AioRpcError as error:
             raise self.error_of(error) from error
         raise AssertionError("unreachable: the last attempt's error is raised")
 
-    def ask_again(self, error: BaseException) -> bool:
-        """Is this no answer to the call, but only to the question whom to ask? Then the next orchestrator is."""
+    def ask_again(self, error: BaseException, asked: str = "") -> bool:
+        """Is this no answer to the call, but only to the question whom to ask? Then the next orchestrator is. `asked`: the
+        address, when it need not be the present one."""
         # CANCELLED: by the other end, which has ended in the middle of the call. One that this end gives up raises
         # CancelledError.
         if self.forwarding or not isinstance(error, grpc.aio.AioRpcError):
@@ -182,11 +221,13 @@ class Channels:
         if error.code() not in _UNREACHED and not isinstance(self.error_of(error), Unavailable):
             return False
         if not is_answer(error) or isinstance(self.error_of(error), (Draining, ShardMoved)):
-            self.failed(self.address)
+            self.failed(asked or self.address)
             return True
         return False
 
     async def close(self) -> None:
+        for one in self._owners.values():
+            await one.close()
         retired = dict(self._retired)
         for task in retired:
             task.cancel()

@@ -19,6 +19,7 @@ from onexflow.client.failures import run_failed
 from onexflow.client.follow import follow
 from onexflow.client.handle import RunHandle
 from onexflow.client.ids import instance_uuid, new_request_id
+from onexflow.client.lines import Lines
 from onexflow.client.remote import RemoteService
 from onexflow.client.security import client_security
 from onexflow.client.stream import ConnectStream
@@ -97,6 +98,9 @@ async def connect(
 class Client:
     """What programs ask of a cluster. Make it with `connect`; one a process is enough, for any number of tasks.
 
+    Of several orchestrators it knows all as soon as it is connected to one, and asks the owners of its runs. Any of them may
+    die: calls are repeated at another one, within their time.
+
     Every method raises the errors of `onexflow.core.errors`, the same as on the orchestrator, with their context.
     """
 
@@ -110,8 +114,15 @@ class Client:
         self._service = RemoteService.of(self)
         self._registries: WeakSet[WorkflowNodeRegistry] = WeakSet()
         self._buses: WeakSet[WorkflowEventBus] = WeakSet()
-        self._calls = Calls(ask_again=()) if channels.forwarding else Calls()
-        self._stream = ConnectStream(self._calls, channels, client_id=client_id, patience=patience)
+        main = Calls(ask_again=()) if channels.forwarding else Calls()
+        self._calls = Lines(channels, main, client_id)
+        self._stream = ConnectStream(
+            main,
+            channels,
+            client_id=client_id,
+            patience=patience,
+            on_owners=None if channels.forwarding else self._calls.learn,
+        )
         self._running = asyncio.get_running_loop().create_task(self._stream.run(), name="onexflow-client")
 
     async def _connected(self, timeout: float) -> None:
@@ -140,6 +151,7 @@ class Client:
         await self._service.close()
         self._running.cancel()
         await asyncio.wait([self._running])
+        await self._calls.close()
         await self._channels.close()
 
     # ---- runs
@@ -351,14 +363,16 @@ class Client:
 
     async def _describe(self, key: RunKey) -> RunView:
         request = pb.DescribeRunRequest(key=wire_common.key_to_pb(key))
-        answer = await self._unary(lambda seconds: self._channels.workflows.DescribeRun(request, timeout=seconds))
+        answer = await self._unary(lambda seconds: self._channels.workflows.DescribeRun(request, timeout=seconds), key)
         return wire.run_view(answer.run)
 
     async def _history(self, key: RunKey, from_sequence: int) -> AsyncIterator[EventView]:
         sequence = max(1, from_sequence)
         while True:
             request = pb.GetHistoryRequest(key=wire_common.key_to_pb(key), from_sequence=sequence, page_size=PAGE)
-            page = await self._unary(lambda seconds, r=request: self._channels.workflows.GetHistory(r, timeout=seconds))
+            page = await self._unary(
+                lambda seconds, r=request: self._channels.workflows.GetHistory(r, timeout=seconds), key
+            )
             for event in page.events:
                 yield wire.event_view(event)
             if not page.events:
@@ -418,5 +432,7 @@ class Client:
             return None
         return decode_value(wire_common.trusted_payload(outcome.result))
 
-    async def _unary(self, call: Any) -> Any:
-        return await self._channels.unary(call, self._call_timeout)
+    async def _unary(self, call: Any, key: RunKey | None = None) -> Any:
+        """`key`: of the run that it is about."""
+        owner = self._calls.owner_of(key) if key is not None else ""
+        return await self._channels.unary(call, self._call_timeout, owner)

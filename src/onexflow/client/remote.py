@@ -110,16 +110,16 @@ class RemoteService:
     async def control(self, request: ControlRequest) -> ControlOutcome:
         message, method = _control_message(request)
         message.request_id = message.request_id or new_request_id()
-        answer = await self._unary(method, message)
+        answer = await self._unary(method, message, request.key)
         return wire.control_outcome(answer.outcome)
 
     async def describe_run(self, key: RunKey) -> RunView:
-        answer = await self._unary("DescribeRun", pb.DescribeRunRequest(key=_key(key)))
+        answer = await self._unary("DescribeRun", pb.DescribeRunRequest(key=_key(key)), key)
         return wire.run_view(answer.run)
 
     async def read_history(self, key: RunKey, from_sequence: int = 1, limit: int = 1000) -> Sequence[EventView]:
         request = pb.GetHistoryRequest(key=_key(key), from_sequence=max(1, from_sequence), page_size=limit)
-        answer = await self._unary("GetHistory", request)
+        answer = await self._unary("GetHistory", request, key)
         return [wire.event_view(event) for event in answer.events]
 
     def follow_run(
@@ -176,10 +176,10 @@ class RemoteService:
             task.cancel()
         await asyncio.gather(*given_up, return_exceptions=True)
 
-    async def _unary(self, method: str, request: Any) -> Any:
+    async def _unary(self, method: str, request: Any, key: RunKey | None = None) -> Any:
         client = await self._source()
         return await client._unary(
-            lambda seconds: getattr(client._channels.workflows, method)(request, timeout=seconds)
+            lambda seconds: getattr(client._channels.workflows, method)(request, timeout=seconds), key
         )
 
     def _keep(self, work: Coroutine[Any, Any, None], tell: Callable[[SPIError], None]) -> Callable[[], None]:

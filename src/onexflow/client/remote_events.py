@@ -49,9 +49,6 @@ log = structlog.get_logger("onexflow.client")
 #: Keeps what is under way; returns the way to stop it.
 Keep = Callable[[Coroutine[Any, Any, None], Callable[[SPIError], None]], Callable[[], None]]
 
-#: How gRPC itself says that a stream has broken, beside UNAVAILABLE: when that was in the middle of a write, for one.
-_BROKEN: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
-
 #: Answers of one message.
 MAX_ANSWERS: Final = 1024
 
@@ -254,9 +251,8 @@ class RemoteConsumer:
             except grpc.aio.AioRpcError as failed:
                 channels.ask_again(failed)  # and if it was no answer, the next orchestrator is asked
                 error = channels.error_of(failed)
-                if failed.code() in _BROKEN and not is_answer(failed):
+                if isinstance(error, Unavailable) and not is_answer(failed):
                     channels.failed(address)
-                    error = Unavailable(f"{address}: {failed.details()}")
             except asyncio.InvalidStateError:  # how grpc.aio says that the stream ended before the write
                 error = Unavailable(f"{address}: {await stream.details()}")
                 channels.failed(address)

@@ -7,7 +7,7 @@ the next of the orchestrators, and `Calls` sends again what has no answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -34,7 +34,17 @@ class _StreamEndedError(Exception):
 class ConnectStream:
     """Owner of the stream. `patience`: seconds without any orchestrator after which the waiting calls fail."""
 
-    def __init__(self, calls: Calls, channels: Channels, *, client_id: str, patience: float) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        channels: Channels,
+        *,
+        client_id: str,
+        patience: float,
+        on_owners: Callable[[pb.ConnectOwners], None] | None = None,
+    ) -> None:
+        """`on_owners` is told who owns what, of several orchestrators."""
+        self._on_owners = on_owners
         self._calls = calls
         self._channels = channels
         self._client_id = client_id
@@ -69,12 +79,12 @@ class ConnectStream:
         try:
             async for attempt in attempts:
                 with attempt:
-                    await self._one_stream()
+                    await self.once()
         except RetryError as error:
             cause = error.last_attempt.exception()
             raise self._channels.unavailable(cause) from cause
 
-    async def _one_stream(self) -> None:
+    async def once(self) -> None:
         """One stream from Hello to its end. Returns when it was good for a while, raises Unavailable when not."""
         self._channels.follow_certificates()
         address = self._channels.address
@@ -133,6 +143,9 @@ class ConnectStream:
                 kind = message.WhichOneof("message")
                 if kind == "batch":
                     self._calls.answered(message.batch)
+                elif kind == "owners":
+                    if self._on_owners is not None:
+                        self._on_owners(message.owners)
                 elif kind == "drain":
                     raise _StreamEndedError(message.drain.reason or "the orchestrator is going away")
         finally:

@@ -17,6 +17,7 @@ import msgspec
 from onexflow.core.errors import Draining, Overloaded, ShardMoved, Unavailable, UnknownWorkflowType
 from onexflow.core.identity import CALLER, ON_BEHALF, Identity
 from onexflow.core.ids import RunKey
+from onexflow.engine.events.cluster import ClusterEvents
 from onexflow.ports.client_link import (
     ControlOutcome,
     ControlRequest,
@@ -30,6 +31,7 @@ from onexflow.ports.client_link import (
     RunService,
     RunSummary,
     RunView,
+    ShardMap,
     StartOutcome,
     StartRequest,
 )
@@ -45,10 +47,14 @@ T = TypeVar("T")
 
 #: Was the call that is handled now passed on by another orchestrator?
 FORWARDED: ContextVar[bool] = ContextVar("onexflow-forwarded", default=False)
+#: Takes the address of the orchestrator that the present call was passed on to, for who has made it.
+PASSED_ON: ContextVar[list[str] | None] = ContextVar("onexflow-passed-on", default=None)
 #: Seconds that a call waits for an owner, and those between looks.
 PATIENCE: Final = 10.0
 LOOK_SECONDS: Final = 0.05
 LONG_SECONDS: Final = 1.0
+#: Seconds that others are given to learn of a new definition.
+TELL_SECONDS: Final = 1.0
 #: Calls that may wait for owners at a time.
 MAX_WAITING: Final = 10_000
 
@@ -72,6 +78,13 @@ class Local(OrchestratorService, Protocol):
 
     def other_addresses(self) -> Sequence[str]:
         """Of the other orchestrators that are there."""
+
+    @property
+    def shard_count(self) -> int:
+        """Of the store."""
+
+    def owner_address(self, number: int) -> str:
+        """Where a shard's owner serves, as far as is known now."""
 
 
 #: The orchestrator at an address.
@@ -125,7 +138,10 @@ class Router:
             address = str(moved.context.get("address") or "")
             if address:
                 try:
-                    return await self.ask_peer(call, address, caller)
+                    answer = await self._ask_while_owner(call, address, moved, caller)
+                    if (told := PASSED_ON.get()) is not None:
+                        told[:] = [address]
+                    return answer
                 except Unavailable as refused:  # it has gone, or has handed the shard over
                     error = refused
             if asked_at >= end:
@@ -137,6 +153,21 @@ class Router:
                 moved = again
             if loop.time() - asked_at > LONG_SECONDS:  # somebody had it for a while: a wait goes on
                 end = loop.time() + PATIENCE
+
+    async def _ask_while_owner(
+        self, call: Callable[[Peer], Awaitable[T]], address: str, moved: ShardMoved, caller: Identity | None
+    ) -> T:
+        """The answer of that orchestrator, unless it has lost the shard meanwhile: one that is frozen never says so."""
+        asked = asyncio.ensure_future(self.ask_peer(call, address, caller))
+        try:
+            while not asked.done():
+                await asyncio.wait({asked}, timeout=LONG_SECONDS)
+                now = self._local.owner_address(int(moved.context.get("shard", -1)))
+                if not asked.done() and now not in {"", address}:
+                    raise ShardMoved(f"{address} has lost the shard", moved.context)
+            return asked.result()
+        finally:
+            asked.cancel()
 
 
 class _Routed:
@@ -192,9 +223,13 @@ class Gateway:
         self._peers = peers
         self._router = Router(local, peers, is_forwarded, caller)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._events: ClusterEvents | None = None
 
-    async def close(self) -> None:
-        """Pass nothing on any more."""
+    async def close(self, error: SPIError) -> None:
+        """Pass nothing on any more. Consumers are told the error."""
+        if self._events is not None:
+            self._events.stop(error)
+            await self._events.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -202,7 +237,23 @@ class Gateway:
 
     @property
     def events(self) -> EventService:
-        return cast("EventService", _Routed(self._router, self.local.events, lambda peer: peer.events))
+        if self._events is None:
+            self._events = ClusterEvents(self.local.events, _EventOwners(self), lambda: self.local.shard_count)
+        return self._events
+
+    def others(self) -> dict[str, Peer]:
+        """The other orchestrators that are there and can be asked, by their addresses."""
+        found = {}
+        for address in self.local.other_addresses():
+            try:
+                found[address] = self._peers(address)
+            except Unavailable:  # it has just gone
+                continue
+        return found
+
+    @property
+    def router(self) -> Router:
+        return self._router
 
     @property
     def records(self) -> PersistenceService:
@@ -353,14 +404,32 @@ class Gateway:
         return await self._informed(lambda: self.local.measure_runs(namespace, workflow_type))
 
     async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
-        return await self.local.register_definition(namespace, definition)
+        """The others that answer know it, too, when this returns."""
+        info = await self.local.register_definition(namespace, definition)
+        if not self._router.is_forwarded():
+            caller = self._router.caller()
+            others = [
+                self._router.ask_peer(
+                    lambda peer: peer.get_definition(namespace, info.workflow_type, info.version), address, caller
+                )
+                for address in self.others()
+            ]
+            try:
+                async with asyncio.timeout(TELL_SECONDS):
+                    answers = await asyncio.gather(*others, return_exceptions=True)
+            except TimeoutError:  # one that is frozen reads all definitions before it has a shard again
+                return info
+            for answer in answers:
+                if isinstance(answer, BaseException) and not isinstance(answer, SPIError):
+                    raise answer
+        return info
 
     async def get_definition(
         self, namespace: str, workflow_type: str, version: int = 0
     ) -> tuple[DefinitionInfo, bytes]:
         if not version:
             await self.local.refresh_definitions()
-        return await self._informed(lambda: self.local.get_definition(namespace, workflow_type, version))
+        return await self.local.get_definition(namespace, workflow_type, version)
 
     async def list_definitions(self, namespace: str) -> Sequence[DefinitionInfo]:
         await self.local.refresh_definitions()
@@ -393,6 +462,28 @@ class Gateway:
 
     def health(self) -> Health:
         return self.local.health()
+
+    def shard_map(self) -> ShardMap:
+        return self.local.shard_map()
+
+
+class _EventOwners:
+    """Implements `engine.events.cluster.Owners`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def is_forwarded(self) -> bool:
+        return self._gateway.router.is_forwarded()
+
+    def caller(self) -> Identity | None:
+        return self._gateway.router.caller()
+
+    async def ask(self, call: Callable[[EventService], Awaitable[T]]) -> T:
+        return await self._gateway.router.ask(lambda peer: call(peer.events))
+
+    def others(self) -> dict[str, EventService]:
+        return {address: peer.events for address, peer in self._gateway.others().items()}
 
 
 def gateways(local: Local, peers: Peers | None, ids: IdSource) -> tuple[Gateway, ...]:

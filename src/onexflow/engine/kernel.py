@@ -239,11 +239,6 @@ class Kernel:
         await self.store.close()
 
     @property
-    def owns_all(self) -> bool:
-        """Is this orchestrator the owner of all shards?"""
-        return len(self.shards) == self._shard_count
-
-    @property
     def undurable(self) -> int:
         """Events that are decided and not durable yet, counted once a turn of the loop; starts in it are added."""
         if self._undurable < 0:
@@ -269,10 +264,13 @@ class Kernel:
 
     def shard_of(self, key: RunKey) -> Shard:
         """Raises ShardMoved, with its owner as far as is known, when it is not owned here."""
-        shard_id = self.number_of(key)
-        shard = self.shards.get(shard_id)
+        return self.owned(self.number_of(key))
+
+    def owned(self, number: int) -> Shard:
+        """The shard of that number. Raises ShardMoved as `shard_of`."""
+        shard = self.shards.get(number)
         if shard is None:
-            raise self._moved(shard_id)
+            raise self._moved(number)
         return shard
 
     def number_of(self, key: RunKey) -> int:

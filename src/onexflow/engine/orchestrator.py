@@ -23,6 +23,7 @@ from onexflow.core.errors import (
     StoreUnavailable,
     UnknownNode,
     UnknownTask,
+    UnknownWorkflowType,
 )
 from onexflow.core.ids import RunKey
 from onexflow.core.instructions import FinishRun
@@ -65,6 +66,7 @@ from onexflow.ports.client_link import (
     RunOutcome,
     RunSummary,
     RunView,
+    ShardMap,
     StartRequest,
 )
 from onexflow.ports.clock import Clock, IdSource
@@ -262,7 +264,7 @@ class Orchestrator:
         self._draining = True
         await self._ownership.stop()
         for gateway in self._gateways:
-            await gateway.close()
+            await gateway.close(Draining(reason))
         self._queues.stop(Draining(reason))
         self.events.stop(Draining(reason))
         await self.events.close()
@@ -467,13 +469,38 @@ class Orchestrator:
     async def get_definition(
         self, namespace: str, workflow_type: str, version: int = 0
     ) -> tuple[DefinitionInfo, bytes]:
-        record = self._kernel.catalog.record(namespace, workflow_type, version)
+        try:
+            record = self._kernel.catalog.record(namespace, workflow_type, version)
+        except UnknownWorkflowType:
+            if not self._kernel.is_shared:
+                raise
+            await self._kernel.catalog.load()  # it may have been registered through another orchestrator
+            record = self._kernel.catalog.record(namespace, workflow_type, version)
         return self._kernel.catalog.info(record), record.data
 
     def other_addresses(self) -> Sequence[str]:
         """Of the other orchestrators that are there."""
         others = (one for one in self._registry.members("orchestrator") if one.node_id != self.orchestrator_id)
         return [one.address for one in others if one.address]
+
+    @property
+    def shard_count(self) -> int:
+        """Of the store."""
+        return self._kernel.store.shards
+
+    def owner_address(self, number: int) -> str:
+        """Where a shard's owner serves, as far as is known now."""
+        if number not in self._kernel.shards:
+            return self._kernel.locate(number)[1]
+        return self._record.address if self._record is not None else ""
+
+    def shard_map(self) -> ShardMap:
+        if not self._kernel.is_shared:
+            return ShardMap()
+        own = self._record.address if self._record is not None else ""
+        owners = {number: self.owner_address(number) for number in range(self.shard_count)}
+        addresses = (*([own] if own and not self._draining else []), *self.other_addresses())
+        return ShardMap(addresses, self.shard_count, {number: at for number, at in owners.items() if at})
 
     async def refresh_definitions(self) -> None:
         """Know what was registered through other orchestrators."""

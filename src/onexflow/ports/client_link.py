@@ -8,8 +8,8 @@ unless the returned cancel function was called before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
@@ -273,6 +273,15 @@ class RunService(Protocol):
     async def list_nodes(self) -> Sequence[NodeView]: ...
 
 
+class ShardMap(NamedTuple):
+    """Which orchestrator owns what, as far as is known: addresses of all that are there, how many shards there are, and the
+    owners' addresses by shard. Empty when there is one orchestrator."""
+
+    orchestrators: tuple[str, ...] = ()
+    shards: int = 0
+    owners: Mapping[int, str] = {}
+
+
 class OrchestratorService(RunService, Protocol):
     """One orchestrator. `reply` gets the named outcome or an SPIError instance."""
 
@@ -303,3 +312,6 @@ class OrchestratorService(RunService, Protocol):
         """Tell a worker to finish and take nothing new. False when it already drains."""
 
     def health(self) -> Health: ...
+
+    def shard_map(self) -> ShardMap:
+        """For clients that ask the owners themselves."""

@@ -202,6 +202,9 @@ class EventStore(Protocol):
     async def owners(self) -> Sequence[tuple[int, int, str]]:
         """(shard, epoch, owner) of every shard; epoch 0 and "" when never claimed."""
 
+    async def heads(self) -> dict[int, int]:
+        """The next offset of every shard: all events before it are durable."""
+
     async def claim(self, shard: int, epoch: int, owner: str) -> ShardClaim | None:
         """Compare-and-set: make `owner` the shard's owner at `epoch + 1`, if its epoch is still `epoch`; else None.
         Durable when it returns."""

@@ -128,10 +128,15 @@ class Consume(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
-    """The first word to a consumer: from where it reads (shard → next offset), and where the log ended then."""
+    """The first word to a consumer: from where it reads (shard → next offset), and where the log ended then. `epochs`
+    are the ownerships in which the shards were then: the version of the shard map that the positions were told under.
+
+    An orchestrator that joins the parts of several owners (`engine.events.joined`) is told it again, of shards alone that
+    have come to the owner since."""
 
     positions: dict[int, int]
     heads: dict[int, int]
+    epochs: dict[int, int] = {}
 
 
 class Reached(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +147,14 @@ class Reached(msgspec.Struct, frozen=True, kw_only=True):
     positions: dict[int, int]
 
 
-Told = Begun | Sequence[Delivery] | Reached | SPIError
+class Left(msgspec.Struct, frozen=True, kw_only=True):
+    """These shards are another owner's now. Told to an orchestrator that joins the parts of several owners, never to a
+    consumer: he does not see that a shard moves."""
+
+    shards: tuple[int, ...]
+
+
+Told = Begun | Sequence[Delivery] | Reached | Left | SPIError
 #: Called on the event loop: once with Begun, then with deliveries and how far they go; an error is the last word.
 ConsumeListener = Callable[[Told], None]
 Done = Callable[[SPIError | None], None]

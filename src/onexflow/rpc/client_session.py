@@ -22,7 +22,7 @@ from onexflow.core.errors import (
     RunFailed,
 )
 from onexflow.core.identity import ANYBODY, CALLER, Identity, passed_on
-from onexflow.ports.client_link import OrchestratorService, RunOutcome, StartOutcome
+from onexflow.ports.client_link import OrchestratorService, RunOutcome, ShardMap, StartOutcome
 from onexflow.rpc.status import judged
 from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
 from onexflow.spi.exceptions import SPIError
@@ -78,6 +78,7 @@ class ClientStream(ServerStream):
         self._window = window
         self._caller = CALLER.get()
         self._welcomed = False
+        self._told = ShardMap()
         self._calls: dict[int, _Call] = {}
         self._answers: deque[tuple[int, Outcome]] = deque()
         self._control: list[pb.ConnectResponse] = []
@@ -91,6 +92,16 @@ class ClientStream(ServerStream):
         """Tell the client to go elsewhere; open calls are still answered."""
         if self._welcomed:
             self._control.append(pb.ConnectResponse(drain=pb.ConnectDrain(reason=reason)))
+            self._wake.set()
+
+    def tell_owners(self, shards: ShardMap) -> None:
+        """Who owns what, if that is not what it was told last."""
+        if self._welcomed and shards.shards and shards != self._told:
+            self._told = shards
+            owners = pb.ConnectOwners(
+                orchestrators=shards.orchestrators, shards=shards.shards, owners=dict(shards.owners)
+            )
+            self._control.append(pb.ConnectResponse(owners=owners))
             self._wake.set()
 
     def close(self, reason: str = "") -> None:
@@ -138,6 +149,7 @@ class ClientStream(ServerStream):
             protocol_version=PROTOCOL_VERSION, orchestrator_id=self._service.orchestrator_id, window=self._window
         )
         self._control.append(pb.ConnectResponse(welcome=welcome))
+        self.tell_owners(self._service.shard_map())
         self._wake.set()
 
     def _on_batch(self, batch: pb.CallBatch) -> None:

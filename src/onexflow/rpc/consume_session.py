@@ -10,7 +10,7 @@ from onexflow.codec.wire import common
 from onexflow.codec.wire import events as wire
 from onexflow.codec.wire.worker import cut
 from onexflow.core.errors import Draining, ProtocolViolation
-from onexflow.ports.events import Begun, Consumer, Delivery, EventService, Position, Reached, Told
+from onexflow.ports.events import Begun, Consumer, Delivery, EventService, Left, Position, Reached, Told
 from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import events_pb2 as pb
@@ -97,7 +97,7 @@ class ConsumeStream(ServerStream):
         match told:
             case SPIError():
                 self.end(told)
-            case Begun():
+            case Begun() | Left():
                 self._words.append(wire.told_to_pb(told))
             case Reached():
                 self._reached.update(told.positions)

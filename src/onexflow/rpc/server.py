@@ -190,6 +190,9 @@ class GrpcServer:
         while True:
             await asyncio.sleep(_HEALTH_EVERY)
             await self._follow_health()
+            shards = self._service.shard_map()
+            for client in self._clients:
+                client.tell_owners(shards)
 
     async def _watch_files(self) -> None:
         while True:

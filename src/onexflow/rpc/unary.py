@@ -8,12 +8,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from onexflow.core.errors import DeadlineExceeded
+from onexflow.engine.gateway import PASSED_ON
 from onexflow.rpc.status import judged
 from onexflow.rpc.stream import Context, abort, mark
 from onexflow.spi.exceptions import SPIError
 
 #: Seconds that a call without deadline is given.
 DEFAULT_DEADLINE: Final = 30.0
+
+#: Metadata of an answer that came from another orchestrator: its address.
+OWNER: Final = "onexflow-owner"
 
 Endpoint = TypeVar("Endpoint")
 Request = TypeVar("Request")
@@ -31,9 +35,14 @@ def unary(
         limit = asyncio.timeout(DEFAULT_DEADLINE if remaining is None else remaining)
         error: SPIError
         mark(context)
+        owner: list[str] = []
+        PASSED_ON.set(owner)
         try:
             async with limit:
-                return await method(self, request, context)
+                answer = await method(self, request, context)
+            if owner:
+                context.set_trailing_metadata(((OWNER, owner[0]),))
+            return answer
         except Exception as raised:  # noqa: BLE001 - every other error is told as InternalError
             if isinstance(raised, TimeoutError) and limit.expired():
                 error = DeadlineExceeded(f"{method.__name__} was not answered in time.", {"method": method.__name__})

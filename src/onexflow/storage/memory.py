@@ -83,6 +83,10 @@ class MemoryStore:
         self._check()
         return [(number, shard.epoch, shard.owner) for number, shard in enumerate(self._shards)]
 
+    async def heads(self) -> dict[int, int]:
+        self._check()
+        return {number: shard.head for number, shard in enumerate(self._shards)}
+
     async def claim(self, shard: int, epoch: int, owner: str) -> ShardClaim | None:
         held = self._at(shard)
         if held is None or held.epoch != epoch:

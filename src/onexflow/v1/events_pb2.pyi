@@ -23,6 +23,9 @@ Events of one run or stream come in order; between runs there is no order.
 Flow control. A delivery takes one of the window, its answer gives it back; who does not answer is sent nothing more.
 So a slow consumer slows only itself, and no more than a window of events waits for it anywhere.
 
+Several orchestrators. Any of them serves a consumer: it joins the parts of all owners, each over a stream like this one
+that is marked as passed on. When a shard moves, the consumer sees nothing of it.
+
 End. When the client ends its side, or the stream breaks, what was not acknowledged goes to other members of the group
 or comes again to its next member. An error ends the stream with its status: OUT_OF_RANGE when events were cut out of
 histories before they were read, NOT_FOUND when the topic or the group was deleted, UNAVAILABLE (open another stream)
@@ -585,6 +588,7 @@ class ConsumeResponse(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     REACHED_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def begun(self) -> Global___ConsumeBegun:
         """The first message."""
@@ -601,6 +605,10 @@ class ConsumeResponse(_message.Message):
     def reached(self) -> Global___ConsumeReached:
         """Nothing else is there, for now."""
 
+    @_builtins.property
+    def left(self) -> Global___ConsumeLeft:
+        """Between orchestrators: shards that are another owner's now."""
+
     def __init__(
         self,
         *,
@@ -608,12 +616,13 @@ class ConsumeResponse(_message.Message):
         batch: Global___DeliveryBatch | None = ...,
         done: Global___ConsumeDone | None = ...,
         reached: Global___ConsumeReached | None = ...,
+        left: Global___ConsumeLeft | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "begun", b"begun", "done", b"done", "message", b"message", "reached", b"reached"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "begun", b"begun", "done", b"done", "left", b"left", "message", b"message", "reached", b"reached"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "begun", b"begun", "done", b"done", "message", b"message", "reached", b"reached"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "begun", b"begun", "done", b"done", "left", b"left", "message", b"message", "reached", b"reached"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["begun", "batch", "done", "reached"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["begun", "batch", "done", "reached", "left"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -621,7 +630,7 @@ Global___ConsumeResponse: _TypeAlias = ConsumeResponse  # noqa: Y015
 
 @_typing.final
 class ConsumeBegun(_message.Message):
-    """From where it reads."""
+    """From where it reads. Between orchestrators it comes again, of shards that have come to the owner since."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -665,8 +674,29 @@ class ConsumeBegun(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class EpochsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     POSITIONS_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def positions(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """Shard → next offset."""
@@ -675,19 +705,48 @@ class ConsumeBegun(_message.Message):
     def heads(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """Shard → where the log ended then."""
 
+    @_builtins.property
+    def epochs(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """Shard → number of its ownership: the version of the shard map."""
+
     def __init__(
         self,
         *,
         positions: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
         heads: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        epochs: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "positions", b"positions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "heads", b"heads", "positions", b"positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConsumeBegun: _TypeAlias = ConsumeBegun  # noqa: Y015
+
+@_typing.final
+class ConsumeLeft(_message.Message):
+    """Shards that are another owner's now. A consumer is never told it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Their numbers."""
+
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConsumeLeft: _TypeAlias = ConsumeLeft  # noqa: Y015
 
 @_typing.final
 class DeliveryBatch(_message.Message):

@@ -23,6 +23,9 @@ Events of one run or stream come in order; between runs there is no order.
 Flow control. A delivery takes one of the window, its answer gives it back; who does not answer is sent nothing more.
 So a slow consumer slows only itself, and no more than a window of events waits for it anywhere.
 
+Several orchestrators. Any of them serves a consumer: it joins the parts of all owners, each over a stream like this one
+that is marked as passed on. When a shard moves, the consumer sees nothing of it.
+
 End. When the client ends its side, or the stream breaks, what was not acknowledged goes to other members of the group
 or comes again to its next member. An error ends the stream with its status: OUT_OF_RANGE when events were cut out of
 histories before they were read, NOT_FOUND when the topic or the group was deleted, UNAVAILABLE (open another stream)

@@ -33,6 +33,10 @@ does not read is not read from either: the orchestrator stops reading the stream
 
 Batches hold at most 64 calls and 1 MiB; answers likewise.
 
+Several orchestrators. Any of them answers any call: what it does not own it asks of the owner. ConnectOwners says who owns
+what, so a client may have a stream to each and ask the owners themselves. The answer to a unary call that was passed on
+has the owner's address in its trailing metadata, "onexflow-owner".
+
 End. When the client ends its side, the calls that are open are still answered, then the stream ends with OK. When the
 stream breaks, nothing is known of the open calls: repeat them on a new stream with the same request_id (starts) or as
 they were (waits). A message that breaks the protocol ends the stream with INVALID_ARGUMENT and the reason; an error
@@ -1581,6 +1585,7 @@ class ConnectResponse(_message.Message):
     WELCOME_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___ConnectWelcome:
         """Answer to ConnectHello."""
@@ -1593,18 +1598,23 @@ class ConnectResponse(_message.Message):
     def drain(self) -> Global___ConnectDrain:
         """The orchestrator is going away."""
 
+    @_builtins.property
+    def owners(self) -> Global___ConnectOwners:
+        """Who owns what, of several orchestrators: after the welcome, and when it changes."""
+
     def __init__(
         self,
         *,
         welcome: Global___ConnectWelcome | None = ...,
         batch: Global___AnswerBatch | None = ...,
         drain: Global___ConnectDrain | None = ...,
+        owners: Global___ConnectOwners | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "drain", b"drain", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "drain", b"drain", "message", b"message", "owners", b"owners", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "drain", b"drain", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "drain", b"drain", "message", b"message", "owners", b"owners", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "batch", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "batch", "drain", "owners"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -1865,6 +1875,64 @@ class Answer(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
 Global___Answer: _TypeAlias = Answer  # noqa: Y015
+
+@_typing.final
+class ConnectOwners(_message.Message):
+    """The orchestrators of the cluster, and which of them owns which runs. Every one of them answers every call; the owner does
+    without asking another one. The shard of a run is its slot * shards / 4096, rounded down; its slot is the first four
+    bytes (a big-endian number) of the BLAKE2b hash, digest size 4, of the instance id's 16 bytes, the namespace, a null byte
+    and the workflow type, modulo 4096. A start without an instance id has one made of its request_id: a UUIDv7 as it is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OwnersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ORCHESTRATORS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
+    shards: _builtins.int
+    """How many shards there are."""
+    @_builtins.property
+    def orchestrators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The addresses of all orchestrators that are there."""
+
+    @_builtins.property
+    def owners(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """Shard → address of its owner, as far as is known."""
+
+    def __init__(
+        self,
+        *,
+        orchestrators: _abc.Iterable[_builtins.str] | None = ...,
+        shards: _builtins.int = ...,
+        owners: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orchestrators", b"orchestrators", "owners", b"owners", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConnectOwners: _TypeAlias = ConnectOwners  # noqa: Y015
 
 @_typing.final
 class ConnectDrain(_message.Message):

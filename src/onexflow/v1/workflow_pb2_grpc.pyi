@@ -33,6 +33,10 @@ does not read is not read from either: the orchestrator stops reading the stream
 
 Batches hold at most 64 calls and 1 MiB; answers likewise.
 
+Several orchestrators. Any of them answers any call: what it does not own it asks of the owner. ConnectOwners says who owns
+what, so a client may have a stream to each and ask the owners themselves. The answer to a unary call that was passed on
+has the owner's address in its trailing metadata, "onexflow-owner".
+
 End. When the client ends its side, the calls that are open are still answered, then the stream ends with OK. When the
 stream breaks, nothing is known of the open calls: repeat them on a new stream with the same request_id (starts) or as
 they were (waits). A message that breaks the protocol ends the stream with INVALID_ARGUMENT and the reason; an error

@@ -273,19 +273,25 @@ def told(message: pb.ConsumeResponse) -> port.Told:
     """What a consumer is told, but for ConsumeDone."""
     match message.WhichOneof("message"):
         case "begun":
-            return port.Begun(positions=dict(message.begun.positions), heads=dict(message.begun.heads))
+            begun = message.begun
+            return port.Begun(positions=dict(begun.positions), heads=dict(begun.heads), epochs=dict(begun.epochs))
         case "reached":
             return port.Reached(positions=dict(message.reached.positions))
+        case "left":
+            return port.Left(shards=tuple(message.left.shards))
         case _:
             return [delivery(one) for one in message.batch.deliveries]
 
 
-def told_to_pb(value: port.Begun | port.Reached | Sequence[port.Delivery]) -> pb.ConsumeResponse:
+def told_to_pb(value: port.Begun | port.Reached | port.Left | Sequence[port.Delivery]) -> pb.ConsumeResponse:
     match value:
         case port.Begun():
-            return pb.ConsumeResponse(begun=pb.ConsumeBegun(positions=value.positions, heads=value.heads))
+            begun = pb.ConsumeBegun(positions=value.positions, heads=value.heads, epochs=value.epochs)
+            return pb.ConsumeResponse(begun=begun)
         case port.Reached():
             return pb.ConsumeResponse(reached=pb.ConsumeReached(positions=value.positions))
+        case port.Left():
+            return pb.ConsumeResponse(left=pb.ConsumeLeft(shards=value.shards))
         case _:
             return pb.ConsumeResponse(batch=pb.DeliveryBatch(deliveries=[delivery_to_pb(one) for one in value]))
 

@@ -24,7 +24,7 @@ class DeadLetters:
     async def letters(self, namespace: str, group: str, limit: int) -> list[DeadLetter]:
         await self._kernel.lane.durable()
         found: list[DeadLetter] = []
-        for shard in self._kernel.shards:
+        for shard in range(self._kernel.store.shards):
             async for _, data in registers(self._kernel, shard, names.dead_letters(namespace, group)):
                 if len(found) >= limit:
                     return found
@@ -32,8 +32,9 @@ class DeadLetters:
         return found
 
     async def count(self, namespace: str, group: str) -> int:
+        """Those in the shards that are owned here."""
         total = 0
-        for shard in self._kernel.shards:
+        for shard in list(self._kernel.shards):
             async for _ in registers(self._kernel, shard, names.dead_letters(namespace, group)):
                 total += 1
         return total
@@ -49,7 +50,10 @@ class DeadLetters:
             )
         count = 0
         async for place, letter in self._named(namespace, group, positions):
-            wanting = [reader for reader in readers if group or wants(reader.where, letter.delivery)]
+            wanting = [
+                reader for reader in readers
+                if place.shard in reader.cursors and (group or wants(reader.where, letter.delivery))
+            ]  # fmt: skip
             # What was cut out of its history stands in its letter alone: there it stays.
             if wanting and await self._log.at(*place) is not None:
                 self._forget(namespace, group, place)
@@ -74,16 +78,17 @@ class DeadLetters:
         await self._kernel.lane.durable()
         prefix = names.dead_letters(namespace, group)
         if not positions:
-            for shard in self._kernel.shards:
+            for shard in list(self._kernel.shards):
                 async for name, data in registers(self._kernel, shard, prefix):
                     yield Position(shard, int(name[len(prefix) :])), names.decode_dead(data)
         for place in positions:
-            owned = self._kernel.shards.get(place.shard)
+            if not 0 <= place.shard < self._kernel.store.shards:
+                continue
             name = names.dead_letter(namespace, group, place.offset)
-            found = await owned.register(self._kernel.store, name) if owned is not None else None
+            found = await self._kernel.owned(place.shard).register(self._kernel.store, name)
             if found is not None:
                 yield Position(*place), names.decode_dead(found)
 
     def _forget(self, namespace: str, group: str, place: Position) -> None:
-        self._kernel.shards[place.shard].put(names.dead_letter(namespace, group, place.offset), b"")
+        self._kernel.owned(place.shard).put(names.dead_letter(namespace, group, place.offset), b"")
         self._kernel.lane.mark()

@@ -75,7 +75,7 @@ class Log:
 
     async def page(self, shard: int, offset: int, where: Filter, limit: int) -> tuple[list[Located], int]:
         """Up to `limit` events from `offset` on that match, of those that one read gives; and the offset to go on from."""
-        head = self._kernel.shards[shard].durable  # as of before the read: it may move during it
+        head = self._kernel.owned(shard).durable  # as of before the read: it may move during it
         rows = await self._kernel.store.read_shard(shard, offset, PAGE)
         if not rows:
             return [], max(offset, head)
@@ -87,6 +87,7 @@ class Log:
             if source is None or not matches(source, where):
                 continue
             for located in await self._decoded(shard, row, source):
+                await self._topics.fresh(located.event.key.namespace, located.topic)
                 if located.offset < offset or not self._passes(shard, located, where):
                     continue
                 if len(found) == limit or size > PAGE_BYTES:
@@ -120,7 +121,8 @@ class Log:
         """Whose these entities are, those that exist."""
         missing = [iid for iid in set(iids) if (shard, iid) not in self._sources]
         if missing:
-            owned = self._kernel.shards[shard].runs
+            held = self._kernel.shards.get(shard)
+            owned = held.runs if held is not None else {}
             absent = [iid for iid in missing if iid not in owned]
             for iid in missing:
                 if iid in owned:
@@ -163,6 +165,7 @@ class Log:
         assert key is not None, "who has no name matches nothing"
         if source.correlation_id is None:
             await self._read_source(shard, row.iid, source)
+        await self._topics.fresh(key.namespace, key.workflow_type)
         partition = partition_of(str(key.instance_id), self._topics.partitions(key.namespace, key.workflow_type))
         return [
             Located(

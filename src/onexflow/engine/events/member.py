@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from onexflow.core.errors import Unavailable
 from onexflow.core.payload import Failure
 from onexflow.ports.events import Consume, ConsumeListener, Done, Position, Told
 from onexflow.spi.exceptions import SPIError
@@ -23,8 +24,9 @@ log = structlog.get_logger("onexflow.events")
 class Member:
     """Implements `ports.events.Consumer`."""
 
-    def __init__(self, reader: Reader, request: Consume, listener: ConsumeListener) -> None:
-        self.reader = reader
+    def __init__(self, request: Consume, listener: ConsumeListener) -> None:
+        #: None until it has joined.
+        self.reader: Reader | None = None
         self._listener = listener
         self.request = request
         #: (shard, offset) → loop time at which it comes again, in the order of delivery.
@@ -64,14 +66,26 @@ class Member:
     # ---- what the consumer says
 
     def ack(self, positions: Sequence[Position], done: Done | None = None) -> None:
-        self.reader.ack(self, positions, done)
+        if self.reader is not None:
+            self.reader.ack(self, positions, done)
+        else:
+            self._too_early(done)
 
     def reject(self, position: Position, error: Failure, delay: float) -> None:
-        self.reader.reject(self, position, error, max(0.0, delay))
+        if self.reader is not None:
+            self.reader.reject(self, position, error, max(0.0, delay))
 
     def bury(self, position: Position, error: Failure, done: Done | None = None) -> None:
-        self.reader.bury(self, position, error, done)
+        if self.reader is not None:
+            self.reader.bury(self, position, error, done)
+        else:
+            self._too_early(done)
 
     def close(self) -> None:
         self.is_over = True
-        self.reader.leave(self)
+        if self.reader is not None:
+            self.reader.leave(self)
+
+    def _too_early(self, done: Done | None) -> None:
+        if done is not None:
+            done(self.end or Unavailable("the consumer has not begun"))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from onexflow.core.errors import InvalidArgument, InvalidTransition, UnknownProjection
+from onexflow.core.errors import InvalidArgument, InvalidTransition, Unavailable, UnknownProjection
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.engine.events import names
-from onexflow.engine.events.checks import check_key
+from onexflow.engine.events.checks import check_key, check_names
 from onexflow.engine.events.names import StateRecord
 from onexflow.engine.events.reader import Reader
 from onexflow.engine.events.registers import registers
@@ -26,12 +26,25 @@ FORGOTTEN = 1000
 class Projections:
     """Those among the groups that are projections."""
 
-    def __init__(self, kernel: Kernel, groups: Mapping[tuple[str, str], Reader]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        groups: Mapping[tuple[str, str], Reader],
+        find: Callable[[str, str], Awaitable[Reader | None]],
+        home: Callable[[str, str, str], Awaitable[Shard]],
+    ) -> None:
+        """`find` gives a group as its home has it, `home` the shard in which a group is kept, when that is owned here."""
         self._kernel = kernel
         self._groups = groups
+        self._find = find
+        self._home = home
 
-    def _known(self, namespace: str, name: str) -> Reader:
-        reader = self._groups.get((namespace, name))
+    async def _known(self, namespace: str, name: str) -> Reader:
+        if self._kernel.is_shared:
+            check_names(namespace, name)
+            reader = await self._find(namespace, name)
+        else:
+            reader = self._groups.get((namespace, name))
         if reader is None or not reader.is_projection:
             raise UnknownProjection(f"no projection {name!r} was ever registered", {"projection": name})
         return reader
@@ -39,10 +52,16 @@ class Projections:
     async def save(
         self, namespace: str, name: str, shard: int, expected: int, offset: int, states: dict[RunKey, Payload]
     ) -> None:
-        reader = self._known(namespace, name)
+        if not 0 <= shard < self._kernel.store.shards:
+            raise InvalidArgument(f"there is no shard {shard}", field="shard")
+        self._kernel.owned(shard)
+        reader = await self._known(namespace, name)
+        self._kernel.owned(shard)
         cursor = reader.cursors.get(shard)
         if cursor is None:
-            raise InvalidArgument(f"there is no shard {shard}", field="shard")
+            raise Unavailable(
+                f"projection {name!r} is not read in shard {shard} yet", {"projection": name, "shard": shard}
+            )
         if cursor.saved == offset > expected and await self._is_stored(namespace, name, shard, states):
             await self._kernel.lane.durable()
             return  # a repeated call
@@ -58,7 +77,7 @@ class Projections:
                 raise InvalidArgument(
                     f"a state has {len(state.data):,} bytes, the most are {MAX_STATE:,}", field="states"
                 )
-        owned = self._kernel.shards[shard]
+        owned = self._kernel.owned(shard)
         if not expected <= offset <= owned.durable:
             raise InvalidArgument(f"offset must be between {expected} and {owned.durable}", field="offset")
         assert reader.config is not None, "a projection is stored"
@@ -69,7 +88,7 @@ class Projections:
         await self._kernel.lane.durable()
 
     async def _is_stored(self, namespace: str, name: str, shard: int, states: Mapping[RunKey, Payload]) -> bool:
-        owned = self._kernel.shards[shard]
+        owned = self._kernel.owned(shard)
         for key, state in states.items():
             data = await owned.register(self._kernel.store, names.state(namespace, name, key))
             stored = names.decode(data, StateRecord).state if data else Payload(b"")
@@ -80,10 +99,12 @@ class Projections:
     async def load(self, namespace: str, name: str, key: RunKey) -> ProjectionState:
         check_key(key)
         while True:
-            reader = self._known(namespace, name)
+            reader = await self._known(namespace, name)
             assert reader.config is not None, "a projection is stored"
-            shard = await self._shard_of(namespace, name, key)
-            cursor = reader.cursors[shard.id]
+            shard = self._kernel.owned(await self._number_of(namespace, name, key))
+            cursor = reader.cursors.get(shard.id)
+            if cursor is None:
+                raise Unavailable(f"projection {name!r} is not read in shard {shard.id} yet", {"projection": name})
             offset = cursor.saved
             data = await shard.register(self._kernel.store, names.state(namespace, name, key))
             if cursor.saved != offset or self._groups.get((namespace, name)) is not reader:
@@ -97,18 +118,24 @@ class Projections:
                 state=record.state if record is not None else None, offset=max(1, offset), shard=shard.id, head=head
             )
 
-    async def _shard_of(self, namespace: str, name: str, key: RunKey) -> Shard:
-        """Where the state of this run is, or would be: that of a stream is in the stream's shard."""
-        run = self._kernel.shard_of(key)
-        stream = self._kernel.shard_of(stream_key(key))
-        if run is stream or await run.register(self._kernel.store, names.state(namespace, name, key)) is not None:
+    async def _number_of(self, namespace: str, name: str, key: RunKey) -> int:
+        """In which shard the state of this run is, or would be: that of a stream is in the stream's shard."""
+        run, stream = self._kernel.number_of(key), self._kernel.number_of(stream_key(key))
+        if run == stream:
             return run
-        is_stream = await self._kernel.store.find_run(stream.id, stream_key(key).to_bytes()) is not None
+        held, register = self._kernel.shards.get(run), names.state(namespace, name, key)
+        store = self._kernel.store
+        state = await (held.register(store, register) if held is not None else store.get_register(run, register))
+        if state:
+            return run
+        is_stream = await store.find_run(stream, stream_key(key).to_bytes()) is not None
         return stream if is_stream else run
 
     async def reset(self, namespace: str, name: str) -> None:
         """A new `born`: from then on nothing that is stored counts, and it can be forgotten at leisure."""
-        reader = self._known(namespace, name)
+        if self._kernel.is_shared:
+            await self._home("group", namespace, name)
+        reader = await self._known(namespace, name)
         assert reader.config is not None, "a projection is stored"
         reader.end(
             InvalidTransition(
@@ -129,13 +156,15 @@ class Projections:
 
     async def forget(self, namespace: str, name: str) -> None:
         """Delete the stored states of that name which count no more."""
-        for shard in self._kernel.shards.values():
+        for shard in list(self._kernel.shards.values()):
             count = 0
             async for register, _ in registers(self._kernel, shard.id, names.states(namespace, name)):
                 # Looked at again: since the page was read, a state that counts may have come in its place.
                 data = await shard.register(self._kernel.store, register)
                 reader = self._groups.get((namespace, name))
                 born = reader.config.born if reader is not None and reader.config is not None else None
+                if shard.moved is not None:
+                    break
                 if data is None or names.decode(data, StateRecord).born == born:
                     continue
                 shard.put(register, b"")

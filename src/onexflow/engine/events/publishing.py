@@ -75,6 +75,7 @@ class Publisher:
 
     async def _know_topic(self, namespace: str, name: str) -> None:
         """A topic that is kept by another orchestrator is looked up, and comes to be there."""
+        await self._topics.fresh(namespace, name)
         if self._topics.exists(namespace, name) or self._topics.is_here(namespace, name):
             return
         if not await self._topics.learn(namespace, name):

@@ -8,14 +8,14 @@ with the next append whenever something was answered; that of a consumer for its
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop
 from typing import Final
 
 import msgspec
 import structlog
 
-from onexflow.core.errors import Coded, InternalError, OutOfRange, Unavailable
+from onexflow.core.errors import Coded, InternalError, OutOfRange, ShardMoved, Unavailable
 from onexflow.core.payload import Failure
 from onexflow.engine.events import names
 from onexflow.engine.events.checks import size_of_group
@@ -26,7 +26,7 @@ from onexflow.engine.events.names import GroupConfig
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import Tombstone
-from onexflow.ports.events import Begun, Delivery, Done, Filter, Position, Reached
+from onexflow.ports.events import Begun, Delivery, Done, Filter, Left, Position, Reached
 from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.events")
@@ -42,6 +42,8 @@ WRITTEN_EVENTS: Final = 10_000
 
 _LOST: Final = Failure("ConsumerLost", "the consumer that had it is gone")
 _LATE: Final = Failure("AckTimeout", "the consumer did not answer in time")
+#: Why a delivery is rejected by an orchestrator that had not given it to its consumer yet: it does not count.
+NOT_GIVEN: Final = Failure("onexflow.NotGiven", "the consumer has ended before it was given this")
 
 
 class Reader:
@@ -98,11 +100,26 @@ class Reader:
         self._wake.set()
 
     def begun(self) -> Begun:
+        return self._begun(self.cursors)
+
+    def _begun(self, cursors: Mapping[int, Cursor]) -> Begun:
         shards = self._kernel.shards
         positions = {
-            shard: max(1, cursor.saved) if self.is_projection else cursor.low for shard, cursor in self.cursors.items()
+            shard: max(1, cursor.saved) if self.is_projection else cursor.low for shard, cursor in cursors.items()
         }
-        return Begun(positions=positions, heads={shard: shards[shard].durable for shard in self.cursors})
+        return Begun(
+            positions=positions,
+            heads={shard: shards[shard].durable for shard in cursors},
+            epochs={shard: shards[shard].epoch for shard in cursors},
+        )
+
+    def gained(self, cursor: Cursor) -> None:
+        """The shard is owned here from now on, and where the reader stands in it is durable."""
+        self.cursors[cursor.shard] = cursor
+        for member in list(self.members):
+            member.tell(self._begun({cursor.shard: cursor}))
+        self._rebalance()
+        self._wake.set()
 
     def leave(self, member: Member) -> None:
         """What it has not answered goes to others, or waits for the next one."""
@@ -138,17 +155,20 @@ class Reader:
             self.leave(member)
 
     def left(self, shard: Shard) -> None:
-        """The shard is not owned here any more: its next owner goes on from what is stored."""
+        """The shard is not owned here any more: its next owner goes on from what is stored. What is said and not written
+        yet has to be said to that one."""
         cursor = self.cursors.pop(shard.id, None)
-        error = shard.moved
-        if cursor is None or error is None:
+        if cursor is None:
             return
         cursor.forget_open()
-        self._dirty.pop(shard.id, None)
-        dones, self._dones = self._dones, []
-        for done in dones:
-            _tell(done, error)
-        self.end(error)
+        if self._dirty.pop(shard.id, None) is not None:
+            dones, self._dones = self._dones, []
+            for done in dones:
+                _tell(done, shard.moved)
+        for member in list(self.members):
+            member.tell(Left(shards=(shard.id,)))
+        self._rebalance()
+        self._wake.set()
 
     def _rebalance(self) -> None:
         for cursor, member in shares(list(self.cursors.values()), self.members):
@@ -188,7 +208,9 @@ class Reader:
 
     def on_commit(self, shard: int, before: int, head: int, *, concerns: bool) -> None:
         """The shard's log has grown, perhaps by what matches."""
-        cursor = self.cursors[shard]
+        cursor = self.cursors.get(shard)
+        if cursor is None:
+            return
         if not concerns and cursor.next == before:
             cursor.advance(head)
         self._wake.set()
@@ -215,22 +237,35 @@ class Reader:
 
     async def _serve(self, cursor: Cursor) -> bool:
         """Give out what may be. True when there is more at once."""
+        try:
+            return await self._serve_owned(cursor)
+        except ShardMoved:
+            if self._has(cursor):
+                raise
+            return False
+
+    def _has(self, cursor: Cursor) -> bool:
+        """Is its shard still owned here?"""
+        return self.cursors.get(cursor.shard) is cursor
+
+    async def _serve_owned(self, cursor: Cursor) -> bool:
+        """As `_serve`. Raises ShardMoved when the shard has gone meanwhile."""
         member = cursor.owner
         now = self._loop.time()
-        if member is None or cursor.heir is not None or cursor.not_before > now:
+        if not self._has(cursor) or member is None or cursor.heir is not None or cursor.not_before > now:
             return False
         if not await self._check_cuts(cursor):
             return True
         while cursor.waiting and cursor.waiting[0][0] <= now and member.room > 0:
-            due, offset = cursor.waiting[
-                0
-            ]  # it stays there until it is given out: the pump may be ended during the read
+            due, offset = cursor.waiting[0]  # where it stays until it is given out: the pump may be ended meanwhile
             entry = cursor.open.get(offset)
             if entry is None or entry.member is not None:
                 heappop(cursor.waiting)
                 continue
             located = await self._log.at(cursor.shard, offset)
-            if cursor.open.get(offset) is not entry or cursor.waiting[0] != (due, offset):
+            if not self._has(cursor):
+                return False
+            if cursor.open.get(offset) is not entry or not cursor.waiting or cursor.waiting[0] != (due, offset):
                 continue
             if not _serves(cursor, member):
                 return True
@@ -243,11 +278,13 @@ class Reader:
                     return True
                 continue
             self._deliver(cursor, member, [located])
-        start, head = cursor.next, self._kernel.shards[cursor.shard].durable
+        start, head = cursor.next, self._kernel.owned(cursor.shard).durable
         room = min(member.room, BATCH, MAX_OPEN - len(cursor.open))
         if room <= 0 or start >= head:
             return False
         found, following = await self._log.page(cursor.shard, start, self.where, room)
+        if not self._has(cursor):
+            return False
         if not _serves(cursor, member) or cursor.next != start or cursor.not_before > now:
             return True
         if self._kernel.shards[cursor.shard].cuts != cursor.cuts:
@@ -337,9 +374,11 @@ class Reader:
             _tell(done, member.end or Unavailable("the consumer is closed"))
             return
         forgotten = False
+        moved: ShardMoved | None = None
         for shard, offset in positions:
             cursor = self.cursors.get(shard)
             if cursor is None:
+                moved = moved or self._moved(shard)
                 continue
             if self._closed(cursor, offset) is not None:
                 self._changed(cursor)
@@ -350,7 +389,9 @@ class Reader:
                     self._changed(cursor)
                 else:
                     forgotten = True
-        if forgotten:
+        if moved is not None:
+            _tell(done, moved)
+        elif forgotten:
             _tell(done, Unavailable("too many acknowledgements of what was not delivered: it comes again"))
         else:
             self._when_written(done)
@@ -360,6 +401,9 @@ class Reader:
         if cursor is None or entry is None:
             return
         due = self._loop.time() + delay
+        if error.type == NOT_GIVEN.type:
+            entry.attempts -= 1
+            due = 0.0  # in order, with what others before it have lost
         if not self.is_projection:
             self._again(cursor, position.offset, due, error)
             return
@@ -373,6 +417,10 @@ class Reader:
 
     def bury(self, member: Member, position: Position, error: Failure, done: Done | None) -> None:
         cursor, entry = self._held(member, position)
+        moved = self._moved(position.shard) if cursor is None else None
+        if moved is not None:
+            _tell(done, moved)
+            return
         if cursor is None or entry is None:
             comes = cursor is not None and (
                 position.offset in cursor.open
@@ -387,6 +435,12 @@ class Reader:
         if done is not None:
             self._flush()
             self._kernel.lane.when_durable(done)
+
+    def _moved(self, shard: int) -> ShardMoved | None:
+        """What is said of a shard that this reader does not have; None when there is no such shard."""
+        if not 0 <= shard < self._kernel.store.shards:
+            return None
+        return ShardMoved(f"shard {shard} is not read here", {"shard": shard})
 
     def _held(self, member: Member, position: Position) -> tuple[Cursor | None, Open | None]:
         """The delivery, if this member has it."""
@@ -434,8 +488,8 @@ class Reader:
 
     def reopen(self, shard: int, offset: int) -> None:
         """A dead letter comes again, as if for the first time."""
-        cursor = self.cursors[shard]
-        if offset not in cursor.open:
+        cursor = self.cursors.get(shard)
+        if cursor is not None and offset not in cursor.open:
             cursor.open[offset] = Open(0)
             cursor.wait(offset, self._loop.time())
             self._changed(cursor)
@@ -486,6 +540,11 @@ class Reader:
         )  # fmt: skip
         self._kernel.lane.mark()
 
+    def begin(self, cursor: Cursor) -> None:
+        """Write where a group begins that was never in this shard."""
+        cursor.saved = cursor.next if cursor.next > 1 else 0
+        self.write(cursor)
+
     def saved(self, cursor: Cursor, offset: int) -> None:
         """A projection has stored its states up to there."""
         cursor.saved = offset
@@ -499,10 +558,11 @@ class Reader:
 
     async def _check_cuts(self, cursor: Cursor) -> bool:
         """Were events cut that this reader had still to read? Then its members are told, once. False: look again."""
-        cuts = self._kernel.shards[cursor.shard].cuts
+        cuts = self._kernel.owned(cursor.shard).cuts
         if cuts == cursor.cuts:
             return True
         error = await self.lost(cursor)
+        self._kernel.owned(cursor.shard)
         cursor.cuts = cuts
         if error is not None:
             self.end(error)
@@ -520,7 +580,7 @@ class Reader:
         missed = [grave for grave in fresh if await self._concerns(cursor.shard, grave)]
         if fresh:
             cursor.told = max(grave.at for grave in fresh)
-            if self.config is not None:
+            if self.config is not None and self._has(cursor):
                 self.write(cursor)
         if not missed:
             return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from onexflow.core.ids import RunKey
 from onexflow.core.turn import SECOND
 from onexflow.engine.events import names
 from onexflow.engine.events.log import Located
+from onexflow.engine.events.names import GroupConfig, Standing
 from onexflow.engine.events.reader import Reader
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.stream import is_stream
@@ -34,6 +35,35 @@ def view_of(kernel: Kernel, reader: Reader, dead_letters: int) -> GroupView:
     )
 
 
+def stored_view(
+    namespace: str,
+    name: str,
+    config: GroupConfig,
+    standings: Mapping[int, Standing],
+    heads: Mapping[int, int],
+    dead_letters: int,
+    here: Reader | None,
+) -> GroupView:
+    """A group as the store has it, and who reads of it here."""
+    lows = {
+        shard: max(1, standing.next)
+        if config.projection
+        else min((at for at, _ in standing.open), default=standing.next)
+        for shard, standing in standings.items()
+        if standing.born == config.born
+    }
+    return GroupView(
+        name=name,
+        filter=config.where(namespace),
+        projection=config.projection,
+        members=len(here.members) if here is not None else 0,
+        positions=lows,
+        lag=sum(max(0, heads[shard] - low) for shard, low in lows.items()),
+        unanswered=sum(cursor.out for cursor in here.cursors.values()) if here is not None else 0,
+        dead_letters=dead_letters,
+    )
+
+
 def _low(reader: Reader, shard: int) -> int:
     cursor = reader.cursors[shard]
     return max(1, cursor.saved) if reader.is_projection else cursor.low
@@ -45,14 +75,16 @@ async def status_of(kernel: Kernel, found: tuple[int, Located], groups: Sequence
     offset = located.offset
     said: dict[str, list[str]] = {"acknowledged": [], "pending": [], "dead": []}
     for reader in groups:
-        cursor = reader.cursors[shard]
+        cursor = reader.cursors.get(shard)
         where = reader.where
+        if cursor is None:
+            continue
         if where.topics and located.topic not in where.topics:
             continue
         if (where.event_types and located.event.type not in where.event_types) or offset < cursor.begins:
             continue
         dead = names.dead_letter(where.namespace, reader.name, offset)
-        if await kernel.shards[shard].register(kernel.store, dead) is not None:
+        if await kernel.owned(shard).register(kernel.store, dead) is not None:
             said["dead"].append(reader.name)
         elif offset < _low(reader, shard) or (not reader.is_projection and _is_done(reader, shard, offset)):
             said["acknowledged"].append(reader.name)
@@ -86,6 +118,8 @@ def held_by(kernel: Kernel, groups: Iterable[Reader], shard: int, key: RunKey) -
         if where.namespace != key.namespace or (
             where.topics and not external and key.workflow_type not in where.topics
         ):
+            continue
+        if shard not in reader.cursors:
             continue
         low = _low(reader, shard)
         seen = now if reader.members else reader.seen_at

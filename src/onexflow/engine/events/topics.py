@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import blake2b
 from typing import Final
 
@@ -25,11 +26,20 @@ def partition_of(key: str, partitions: int) -> int:
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % partitions
 
 
+#: Seconds for which a topic that another orchestrator keeps is taken to be as the store had it.
+LEARNED_SECONDS: Final = 1.0
+
+
 class Topics:
-    """The topics of one orchestrator, read from their registers when a shard is claimed."""
+    """The topics of one orchestrator, read from their registers when a shard is claimed; those that another one keeps, when
+    they are asked for."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
+        self._loop = asyncio.get_running_loop()
+        #: Loop time at which a topic of another orchestrator was looked at.
+        self._learned: dict[tuple[str, str], float] = {}
+        self._homes: dict[tuple[str, str], int] = {}
         self._known: dict[tuple[str, str], TopicRecord] = {}
         self._bytes = 0
 
@@ -50,12 +60,32 @@ class Topics:
 
     def is_here(self, namespace: str, name: str) -> bool:
         """Does this orchestrator own the topic's home?"""
-        return self._kernel.number_of(names.home("topic", namespace, name)) in self._kernel.shards
+        return self._home(namespace, name) in self._kernel.shards
+
+    def _home(self, namespace: str, name: str) -> int:
+        number = self._homes.get((namespace, name))
+        if number is None:
+            if len(self._homes) >= MAX_TOPICS:
+                self._homes.clear()
+            number = self._kernel.number_of(names.home("topic", namespace, name))
+            self._homes[namespace, name] = number
+        return number
+
+    async def fresh(self, namespace: str, name: str) -> None:
+        """Know a topic, whoever keeps it, as it was not long ago."""
+        if not self._kernel.is_shared:
+            return
+        now = self._loop.time()
+        learned = self._learned.get((namespace, name))
+        if (learned is None or now - learned > LEARNED_SECONDS) and not self.is_here(namespace, name):
+            await self.learn(namespace, name)
 
     async def learn(self, namespace: str, name: str) -> bool:
         """Know a topic whose home another orchestrator owns, as the store has it. False when there is none."""
-        home = self._kernel.number_of(names.home("topic", namespace, name))
-        data = await self._kernel.store.get_register(home, names.topic(namespace, name))
+        if len(self._learned) > MAX_TOPICS:
+            self._learned.clear()
+        self._learned[namespace, name] = self._loop.time()
+        data = await self._kernel.store.get_register(self._home(namespace, name), names.topic(namespace, name))
         if data:
             self._keep(namespace, name, names.decode(data, TopicRecord))
         return self.exists(namespace, name)
@@ -65,7 +95,9 @@ class Topics:
         return known is not None and known.exists
 
     def create(self, namespace: str, name: str, partitions: int = DEFAULT_PARTITIONS) -> bool:
-        """Decide it; durable with the next append. False when it exists."""
+        """Decide it; durable with the next append. False when it exists. Raises ShardMoved when another orchestrator keeps
+        it."""
+        self._kernel.shard_of(names.home("topic", namespace, name))
         if not 1 <= partitions <= MAX_PARTITIONS:
             raise InvalidArgument(
                 f"partitions must be between 1 and {MAX_PARTITIONS:,}, not {partitions}", field="partitions"
@@ -79,16 +111,25 @@ class Topics:
         self._put(namespace, name, TopicRecord(partitions, self._kernel.now(), begins=begins))
         return True
 
-    def delete(self, namespace: str, name: str) -> bool:
-        """Decide it. What is recorded so far is never delivered by a later topic of that name."""
+    async def delete(self, namespace: str, name: str) -> bool:
+        """Decide it. What is recorded so far is never delivered by a later topic of that name. Raises ShardMoved when
+        another orchestrator keeps it."""
+        heads = await self._kernel.store.heads() if self._kernel.is_shared else {}
+        self._kernel.shard_of(names.home("topic", namespace, name))
         known = self._known.get((namespace, name))
         if known is None or not known.exists:
             return False
-        begins = {shard.id: shard.next for shard in self._kernel.shards.values() if shard.next > 1}
+        heads.update((shard.id, shard.next) for shard in self._kernel.shards.values())
+        begins = {shard: head for shard, head in heads.items() if head > 1}
         self._put(namespace, name, TopicRecord(known.partitions, known.created_at, exists=False, begins=begins))
         return True
 
-    def views(self, namespace: str) -> list[TopicView]:
+    async def views(self, namespace: str) -> list[TopicView]:
+        """All that there are, whoever keeps them."""
+        if self._kernel.is_shared:
+            for shard in range(self._kernel.store.shards):
+                if shard not in self._kernel.shards:
+                    await self.load(shard)
         return [
             TopicView(name=name, partitions=record.partitions, created_at=record.created_at)
             for (of, name), record in sorted(self._known.items())

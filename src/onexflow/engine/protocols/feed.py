@@ -12,7 +12,7 @@ import structlog
 
 from onexflow.core.errors import Coded, Unavailable
 from onexflow.core.payload import Failure
-from onexflow.ports.events import Begun, Consume, Consumer, Delivery, Done, EventService, Position, Reached, Told
+from onexflow.ports.events import Begun, Consume, Consumer, Delivery, Done, EventService, Left, Position, Reached, Told
 from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.bus")
@@ -189,6 +189,8 @@ class Feed:
                 for shard, offset in told.positions.items():
                     self._next[shard] = max(offset, self._next.get(shard, 0))
                 self._listener.reached(told.positions)
+            case Left():  # between orchestrators alone
+                pass
             case SPIError():
                 self._lost(told)
             case _:

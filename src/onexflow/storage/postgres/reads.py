@@ -142,6 +142,10 @@ async def owners(connection: Connection) -> list[tuple[int, int, str]]:
     return [(shard, epoch, as_text(owner)) for shard, epoch, owner in await connection.fetch(sql.OWNERS)]
 
 
+async def heads(connection: Connection) -> dict[int, int]:
+    return {shard: head for shard, _, _, head, *_ in await connection.fetch(sql.STATES)}
+
+
 async def statistics(connection: Connection) -> dict[str, int]:
     found = await connection.fetchrow(sql.STATISTICS)
     return dict(found or {})

@@ -119,6 +119,9 @@ class PostgresStore:
     async def owners(self) -> Sequence[tuple[int, int, str]]:
         return await self._read(reads.owners)
 
+    async def heads(self) -> dict[int, int]:
+        return await self._read(reads.heads)
+
     async def claim(self, shard: int, epoch: int, owner: str) -> ShardClaim | None:
         opened = self._held()
         if not 0 <= shard < self._shards:

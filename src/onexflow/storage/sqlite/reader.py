@@ -286,6 +286,10 @@ def owners(db: sqlite3.Connection) -> list[tuple[int, int, str]]:
     return [(shard, epoch, as_text(owner)) for shard, epoch, owner in found]
 
 
+def heads(db: sqlite3.Connection) -> dict[int, int]:
+    return dict(db.execute("SELECT shard, head FROM shards"))
+
+
 def statistics(db: sqlite3.Connection) -> dict[str, int]:
     return {
         "events": db.execute("SELECT coalesce(sum(head - 1), 0) FROM shards").fetchone()[0],

@@ -82,6 +82,9 @@ class SqliteStore:
     async def owners(self) -> Sequence[tuple[int, int, str]]:
         return await self._read(reader.owners)
 
+    async def heads(self) -> dict[int, int]:
+        return await self._read(reader.heads)
+
     async def claim(self, shard: int, epoch: int, owner: str) -> ShardClaim | None:
         return await self._write(lambda db: _claim(db, shard, epoch, owner))
 

@@ -115,6 +115,13 @@ class EventStoreSuite(RegistersAndCuts):
         assert outcome.refused == {0: (2, 1)}
         assert await store.read_shard(0, 1) == []
 
+    async def test_heads_are_told_of_all_shards_whoever_owns_them(self, store: EventStore) -> None:
+        assert await store.heads() == dict.fromkeys(range(8), 1)
+        await self.claimed(store, 3)
+        await store.append([one_row(3, 1, 1)])
+        await store.claim(3, 1, "two")
+        assert await store.heads() == {**dict.fromkeys(range(8), 1), 3: 2}
+
     # ----------------------------------------------------------------------------------------------- appending
 
     async def test_offsets_are_dense_from_one(self, store: EventStore) -> None:

@@ -141,6 +141,10 @@ class FaultyStore:
         self._powered()
         return await self.inner.owners()
 
+    async def heads(self) -> dict[int, int]:
+        self._powered()
+        return await self.inner.heads()
+
     async def claim(self, shard: int, epoch: int, owner: str) -> ShardClaim | None:
         self._powered()
         return await self.inner.claim(shard, epoch, owner)
