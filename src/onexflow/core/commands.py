@@ -30,6 +30,7 @@ class StartRun(Command, frozen=True, kw_only=True):
 
 class PauseRun(Command, frozen=True):
     reason: str = ""
+    by: str = ""
 
 
 class ResumeRun(Command, frozen=True):

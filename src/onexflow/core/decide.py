@@ -149,7 +149,7 @@ def _end(turn: Turn, event: WorkflowFailed | WorkflowCancelled | WorkflowTimedOu
 def _pause(turn: Turn, command: PauseRun) -> None:
     if turn.state.status != "paused":
         check_workflow_edge(turn.state.status, "paused", str(turn.state.key))
-        turn.emit(WorkflowPaused(command.reason))
+        turn.emit(WorkflowPaused(command.reason, by=command.by))
 
 
 def _resume(turn: Turn, command: ResumeRun) -> None:

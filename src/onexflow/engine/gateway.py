@@ -17,6 +17,7 @@ import msgspec
 from onexflow.core.errors import Draining, Overloaded, ShardMoved, Unavailable, UnknownWorkflowType
 from onexflow.core.ids import RunKey
 from onexflow.ports.client_link import (
+    BlockedRun,
     ControlOutcome,
     ControlRequest,
     DefinitionInfo,
@@ -48,6 +49,8 @@ FORWARDED: ContextVar[bool] = ContextVar("onexflow-forwarded", default=False)
 PATIENCE: Final = 10.0
 LOOK_SECONDS: Final = 0.05
 LONG_SECONDS: Final = 1.0
+#: Seconds that an owner has for saying what its runs wait for.
+EXPLAIN_SECONDS: Final = 1.0
 #: Calls that may wait for owners at a time.
 MAX_WAITING: Final = 10_000
 
@@ -71,6 +74,9 @@ class Local(OrchestratorService, Protocol):
 
     def other_addresses(self) -> Sequence[str]:
         """Of the other orchestrators that are there."""
+
+    def address_of(self, owner: str) -> str:
+        """Of an orchestrator that is there; else ""."""
 
 
 #: The orchestrator at an address.
@@ -320,6 +326,27 @@ class Gateway:
     async def read_history(self, key: RunKey, from_sequence: int = 1, limit: int = 1000) -> Sequence[EventView]:
         return await self._router.ask(lambda peer: peer.read_history(key, from_sequence, limit))
 
+    async def explain_runs(self, keys: Sequence[RunKey]) -> Sequence[BlockedRun]:
+        """Each owner is asked for its own; one that does not answer soon has shards that are about to move."""
+        found = {run.key: run for run in await self.local.explain_runs(keys)}
+        if self._router.is_forwarded():
+            return list(found.values())
+        elsewhere: dict[str, list[RunKey]] = {}
+        for run in found.values():
+            if run.blocked.kind == "moving" and (address := self.local.address_of(run.blocked.owner)):
+                elsewhere.setdefault(address, []).append(run.key)
+        parts = [(self._peers(address), theirs) for address, theirs in elsewhere.items()]
+        answers = await asyncio.gather(*(_explained(peer, theirs) for peer, theirs in parts))
+        for (_, theirs), answer in zip(parts, answers, strict=True):
+            if answer is None:
+                continue
+            said = {run.key: run for run in answer}
+            for key in theirs:  # what its owner leaves out has ended
+                found.pop(key)
+                if key in said:
+                    found[key] = said[key]
+        return list(found.values())
+
     # ---- calls about all: the store knows
 
     async def list_runs(
@@ -375,6 +402,15 @@ def gateways(local: Local, peers: Peers | None, ids: IdSource) -> tuple[Gateway,
     if peers is None:
         return ()
     return Gateway(local, peers, ids), Gateway(local, peers, ids, is_forwarded=lambda: False)
+
+
+async def _explained(peer: Peer, keys: Sequence[RunKey]) -> Sequence[BlockedRun] | None:
+    """The owner's answer; None when there is none in time."""
+    try:
+        async with asyncio.timeout(EXPLAIN_SECONDS):
+            return await peer.explain_runs(keys)
+    except (SPIError, TimeoutError):
+        return None
 
 
 async def _started(peer: Peer, request: StartRequest) -> StartOutcome:

@@ -12,9 +12,9 @@ import structlog
 from onexflow.core.errors import ShardMoved
 from onexflow.core.turn import SECOND
 from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.blocking import Blocking, encode_parked
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import next_wake
-from onexflow.engine.run import Run
 from onexflow.ports.registry import Registry
 from onexflow.spi.exceptions import SPIError
 
@@ -32,9 +32,10 @@ FORGET_SECONDS = 600.0
 class Housekeeping:
     """One task that turns with the loop; a sweep every two seconds."""
 
-    def __init__(self, kernel: Kernel, book: AttemptBook, registry: Registry) -> None:
+    def __init__(self, kernel: Kernel, book: AttemptBook, blocking: Blocking, registry: Registry) -> None:
         self._kernel = kernel
         self._book = book
+        self._blocking = blocking
         self._registry = registry
         self._task: asyncio.Task[None] | None = None
 
@@ -88,8 +89,11 @@ class Housekeeping:
                 wake = next_wake(run)
                 if not wake or wake > horizon:
                     idle.append((run, wake))
+        look = self._blocking.look()
         for run, wake in idle:
-            run.shard.park(run, wake, _reason(run))
+            blocked = look.run(run)
+            if blocked is not None and blocked.is_valid:  # else the watchdog sees to it
+                run.shard.park(run, wake, encode_parked(blocked))
         if idle:
             self._kernel.lane.mark()
         return len(idle)
@@ -104,11 +108,3 @@ class Housekeeping:
                     if await self._kernel.find_numbered(shard, record.iid) is not None:
                         woken += 1
         return woken
-
-
-def _reason(run: Run) -> str:
-    if run.state.status != "running":
-        return run.state.status
-    waiting = [name for name, task in zip(run.graph.names, run.state.tasks, strict=False)
-               if any(item.status == "waiting_for_input" for item in task.items)]  # fmt: skip
-    return f"input for {', '.join(waiting[:3])}" if waiting else "a timer"

@@ -32,6 +32,7 @@ from onexflow.core.turn import Turn
 from onexflow.engine import views
 from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.blocking import Blocking
 from onexflow.engine.calls import CallBook
 from onexflow.engine.events.book import EventBook
 from onexflow.engine.gateway import Peers, gateways
@@ -54,6 +55,7 @@ from onexflow.engine.shard import Entity, Shard
 from onexflow.engine.starts import StartReply, Starts
 from onexflow.engine.tally_store import TallyStore
 from onexflow.ports.client_link import (
+    BlockedRun,
     ControlOutcome,
     ControlRequest,
     DefinitionInfo,
@@ -110,6 +112,7 @@ class Orchestrator:
         self._ids = ids
         self._registry = registry
         self._on_fatal = on_fatal
+        self._is_full = False
         self._kernel = Kernel(store, codec, ids.random, on_full=self._on_full, on_lost=self._on_lost, shared=shared)
         self._book = AttemptBook(self._kernel, self._watch)
         self._book.others = self.other_addresses
@@ -121,9 +124,10 @@ class Orchestrator:
             lease_ttl=lease_ttl,
             on_told=lambda shard: self._ownership.on_told(shard),  # noqa: PLW0108 - made below
         )
-        self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
+        self._blocking = Blocking(self._kernel, self._book, self._sessions, orchestrator_id, self._has_no_space)
+        self._queries = Queries(self._kernel, self._blocking, orchestrator_id)
         self._answers = Answers(store)
-        self._housekeeping = Housekeeping(self._kernel, self._book, registry)
+        self._housekeeping = Housekeeping(self._kernel, self._book, self._blocking, registry)
         self._gateways = gateways(self, peers, ids)
         #: What clients are served by: calls about shards of other orchestrators are passed on to these.
         self.gateway: OrchestratorService = self._gateways[0] if self._gateways else self
@@ -150,11 +154,11 @@ class Orchestrator:
         )
         self._kernel.on_durable = self._on_durable
         self._ownership: Ownership = self._owns(prober, lease_ttl)
+        self._blocking.free_since = self._ownership.free_since
         self._observed = Observed(self._kernel, self._book, self._sessions)
         self._outcomes = Outcomes(self._kernel, self._queries, self._in_background)
         self._starts = self._begins(payload_limit)
         self._background: set[asyncio.Task[None]] = set()
-        self._is_full = False
         self._lost: Coded | None = None
         self._draining = False
         self._record: NodeRecord | None = None
@@ -372,6 +376,9 @@ class Orchestrator:
                 f"{self._kernel.undurable:,} events wait for the store: new runs are refused until it has caught up"
             )
 
+    def _has_no_space(self) -> bool:
+        return self._is_full
+
     def _is_able(self) -> bool:
         return not self._draining and not self._is_full and self._lost is None
 
@@ -416,7 +423,7 @@ class Orchestrator:
     def _command(self, run: Run, request: ControlRequest) -> Command:
         match request.action:
             case "pause":
-                return PauseRun(request.reason)
+                return PauseRun(request.reason, request.principal)
             case "resume":
                 return ResumeRun(request.reason)
             case "cancel":
@@ -457,6 +464,9 @@ class Orchestrator:
     ) -> tuple[Sequence[RunSummary], str]:
         return await self._queries.list_runs(namespace, workflow_type, states, cursor, limit)
 
+    async def explain_runs(self, keys: Sequence[RunKey]) -> Sequence[BlockedRun]:
+        return await self._queries.explain(keys)
+
     async def measure_runs(self, namespace: str, workflow_type: str = "") -> RunMetrics:
         return await measure(self._kernel, namespace, workflow_type)
 
@@ -473,6 +483,10 @@ class Orchestrator:
         """Of the other orchestrators that are there."""
         others = (one for one in self._registry.members("orchestrator") if one.node_id != self.orchestrator_id)
         return [one.address for one in others if one.address]
+
+    def address_of(self, owner: str) -> str:
+        """Of an orchestrator that is there; else ""."""
+        return next((one.address for one in self._registry.members("orchestrator") if one.node_id == owner), "")
 
     async def refresh_definitions(self) -> None:
         """Know what was registered through other orchestrators."""

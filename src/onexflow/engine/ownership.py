@@ -72,6 +72,10 @@ class Ownership:
             )
             kernel.locate = self._placement.locate
 
+    def free_since(self, number: int) -> float | None:
+        """Loop time since when a shard of others has been seen without an owner that lives."""
+        return self._placement.free_since(number) if self._placement is not None else None
+
     # ---- life
 
     async def begin(self) -> int:

@@ -117,6 +117,10 @@ class Placement:
             return "", ""
         return owner, next((one.address for one in self._peers() if one.node_id == owner), "")
 
+    def free_since(self, number: int) -> float | None:
+        """Loop time since when a shard has been seen without an owner that lives."""
+        return min((at for (shard, _), at in self._free_since.items() if shard == number), default=None)
+
     # ---- the loop
 
     def _on_member(self, event: MemberEvent) -> None:
