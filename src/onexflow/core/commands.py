@@ -47,6 +47,10 @@ class AssignRun(Command, frozen=True):
     node: str
 
 
+class SettleRun(Command, frozen=True):
+    """Take the run as far as it goes without waiting. Of a sound run that is nowhere: every decision ends with it."""
+
+
 class AuthoriseAttempt(Command, frozen=True):
     """A worker has a free slot for a scheduled effect: write that it may run there, before it is sent."""
 

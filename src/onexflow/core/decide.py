@@ -25,6 +25,7 @@ from onexflow.core.commands import (
     ResolveItem,
     ResumeRun,
     ReturnAttempt,
+    SettleRun,
     StartRun,
     StopAttempt,
 )
@@ -220,11 +221,17 @@ def _attempt(decision: Callable[[Turn, Any], None]) -> Callable[[Turn, Any], Non
     return decided
 
 
+def _settle(turn: Turn, _: SettleRun) -> None:
+    if turn.state.status not in TERMINAL_WORKFLOW_STATES:
+        settle(turn)
+
+
 _DECISIONS: dict[type[Command], Callable[[Turn, Any], None]] = {
     PauseRun: _pause,
     ResumeRun: _resume,
     CancelRun: _cancel,
     AssignRun: _assign,
+    SettleRun: _settle,
     FireTimer: _fire,
     AuthoriseAttempt: attempts.authorise,
     CompleteItems: _attempt(attempts.complete),

@@ -25,7 +25,7 @@ from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import ParkedRecord
 
 #: A timer that is due for so long has been forgotten.
-LATE_SECONDS: Final = 1.0
+LATE_SECONDS: Final = 0.5
 _LATE: Final = int(LATE_SECONDS * SECOND)
 
 #: Since when a shard that is not owned here has had no owner that lives (loop time; None: it has one, as far as is known).

@@ -108,6 +108,12 @@ class Dispatcher:
                         break
                     self._give(attempt, session)
 
+    def pump_all(self) -> None:
+        """`pump` for every worker."""
+        sessions = {session: None for queue in self._queues.values() for session in queue.sessions}
+        for session in sessions:
+            self.pump(session)
+
     def add(self, session: WorkerSession) -> None:
         for role, handler in session.handler_keys:
             self.queue(role, handler).sessions.append(session)

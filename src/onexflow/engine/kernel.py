@@ -466,6 +466,10 @@ class Kernel:
         """Is the run on its way into memory?"""
         return (shard, iid) in self._loading or (shard, iid) in self.reading
 
+    def read_anew(self, run: Run) -> None:
+        """Have the run read back from the log."""
+        self._quarantine(run)
+
     def _quarantine(self, run: Run) -> None:
         """Its state in memory cannot be trusted: once what was recorded is durable, read it back."""
         run.is_broken = True

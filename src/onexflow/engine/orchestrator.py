@@ -54,6 +54,7 @@ from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.engine.shard import Entity, Shard
 from onexflow.engine.starts import StartReply, Starts
 from onexflow.engine.tally_store import TallyStore
+from onexflow.engine.watchdog import Watchdog
 from onexflow.ports.client_link import (
     BlockedRun,
     ControlOutcome,
@@ -155,7 +156,8 @@ class Orchestrator:
         self._kernel.on_durable = self._on_durable
         self._ownership: Ownership = self._owns(prober, lease_ttl)
         self._blocking.free_since = self._ownership.free_since
-        self._observed = Observed(self._kernel, self._book, self._sessions)
+        self.watchdog = Watchdog(self._blocking, self._queues, self._bridge)
+        self._observed = Observed(self._kernel, self._book, self._sessions, self.watchdog)
         self._outcomes = Outcomes(self._kernel, self._queries, self._in_background)
         self._starts = self._begins(payload_limit)
         self._background: set[asyncio.Task[None]] = set()
@@ -223,6 +225,7 @@ class Orchestrator:
         self._spawn(self._calls.close_ended())
         log.info("orchestrator.started", shards=len(self._kernel.shards), recovered=recovered)
         self._housekeeping.start()
+        self.watchdog.start()
         self._record = NodeRecord(
             kind="orchestrator",
             node_id=self.orchestrator_id,
@@ -271,6 +274,7 @@ class Orchestrator:
         await self.events.close()
         await self._bridge.stop()
         await self.node_registry.stop(Draining(reason))
+        await self.watchdog.stop()
         await self._housekeeping.stop()
         await self._sessions.stop(reason)
         self._book.stop()
@@ -525,4 +529,5 @@ class Orchestrator:
             details["store"] = f"lost: {self._lost}"
         if self._draining:
             details["orchestrator"] = "draining"
+        details |= self.watchdog.details()
         return Health(serving=self._lost is None and not self._draining, details=details)

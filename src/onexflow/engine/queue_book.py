@@ -336,6 +336,15 @@ class QueueBook:
         self._bridge.adopt(queue)
         self._turn(queue)
 
+    def is_late(self, queue: Queue) -> bool:
+        """Has a lease or a delay ended that nothing was armed for?"""
+        due = queue.index.next_due(self._kernel.store.now())
+        return bool(due) and queue.key not in self._timers
+
+    def look(self, queue: Queue) -> None:
+        """See to the leases and delays that have ended."""
+        self._turn(queue)
+
     def _turn(self, queue: Queue) -> None:
         """A lease or a delay may have ended."""
         self._timers.pop(queue.key, None)

@@ -202,6 +202,10 @@ class MultiCluster:
             report = await audit(self.store)
             assert report.is_consistent, "the log is not consistent:\n" + "\n".join(map(str, report.findings[:20]))
             self.check_fencing()
+            stalls = {
+                member.id: member.engine.watchdog.last for member in self.lives if member.engine.watchdog.repaired
+            }
+            assert not stalls, f"a watchdog had to repair something: {stalls}"
         await self.store.close()
 
     def check_fencing(self) -> None:
