@@ -157,6 +157,9 @@ class RemoteService:
         client = await self._source()
         return [run async for run in client.blocked(keys=keys)]
 
+    async def can_append(self) -> bool:
+        return (await (await self._source()).health()).can_append
+
     async def list_nodes(self) -> Sequence[NodeView]:
         return await (await self._source()).nodes()
 

@@ -65,12 +65,15 @@ class Peer(RunService, Protocol):
     @property
     def node_registry(self) -> NodeRegistryService: ...
     async def drain_node(self, node_id: str) -> bool: ...
+    async def can_append(self) -> bool:
+        """Does its store take what it writes, as far as it knows?"""
 
 
 class Local(OrchestratorService, Protocol):
     """This orchestrator."""
 
     async def refresh_definitions(self) -> None: ...
+    async def can_append(self) -> bool: ...
 
     def other_addresses(self) -> Sequence[str]:
         """Of the other orchestrators that are there."""

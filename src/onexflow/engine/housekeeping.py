@@ -38,33 +38,41 @@ class Housekeeping:
         self._blocking = blocking
         self._registry = registry
         self._task: asyncio.Task[None] | None = None
+        self._duties: asyncio.Task[None] | None = None
+        self._forgot = 0.0
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="housekeeping")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        tasks = [task for task in (self._task, self._duties) if task is not None]
+        self._task = self._duties = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self) -> None:
+        """Nothing here waits for the store: one that hangs must not cost the membership."""
         loop = asyncio.get_running_loop()
-        swept = forgot = loop.time()
+        swept = self._forgot = loop.time()
         while True:
             self._registry.beat()
             self._book.tell_demand()
-            if loop.time() - swept >= SWEEP_SECONDS:
+            is_idle = self._duties is None or self._duties.done()
+            if is_idle and loop.time() - swept >= SWEEP_SECONDS:
                 swept = loop.time()
-                await self._guarded("parked runs", self._sweep(swept))
-            if loop.time() - forgot >= FORGET_SECONDS:
-                forgot = loop.time()
-                before = self._kernel.store.now() - int(ANSWER_SECONDS * SECOND)
-                await self._guarded("old answers", self._kernel.store.forget_requests(before))
+                self._duties = loop.create_task(self._do_duties(swept), name="duties")
             await asyncio.sleep(TICK_SECONDS)
 
+    async def _do_duties(self, now: float) -> None:
+        await self._guarded("parked runs", self._sweep(now))
+        if now - self._forgot >= FORGET_SECONDS:
+            self._forgot = now
+            before = self._kernel.store.now() - int(ANSWER_SECONDS * SECOND)
+            await self._guarded("old answers", self._kernel.store.forget_requests(before))
+
     async def _guarded(self, duty: str, work: Awaitable[object]) -> None:
-        """One duty that fails must not end the others, the lease's beats before all."""
+        """One duty that fails must not end the others."""
         try:
             await work
         except SPIError as error:

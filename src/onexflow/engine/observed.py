@@ -15,6 +15,7 @@ from onexflow.core.ids import RunKey
 from onexflow.core.state import RunState
 from onexflow.core.turn import SECOND
 from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.fitness import Fitness
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.sessions import Sessions
 from onexflow.engine.watchdog import Watchdog
@@ -25,7 +26,9 @@ from onexflow.telemetry import metrics, names, tracing
 class Observed:
     """The instruments of one orchestrator."""
 
-    def __init__(self, kernel: Kernel, book: AttemptBook, sessions: Sessions, watchdog: Watchdog) -> None:
+    def __init__(
+        self, kernel: Kernel, book: AttemptBook, sessions: Sessions, watchdog: Watchdog, fitness: Fitness
+    ) -> None:
         self._now = kernel.store.now
         self._started = metrics.counter(names.RUNS_STARTED)
         self._ended = metrics.counter(names.RUNS_ENDED)
@@ -37,6 +40,7 @@ class Observed:
             names.EVENTS: lambda: kernel.lane.events,
             names.COMMITS: lambda: kernel.lane.commits,
             names.SUPERSEDED: lambda: book.superseded,
+            names.LOOP_LAG: lambda: fitness.lag,
             names.STALLS: lambda: watchdog.repaired,
         }
         metrics.observe(

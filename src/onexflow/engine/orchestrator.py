@@ -21,6 +21,7 @@ from onexflow.core.errors import (
     Overloaded,
     StoreFull,
     StoreUnavailable,
+    Unavailable,
     UnknownNode,
     UnknownTask,
 )
@@ -35,7 +36,8 @@ from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.blocking import Blocking
 from onexflow.engine.calls import CallBook
 from onexflow.engine.events.book import EventBook
-from onexflow.engine.gateway import Peers, gateways
+from onexflow.engine.fitness import Fitness
+from onexflow.engine.gateway import Peer, Peers, gateways
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
@@ -80,8 +82,6 @@ from onexflow.spi.exceptions import SPIError
 log = structlog.get_logger("onexflow.orchestrator")
 
 PAYLOAD_LIMIT = 2 * 1024 * 1024
-#: An append that takes longer is told by the health answer.
-SLOW_APPEND_SECONDS = 1.0
 #: Decided events that may wait for the store before new runs are refused.
 UNDURABLE_EVENTS = 100_000
 
@@ -156,8 +156,9 @@ class Orchestrator:
         self._kernel.on_durable = self._on_durable
         self._ownership: Ownership = self._owns(prober, lease_ttl)
         self._blocking.free_since = self._ownership.free_since
+        self._fitness = self._fits(peers)
         self.watchdog = Watchdog(self._blocking, self._queues, self._bridge)
-        self._observed = Observed(self._kernel, self._book, self._sessions, self.watchdog)
+        self._observed = Observed(self._kernel, self._book, self._sessions, self.watchdog, self._fitness)
         self._outcomes = Outcomes(self._kernel, self._queries, self._in_background)
         self._starts = self._begins(payload_limit)
         self._background: set[asyncio.Task[None]] = set()
@@ -211,6 +212,18 @@ class Orchestrator:
             duties=(self.events.claimed, self._calls.close_ended_of, self._pins.mirror_all_of),
         )
 
+    def _fits(self, peers: Peers | None) -> Fitness:
+        return Fitness(
+            self._kernel,
+            owner=self.orchestrator_id,
+            is_full=self._has_no_space,
+            others=self.other_addresses if peers is not None else tuple,
+            peers=peers or _nobody,
+            withdraw=self._ownership.withdraw,
+            rejoin=self._ownership.rejoin,
+            believe=self._ownership.believe_announcements,
+        )
+
     # ---- life
 
     async def start(self, *, version: str = "") -> None:
@@ -226,6 +239,7 @@ class Orchestrator:
         log.info("orchestrator.started", shards=len(self._kernel.shards), recovered=recovered)
         self._housekeeping.start()
         self.watchdog.start()
+        self._fitness.start()
         self._record = NodeRecord(
             kind="orchestrator",
             node_id=self.orchestrator_id,
@@ -274,6 +288,7 @@ class Orchestrator:
         await self.events.close()
         await self._bridge.stop()
         await self.node_registry.stop(Draining(reason))
+        await self._fitness.stop()
         await self.watchdog.stop()
         await self._housekeeping.stop()
         await self._sessions.stop(reason)
@@ -519,10 +534,7 @@ class Orchestrator:
         registry = self._registry.health()
         if not registry.connected:
             details["registry"] = registry.detail or "not connected"
-        since = self._kernel.lane.pending_since
-        waited = asyncio.get_running_loop().time() - since if since else 0.0
-        if waited > SLOW_APPEND_SECONDS:
-            details["store"] = f"has not confirmed a write for {waited:.0f} s: nothing is acknowledged meanwhile"
+        details |= self._fitness.details()
         if self._is_full:
             details["store"] = "full: new runs are refused"
         if self._lost is not None:
@@ -530,4 +542,14 @@ class Orchestrator:
         if self._draining:
             details["orchestrator"] = "draining"
         details |= self.watchdog.details()
-        return Health(serving=self._lost is None and not self._draining, details=details)
+        return Health(
+            serving=self._lost is None and not self._draining, details=details, can_append=self._fitness.can_append()
+        )
+
+    async def can_append(self) -> bool:
+        """Does the store take what this orchestrator writes, as far as it knows?"""
+        return self._lost is None and self._fitness.can_append()
+
+
+def _nobody(address: str) -> Peer:
+    raise Unavailable(f"there is no way to {address}")

@@ -101,6 +101,24 @@ class Ownership:
             [ShardAnnouncement(shard=one.id, owner=self._id, epoch=one.epoch, address=address) for one in shards]
         )
 
+    async def withdraw(self) -> None:
+        """Be no member until `rejoin`: the others claim the shards, and this one claims none."""
+        if self._placement is not None and self._record is not None:
+            self._placement.is_suspended = True
+            await self._registry.unregister("orchestrator", self._id)
+
+    async def rejoin(self) -> None:
+        """Be a member again."""
+        if self._placement is not None and self._record is not None:
+            await self._registry.register(self._record)
+            self._placement.is_suspended = False
+
+    async def believe_announcements(self) -> None:
+        """Learn who owns what from the registry, while the store cannot be asked."""
+        if self._placement is not None:
+            said = [(one.shard, one.epoch, one.owner) for one in await self._registry.announcements()]
+            self._placement.heard([one for one in said if one[2] != self._id])
+
     async def hand_over(self) -> None:
         """Give all shards to the others, if there may be some."""
         if self._placement is None:

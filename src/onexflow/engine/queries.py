@@ -31,6 +31,8 @@ FollowListener = Callable[[Sequence[EventView] | SPIError | None], None]
 PAGE = 1000
 #: An owner that shares its store reads nothing out when the store has not confirmed its epochs for so long.
 CONFIRMED_SECONDS = 1.5
+#: Who asks what runs wait for hears after so long that the store does not answer.
+STORE_SECONDS = 0.5
 _UNCONFIRMED = Blocked(kind="store", reason="it does not answer")
 
 
@@ -138,8 +140,9 @@ class Queries:
         """What these runs wait for, as far as their shards are owned here: of the others, that their shard is moving."""
         is_confirmed = True
         try:
-            await self._kernel.confirm(CONFIRMED_SECONDS)
-        except Unavailable:
+            async with asyncio.timeout(STORE_SECONDS):
+                await self._kernel.confirm(CONFIRMED_SECONDS)
+        except (Unavailable, TimeoutError):
             is_confirmed = False
         look = self._blocking.look()
         found, absent = [], []
@@ -164,12 +167,13 @@ class Queries:
         """Of a run that is not in memory."""
         store = self._kernel.store
         try:
-            record = await store.find_run(shard.id, key.to_bytes())
-            if record is None or is_system_type(key.workflow_type):
-                return None
-            parked = await store.get_parked(shard.id, record.iid)
-            again = await store.find_run(shard.id, key.to_bytes())
-        except Unavailable:
+            async with asyncio.timeout(STORE_SECONDS):
+                record = await store.find_run(shard.id, key.to_bytes())
+                if record is None or is_system_type(key.workflow_type):
+                    return None
+                parked = await store.get_parked(shard.id, record.iid)
+                again = await store.find_run(shard.id, key.to_bytes())
+        except (Unavailable, TimeoutError):
             return BlockedRun(key=key, state="", blocked=_UNCONFIRMED)
         state = WORKFLOW_STATES[(again or record).state]
         if state in TERMINAL_WORKFLOW_STATES:

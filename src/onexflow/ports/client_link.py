@@ -240,6 +240,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     serving: bool
     details: dict[str, str] = {}
+    #: Its store has answered lately, and no write waits for long.
+    can_append: bool = False
 
 
 class RunService(Protocol):

@@ -64,6 +64,7 @@ RUNS_WAITING: Final = Metric(
 STALLS: Final = Metric(
     "onexflow.stalls.repaired", "sum", "{stall}", "runs and queues that nothing accounted for, repaired by the watchdog"
 )
+LOOP_LAG: Final = Metric("onexflow.loop.lag", "gauge", "s", "by how much the last measured turn of the loop was late")
 ATTEMPTS_ACTIVE: Final = Metric("onexflow.attempts.active", "gauge", "{attempt}", "attempts waiting or running")
 WORKERS: Final = Metric("onexflow.workers.connected", "gauge", "{worker}", "workers with an open stream")
 EVENTS: Final = Metric("onexflow.store.events", "sum", "{event}", "events made durable")
@@ -79,6 +80,6 @@ WORKER_RESULTS: Final = Metric(
 )
 
 METRICS: Final = (
-    RUNS_STARTED, RUNS_ENDED, RUN_DURATION, RUNS_ACTIVE, RUNS_WAITING, STALLS, ATTEMPTS_ACTIVE, WORKERS, EVENTS, COMMITS, SUPERSEDED,
+    RUNS_STARTED, RUNS_ENDED, RUN_DURATION, RUNS_ACTIVE, RUNS_WAITING, STALLS, LOOP_LAG, ATTEMPTS_ACTIVE, WORKERS, EVENTS, COMMITS, SUPERSEDED,
     WORKER_SLOTS, WORKER_RESULTS,
 )  # fmt: skip

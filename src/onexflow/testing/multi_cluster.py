@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, cast
@@ -243,7 +244,7 @@ class MultiCluster:
             prober=_Prober(self),
             on_fatal=self.fatal.append,
             shared=True,
-            peers=self._peer,
+            peers=partial(self._peer, name),
         )
         member = ClusterMember(engine, registry, store)
         await engine.start()
@@ -254,8 +255,10 @@ class MultiCluster:
             self.connect(worker, member)
         return member
 
-    def _peer(self, address: str) -> Orchestrator:
+    def _peer(self, asking: str, address: str) -> Orchestrator:
         """What another orchestrator reaches at that address: itself, not its gateway."""
+        if (mine := self.members.get(asking)) is not None and mine.state == "frozen":
+            raise Unavailable(f"{asking} is frozen")
         member = self.members.get(address.partition(":")[0])
         if member is None:
             raise Unavailable(f"{address} refuses the connection")

@@ -238,8 +238,11 @@ class GetHealthResponse(_message.Message):
 
     SERVING_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
+    CAN_APPEND_FIELD_NUMBER: _builtins.int
     serving: _builtins.bool
     """It takes work."""
+    can_append: _builtins.bool
+    """Its store has answered lately, and no write waits for long."""
     @_builtins.property
     def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What is degraded: part and reason."""
@@ -249,10 +252,11 @@ class GetHealthResponse(_message.Message):
         *,
         serving: _builtins.bool = ...,
         details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        can_append: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_append", b"can_append", "details", b"details", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

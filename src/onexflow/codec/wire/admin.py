@@ -46,11 +46,11 @@ def node_view(message: pb.NodeView) -> link.NodeView:
 
 
 def health_to_pb(value: link.Health) -> pb.GetHealthResponse:
-    return pb.GetHealthResponse(serving=value.serving, details=value.details)
+    return pb.GetHealthResponse(serving=value.serving, details=value.details, can_append=value.can_append)
 
 
 def health(message: pb.GetHealthResponse) -> link.Health:
-    return link.Health(serving=message.serving, details=dict(message.details))
+    return link.Health(serving=message.serving, details=dict(message.details), can_append=message.can_append)
 
 
 def keys(message: pb.ListBlockedRequest, most: int) -> list[RunKey]:
