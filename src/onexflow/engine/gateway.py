@@ -338,9 +338,8 @@ class Gateway:
         for run in found.values():
             if run.blocked.kind == "moving" and (address := self.local.address_of(run.blocked.owner)):
                 elsewhere.setdefault(address, []).append(run.key)
-        parts = [(self._peers(address), theirs) for address, theirs in elsewhere.items()]
-        answers = await asyncio.gather(*(_explained(peer, theirs) for peer, theirs in parts))
-        for (_, theirs), answer in zip(parts, answers, strict=True):
+        answers = await asyncio.gather(*(self._explained(address, theirs) for address, theirs in elsewhere.items()))
+        for theirs, answer in zip(elsewhere.values(), answers, strict=True):
             if answer is None:
                 continue
             said = {run.key: run for run in answer}
@@ -349,6 +348,14 @@ class Gateway:
                 if key in said:
                     found[key] = said[key]
         return list(found.values())
+
+    async def _explained(self, address: str, keys: Sequence[RunKey]) -> Sequence[BlockedRun] | None:
+        """The owner's answer; None when there is none in time."""
+        try:
+            async with asyncio.timeout(EXPLAIN_SECONDS):
+                return await self._peers(address).explain_runs(keys)
+        except (SPIError, TimeoutError):
+            return None
 
     # ---- calls about all: the store knows
 
@@ -405,15 +412,6 @@ def gateways(local: Local, peers: Peers | None, ids: IdSource) -> tuple[Gateway,
     if peers is None:
         return ()
     return Gateway(local, peers, ids), Gateway(local, peers, ids, is_forwarded=lambda: False)
-
-
-async def _explained(peer: Peer, keys: Sequence[RunKey]) -> Sequence[BlockedRun] | None:
-    """The owner's answer; None when there is none in time."""
-    try:
-        async with asyncio.timeout(EXPLAIN_SECONDS):
-            return await peer.explain_runs(keys)
-    except (SPIError, TimeoutError):
-        return None
 
 
 async def _started(peer: Peer, request: StartRequest) -> StartOutcome:
