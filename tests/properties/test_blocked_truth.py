@@ -229,7 +229,7 @@ def kill_worker(cluster: MultiCluster, name: str) -> None:
         stream.cut_orchestrator_side()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1 << 16), graphs(), ACTIONS)
 def test_every_open_run_says_what_it_waits_for_and_that_is_true(
     seed: int, graph: Graph, actions: list[tuple[str, int, float]]

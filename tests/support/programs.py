@@ -30,11 +30,16 @@ def finished(program: str, *arguments: str, cwd: Path, **variables: str) -> subp
 
 
 @contextmanager
-def serving(program: str, *arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(program: str, *arguments: str, cwd: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running program and its first line, which says that it serves."""
     with (cwd / f"{program}.err").open("w") as err:
         process = subprocess.Popen(
-            [str(BIN / program), *arguments], cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=err, text=True
+            [str(BIN / program), *arguments],
+            cwd=cwd,
+            env={**environment(), **variables},
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
         )
     try:
         assert process.stdout is not None

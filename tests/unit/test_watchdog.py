@@ -12,7 +12,7 @@ import pytest
 import onexflow.core.decide
 from onexflow.core.blocked import BY_NAME
 from onexflow.core.builder import workflow
-from onexflow.core.definition import RetryPolicy
+from onexflow.core.definition import RetryPolicy, Timeouts
 from onexflow.core.errors import StoreUnavailable
 from onexflow.core.ids import RunKey
 from onexflow.core.queue_state import STREAMS, queue_key
@@ -313,3 +313,22 @@ async def test_healthy_runs_are_left_alone_and_counted_by_what_they_wait_for() -
         gate.set()
         await cluster.clock.sleep(60)
         assert cluster.engine.watchdog.repaired == 0
+
+
+@virtual_time
+async def test_an_effect_that_does_not_heed_its_stop_is_waited_for() -> None:
+    """Its timeout has passed, and that is why it was told to stop: nothing is wrong with that."""
+    script = Script()
+    gate = script.gate("charge")
+    script.stubborn.add("charge")
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("effect", "charge", timeouts=Timeouts(start_to_close=2.0)))
+        key = (await cluster.start("single", 7)).key
+        await script.called("charge")
+        await cluster.clock.sleep(10)
+        blocked = (await cluster.task(key, "a")).blocked
+        assert blocked is not None
+        assert (blocked.kind, blocked.worker, blocked.reason) == ("stopping", "w1", "start_to_close")
+        assert cluster.engine.watchdog.repaired == 0
+        gate.set()
+        await cluster.wait(key)

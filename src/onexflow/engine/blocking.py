@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from onexflow.core.attempts import is_void
 from onexflow.core.blocked import RANK, SECOND, Blocked
 from onexflow.core.ids import Token
 from onexflow.core.machine import TERMINAL_TASK_STATES, TERMINAL_WORKFLOW_STATES
@@ -268,7 +269,14 @@ class Look:
         """When the next timer of the item is due; 0 when it has none. A heartbeat's moves with its progress, and that of a
         pure attempt is the engine's own."""
         attempt = run.attempts.get(Token(run.shard.id, item.epoch, item.offset, number))
-        dues = [timer.due_at for timer in item_timers(run, index, number, item) if timer.kind != "heartbeat"]
+        ignored = (
+            {"heartbeat", "start_to_close"} if item.stopping else {"heartbeat"}
+        )  # it has been told to stop for that
+        dues = [
+            timer.due_at
+            for timer in item_timers(run, index, number, item)
+            if timer.kind not in ignored and not is_void(run.graph, run.state, index, item, timer.kind)
+        ]
         if attempt is not None and attempt.sent:
             timeouts, beat = run.graph.specs[index].timeouts, run.graph.specs[index].timeouts.heartbeat
             if attempt.role != "effect" and timeouts.start_to_close:
