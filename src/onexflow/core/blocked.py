@@ -65,7 +65,7 @@ KINDS: Final = (
          "the end of the attempt, the loss of its worker, or a timeout", "Nothing, unless it takes too long: give the "
          "task a timeout.", ("worker", "attempt", "since")),
     Kind("leased", "somebody who took it from the queue works on it",
-         "its completion or failure under the lease, or the end of the lease", "Nothing.", ("worker", "attempt", "since", "until")),
+         "its completion or failure under the lease, or the end of the lease", "Nothing.", ("worker", "names", "attempt", "since", "until")),
     Kind("called_run", "an orchestration waits for the runs that it has called",
          "the end of one of those runs, or the loss of the worker that its code is on", "Look at those runs.",
          ("names", "worker", "attempt", "since")),
@@ -138,6 +138,12 @@ def _no_slot(it: Blocked) -> str:
     return f"waits for a free slot{f' on {it.node}' if it.node else ''}"
 
 
+def _leased(it: Blocked) -> str:
+    if it.names:
+        return f"done by run {it.names[0]}"
+    return f"leased by {it.worker}{f' until {moment(it.until)}' if it.until else ''}"
+
+
 def _moving(it: Blocked) -> str:
     where = f"; {it.owner} had it" if it.owner else ""
     return f"shard {it.shard} is on its way to another orchestrator{where}"
@@ -158,7 +164,7 @@ _SENTENCES: Final[dict[str, Callable[[Blocked], str]]] = {
     "no_slot": _no_slot,
     "stopping": lambda it: f"told to stop ({it.reason}) on {it.worker}",
     "running": lambda it: f"running on {it.worker}",
-    "leased": lambda it: f"leased by {it.worker}{f' until {moment(it.until)}' if it.until else ''}",
+    "leased": _leased,
     "called_run": lambda it: f"waits for {', '.join(it.names)} (its code is on {it.worker})",
     "retry": lambda it: f"attempt {it.attempt} at {moment(it.until)}",
     "run_retry": lambda it: (
