@@ -32,7 +32,7 @@ LEASE = 5.0
 HANG = """
 import signal, time
 
-signal.signal(signal.SIGUSR2, lambda *_: time.sleep(14))
+signal.signal(signal.SIGUSR2, lambda *_: time.sleep(14))  # the loop hangs
 """
 
 

@@ -18,9 +18,11 @@ from onexflow.core.ids import RunKey
 from onexflow.core.queue_state import STREAMS, queue_key
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.engine.run import Attempt, Run
+from onexflow.engine.shard import Shard
 from onexflow.spi import WorkTask
 from onexflow.testing import Cluster
 from onexflow.testing.clock import virtual_time
+from onexflow.testing.multi_cluster import MultiCluster
 from support.engine_kit import Script, ready, single, until
 
 WITHIN = 2.0
@@ -332,3 +334,31 @@ async def test_an_effect_that_does_not_heed_its_stop_is_waited_for() -> None:
         assert cluster.engine.watchdog.repaired == 0
         gate.set()
         await cluster.wait(key)
+
+
+@virtual_time
+async def test_a_shard_that_could_not_be_read_back_for_an_unknown_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script()
+    async with MultiCluster(seed=1) as cluster:
+        cluster.expects_stalls = True
+        for name in ("a", "b"):
+            await cluster.add_orchestrator(name)
+        await cluster.register(single("effect", "send").build())
+        await cluster.add_worker(script.worker("w1"), "w1")
+        await cluster.settled()
+        kernel = cluster.members["b"].engine._kernel
+        recover, failed = kernel.recover_shard, set[int]()
+
+        async def broken_once(shard: Shard) -> int:
+            if shard.id not in failed:
+                failed.add(shard.id)
+                raise ValueError("a bug")
+            return await recover(shard)
+
+        monkeypatch.setattr(kernel, "recover_shard", broken_once)
+        keys = [await cluster.start("single", number) for number in range(8)]
+        await cluster.kill("a")
+        assert [await cluster.result(key) for key in keys] == list(range(8))
+        await until(lambda: all(shard.early is None for shard in kernel.shards.values()), 10)
+        assert failed
+        assert cluster.members["b"].engine.watchdog.repaired == len(failed)

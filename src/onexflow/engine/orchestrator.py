@@ -138,6 +138,7 @@ class Orchestrator:
         self._queues = QueueBook(self._kernel, registry, self._bridge, payload_limit)
         self._book.on_room = self._bridge.on_room
         self._calls = CallBook(self._kernel, self._cluster.control)
+        self._queries.called = self._calls.open_calls
         self._pins = Pins(self._kernel, registry)
         #: What `ports.nodes` asks.
         self.node_registry = self._nodes()
@@ -157,7 +158,7 @@ class Orchestrator:
         self._ownership: Ownership = self._owns(prober, lease_ttl)
         self._blocking.free_since = self._ownership.free_since
         self._fitness = self._fits(peers)
-        self.watchdog = Watchdog(self._blocking, self._queues, self._bridge)
+        self.watchdog = Watchdog(self._blocking, self._queues, self._bridge, self._ownership)
         self._observed = Observed(self._kernel, self._book, self._sessions, self.watchdog, self._fitness)
         self._outcomes = Outcomes(self._kernel, self._queries, self._in_background)
         self._starts = self._begins(payload_limit)

@@ -56,7 +56,7 @@ class Ownership:
         self._record: NodeRecord | None = None
         #: Shards whose workers have still to say what they hold: when that is waited for no longer.
         self._adoptions: dict[Shard, asyncio.TimerHandle] = {}
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], Shard] = {}
         #: None: nobody else is at this store.
         self._placement: Placement | None = None
         if kernel.is_shared:
@@ -67,7 +67,7 @@ class Ownership:
                 orchestrator_id=orchestrator_id,
                 incarnation=incarnation,
                 lease_ttl=lease_ttl,
-                serve=self._begin,
+                serve=self.serve,
                 announce=self.announce,
             )
             kernel.locate = self._placement.locate
@@ -145,10 +145,16 @@ class Ownership:
 
     # ---- a shard comes
 
-    def _begin(self, shard: Shard) -> None:
+    def unserved(self) -> list[Shard]:
+        """Owned shards that were not read back, and that nobody reads back."""
+        served = set(self._serving.values())
+        return [one for one in self._kernel.shards.values() if one.early is not None and one not in served]
+
+    def serve(self, shard: Shard) -> None:
+        """Read a claimed shard back, and see to it, in the background."""
         task = asyncio.get_running_loop().create_task(self._serve(shard), name=f"shard-{shard.id}")
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._serving[task] = shard
+        task.add_done_callback(self._serving.pop)
 
     async def _serve(self, shard: Shard) -> None:
         """It was claimed while others are served: read back what was at work, and see to it."""

@@ -7,7 +7,7 @@ memory is taken at once and given out when everything that it shows is durable.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from onexflow.core.blocked import Blocked
 from onexflow.core.errors import Coded, InvalidArgument, OutOfRange, Unavailable, UnknownRun
@@ -46,6 +46,8 @@ class Queries:
         self._wakes: dict[RunKey, set[asyncio.Event]] = {}
         self._followers: set[asyncio.Task[None]] = set()
         self._lost: Coded | None = None
+        #: The open runs that a task of a run has called.
+        self.called: Callable[[RunKey, str], Awaitable[tuple[str, ...]]] = _nothing
 
     def on_durable(self, runs: Sequence[tuple[Entity, int]]) -> None:
         """Wake the followers of runs that have new durable events."""
@@ -66,7 +68,11 @@ class Queries:
         run = await self._kernel.find(key)
         view = views.view_of(run, self._blocking.look(), self._owner)
         await self.durable(key)
-        return view
+        called = {}
+        for task in view.tasks:
+            if task.role == "orchestrator" and task.blocked is not None and task.blocked.kind == "running":
+                called[task.name] = await self.called(key, task.name)
+        return views.with_called(view, called) if any(called.values()) else view
 
     async def _record(self, key: RunKey) -> RunRecord:
         await self.durable(key)
@@ -241,6 +247,11 @@ class Queries:
         for follower in followers:
             follower.cancel()
         await asyncio.gather(*followers, return_exceptions=True)
+
+
+async def _nothing(*_: object) -> tuple[str, ...]:
+    """Until the orchestrator sets the real one."""
+    return ()
 
 
 def _blocked_run(run: Run, blocked: Blocked) -> BlockedRun:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -80,6 +80,26 @@ def view_of(run: Run, look: Look | None, owner: str) -> RunView:
         causation_id=state.causation_id,
         outcome=state.outcome,
         blocked=blocked,
+    )
+
+
+def with_called(view: RunView, called: Mapping[str, tuple[str, ...]]) -> RunView:
+    """The view, where these tasks, which run, wait for the runs that they have called."""
+
+    def waits(blocked: Blocked, task: str) -> Blocked:
+        return msgspec.structs.replace(blocked, kind="called_run", names=called[task])
+
+    tasks = []
+    for task in view.tasks:
+        if called.get(task.name) and task.blocked is not None:
+            blocked = waits(task.blocked, task.name)
+            task = msgspec.structs.replace(task, blocked=blocked, blocked_because=sentence(blocked))  # noqa: PLW2901
+        tasks.append(task)
+    whole = view.blocked
+    if whole is not None and called.get(whole.task):
+        whole = waits(whole, whole.task)
+    return msgspec.structs.replace(
+        view, tasks=tuple(tasks), blocked=whole, blocked_because=_in_words(whole, tuple(tasks))
     )
 
 

@@ -23,10 +23,12 @@ import structlog
 from onexflow.core.commands import SettleRun
 from onexflow.core.ids import RunKey
 from onexflow.engine.blocking import Blocking, Look, each_stalled
+from onexflow.engine.ownership import Ownership
 from onexflow.engine.queue import Queue
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.queue_bridge import QueueBridge
 from onexflow.engine.run import Run
+from onexflow.engine.shard import Shard
 from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.watchdog")
@@ -54,13 +56,14 @@ class _Suspect:
 class Watchdog:
     """Of one orchestrator."""
 
-    def __init__(self, blocking: Blocking, queues: QueueBook, bridge: QueueBridge) -> None:
+    def __init__(self, blocking: Blocking, queues: QueueBook, bridge: QueueBridge, ownership: Ownership) -> None:
         self._blocking = blocking
         self._kernel = blocking.kernel
         self._book = blocking.book
         self._queues = queues
         self._bridge = bridge
-        self._suspects: dict[tuple[RunKey, str], _Suspect] = {}
+        self._ownership = ownership
+        self._suspects: dict[tuple[RunKey | Shard, str], _Suspect] = {}
         self._round: Iterator[Run] = iter(())
         self._round_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -124,6 +127,10 @@ class Watchdog:
                 del self._suspects[place]
         for queue in list(self._kernel.queues()):
             self._look_at_queue(queue, now)
+        for shard in self._ownership.unserved():
+            if self._is_due((shard, "unserved"), shard.epoch, now):
+                self._count("a shard is not read back", shard=shard.id, epoch=shard.epoch)
+                self._ownership.serve(shard)
         self._round = iter(list(self._kernel.runs()))
 
     # ---- runs
@@ -148,7 +155,7 @@ class Watchdog:
             self._repair(look, run, blocked.task, blocked.reason)
         return JUDGED + len(run.state.tasks)
 
-    def _is_due(self, place: tuple[RunKey, str], seq: int, now: float) -> bool:
+    def _is_due(self, place: tuple[RunKey | Shard, str], seq: int, now: float) -> bool:
         """Is it to be repaired now? Not at the first look."""
         suspect = self._suspects.get(place)
         if suspect is None or suspect.seq != seq:

@@ -178,6 +178,8 @@ class MultiCluster:
         self.lives: list[ClusterMember] = []
         self.workers: dict[str, MultiWorker] = {}
         self.fatal: list[Coded] = []
+        #: The test breaks something that a watchdog repairs.
+        self.expects_stalls = False
         self._beating: asyncio.Task[None] | None = None
         self._turn = 0
 
@@ -206,7 +208,7 @@ class MultiCluster:
             stalls = {
                 member.id: member.engine.watchdog.last for member in self.lives if member.engine.watchdog.repaired
             }
-            assert not stalls, f"a watchdog had to repair something: {stalls}"
+            assert self.expects_stalls or not stalls, f"a watchdog had to repair something: {stalls}"
         await self.store.close()
 
     def check_fencing(self) -> None:
