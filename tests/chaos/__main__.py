@@ -8,7 +8,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.bench.__main__ import machine
+from benchmarks.bench.machine import machine
 
 from .scenarios import SCENARIOS, Figures
 

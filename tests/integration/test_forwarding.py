@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
 import onexflow
@@ -139,7 +140,7 @@ async def test_what_was_passed_on_is_refused_by_who_does_not_own_it_and_says_who
     async with pair() as (one, two, _, __):
         key = RunKey("default", "single", SystemIds().uuid())
         while client_shard(one, key):
-            key = key._replace(instance_id=SystemIds().uuid())
+            key = msgspec.structs.replace(key, instance_id=SystemIds().uuid())
         pool = PeerPool("test")
         with pytest.raises(ShardMoved) as moved:
             await pool(one.address).describe_run(key)

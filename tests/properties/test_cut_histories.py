@@ -8,6 +8,7 @@ import random
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
@@ -61,9 +62,9 @@ class CutRun:
             rest: Row | None = row
             while rest is not None:
                 first, left = split_row(rest.data, 1) if rest.count > 1 else (rest.data, b"")
-                self.archive.setdefault(rest.seq, rest._replace(count=1, data=first))
-                rest = rest._replace(
-                    offset=rest.offset + 1, count=rest.count - 1, seq=rest.seq + 1, data=left
+                self.archive.setdefault(rest.seq, msgspec.structs.replace(rest, count=1, data=first))
+                rest = msgspec.structs.replace(
+                    rest, offset=rest.offset + 1, count=rest.count - 1, seq=rest.seq + 1, data=left
                 ) if rest.count > 1 else None  # fmt: skip
 
     def replayed(self, to: int | None = None) -> RunState:

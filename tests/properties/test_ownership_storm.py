@@ -36,8 +36,16 @@ READ_TOO_EARLY = [
 ]  # fmt: skip
 
 
+#: A run was read back as it had been before what was decided while the read waited: its effect was given out again.
+READ_AFTER_A_WAIT = [
+    ("start", 0, 1.1), ("freeze", 2, 0.0), ("freeze", 0, 1.1), ("kill", 0, 1.1), ("kill", 0, 1.1), ("start", 0, 0.3),
+    ("start", 0, 0.0), ("start", 0, 1.1), ("start", 0, 1.1), ("add", 0, 0.0),
+]  # fmt: skip
+
+
 @settings(max_examples=25, deadline=None)
 @example(65536, READ_TOO_EARLY)
+@example(51704, READ_AFTER_A_WAIT)
 @given(st.integers(0, 1 << 16), st.lists(ACTIONS, min_size=3, max_size=14))
 def test_storms_of_orchestrators_lose_nothing_and_run_no_effect_twice(
     seed: int, actions: list[tuple[str, int, float]]

@@ -58,7 +58,7 @@ class Log:
 
     def replace(self, index: int, **fields: object) -> None:
         """One row with other fields."""
-        row = self.shard.rows[index]._replace(**fields)
+        row = msgspec.structs.replace(self.shard.rows[index], **fields)
         self.shard.rows[index] = row
         self.shard.runs_rows[row.iid][index] = row
 

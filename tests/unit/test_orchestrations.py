@@ -6,6 +6,7 @@ import asyncio
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from onexflow import onex
@@ -383,7 +384,7 @@ async def test_a_call_is_refused_that_no_open_orchestration_makes() -> None:
         with pytest.raises(UnknownTask):
             await call(Caller(key, "nobody", 0, "1"))
         with pytest.raises(UnknownRun):
-            await call(Caller(key._replace(workflow_type="other"), "lead", 0, "1"))
+            await call(Caller(msgspec.structs.replace(key, workflow_type="other"), "lead", 0, "1"))
         for wrong in ({"instance_id": key.instance_id}, {"correlation_id": "c"}, {"causation_id": "c"}):
             with pytest.raises(InvalidArgument):
                 await call(Caller(key, "lead", 0, "1"), **wrong)

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 
 from onexflow.codec.payload import encode_value
@@ -67,8 +68,11 @@ async def key_owned_by(cluster: MultiCluster, name: str) -> RunKey:
 
 async def start_at(cluster: MultiCluster, name: str, workflow_type: str = "chain") -> RunKey:
     key = await key_owned_by(cluster, name)
-    while cluster.number_of(key._replace(workflow_type=workflow_type)) not in (await cluster.owned())[name]:
-        key = key._replace(instance_id=cluster.ids.uuid())
+    while (
+        cluster.number_of(msgspec.structs.replace(key, workflow_type=workflow_type))
+        not in (await cluster.owned())[name]
+    ):
+        key = msgspec.structs.replace(key, instance_id=cluster.ids.uuid())
     return await cluster.start(workflow_type, 1, instance_id=key.instance_id)
 
 

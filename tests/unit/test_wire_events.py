@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from onexflow.codec.wire import events as wire
@@ -84,7 +85,7 @@ def test_groups_topics_and_projections() -> None:
     assert wire.reject(wire.reject_to_pb(PLACE, error, 2.5)) == (PLACE, error, 2.5)
     topic = port.TopicView(name="t", partitions=4, created_at=5)
     assert wire.topic(wire.topic_to_pb(topic)) == topic
-    states = {KEY: Payload(b"1"), KEY._replace(namespace="other"): Payload(b"")}
+    states = {KEY: Payload(b"1"), msgspec.structs.replace(KEY, namespace="other"): Payload(b"")}
     assert wire.states(wire.states_to_pb(states)) == states
     for state in (None, Payload(b"[1]")):
         loaded = port.ProjectionState(state=state, offset=4, shard=2, head=9)

@@ -55,6 +55,7 @@ ASSIGNMENT = link.Assignment(
                 link.AttemptResult(TOKEN, "returned"),
             ]
         ),
+        link.Results([link.AttemptResult(TOKEN, "stopped")], {"effect": 3}),
         link.Held(3, 9, [TOKEN]),
         link.Progress(TOKEN, Payload(b'"half"')),
         link.WorkerDraining(),
@@ -74,6 +75,7 @@ def test_messages_of_a_worker_come_back_as_they_went(message: link.FromWorker) -
         link.Welcome(orchestrator_id="o", epochs={1: 2, 3: 2**40}, orchestrators=("127.0.0.1:1",)),
         link.ShardEpoch(1, 2),
         link.Assignments([ASSIGNMENT]),
+        link.Assignments([ASSIGNMENT], link.Ack([TOKEN], [Token(1, 1, 1)], {3: 2**50})),
         link.Ack([TOKEN], [Token(1, 1, 1)], {3: 2**50}),
         link.Cancel([TOKEN], "because"),
         link.Recall("compute", 3),
@@ -97,6 +99,13 @@ def test_batches_are_cut_at_64_entries_and_at_a_mebibyte() -> None:
     assert all(one.ByteSize() <= 1 << 20 for one in wire.to_requests(large))
 
     assert list(wire.to_requests(link.Results([]))) == []
+
+
+def test_what_goes_along_with_a_batch_goes_once() -> None:
+    results = link.Results([link.AttemptResult(TOKEN, "stopped")] * 130, {"effect": 3})
+    assert [one.results.HasField("credits") for one in wire.to_requests(results)] == [True, False, False]
+    assignments = link.Assignments([ASSIGNMENT] * 130, link.Ack([TOKEN]))
+    assert [one.assignments.HasField("ack") for one in wire.to_responses(assignments)] == [True, False, False]
 
 
 def test_the_progress_of_the_attempt_before_is_left_out_where_it_would_make_the_message_too_large() -> None:

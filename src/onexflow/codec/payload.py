@@ -53,8 +53,13 @@ class Contract(dict[str, Any]):
         return f"the contract has no field {name!r}; it has: {fields}"
 
 
+_NESTED: Final = frozenset({dict, list})
+
+
 def to_contract(value: Any) -> Any:
     """`value` with every object in it, also inside lists, as a Contract. `value` itself is not changed."""
+    if type(value) is dict and _NESTED.isdisjoint(map(type, value.values())):
+        return Contract(value)
     root = [value]
     boxes: list[Any] = [root]
     while boxes:

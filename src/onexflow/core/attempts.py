@@ -165,25 +165,23 @@ def authorise(turn: Turn, command: AuthoriseAttempt) -> None:
         turn.arm(timeouts.heartbeat, "heartbeat", task, index, token)
 
 
-def _write_started(turn: Turn, task: int, items: list[int], worker: str, incarnation: str, started_at: int) -> None:
-    """A pure task's `task.started`, written with how it ended."""
-    waiting = [index for index in items if turn.state.tasks[task].items[index].status == "scheduled"]
-    if waiting:
-        turn.emit(TaskStarted(task, waiting, worker, incarnation, started_at))
-
-
 def complete(turn: Turn, command: CompleteItems) -> None:
     """Record results, each once; those of attempts that the log does not wait for are superseded."""
     task = command.task
     items: list[int] = []
+    begun: list[int] = []
     results = []
-    for index, epoch, offset, result in command.results:
-        if _accepted(turn, task, index, epoch, offset) is not None:
-            items.append(index)
-            results.append(result)
+    for result in command.results:
+        item = _accepted(turn, task, result.item, result.epoch, result.offset)
+        if item is not None:
+            items.append(result.item)
+            results.append(result.result)
+            if item.status == "scheduled":
+                begun.append(result.item)
     if not items:
         return
-    _write_started(turn, task, items, command.worker, command.incarnation, command.started_at)
+    if begun:  # of a pure task: written with how it ended
+        turn.emit(TaskStarted(task, begun, command.worker, command.incarnation, command.started_at))
     window = turn.state.tasks[task].window
     turn.emit(TaskCompleted(task, items, results))
     if turn.graph.specs[task].max_parallel:
@@ -201,7 +199,8 @@ def fail(turn: Turn, command: FailAttempt) -> None:
     if command.error.code == WorkerLost.code:
         _lose(turn, task, index, command.worker)
         return
-    _write_started(turn, task, [index], command.worker, command.incarnation, command.started_at)
+    if item.status == "scheduled":  # of a pure task: written with how it ended
+        turn.emit(TaskStarted(task, [index], command.worker, command.incarnation, command.started_at))
     if item.stopping == COMPENSATION:
         _fail(turn, task, index, command.error, "")
     elif item.stopping:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
@@ -61,7 +61,7 @@ class AuthoriseAttempt(Command, frozen=True):
     idempotent: bool
 
 
-class ItemResult(NamedTuple):
+class ItemResult(msgspec.Struct, frozen=True, gc=False):
     """A result with the token of the attempt that made it."""
 
     item: int

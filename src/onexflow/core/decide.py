@@ -91,7 +91,10 @@ def start(graph: Graph, command: StartRun, context: Context) -> Turn:
 def decide(graph: Graph, state: RunState, command: Command, context: Context) -> Turn:
     """Decide one command. Raises InvalidTransition (with `current_state`, `required_state`) when it does not fit."""
     turn = Turn(graph, state, context)
-    _DECISIONS[type(command)](turn, command)
+    kind = type(command)
+    _DECISIONS[kind](turn, command)
+    if turn.events and kind in _ABOUT_ATTEMPTS:
+        settle(turn)
     return turn
 
 
@@ -212,15 +215,6 @@ def _fire(turn: Turn, command: FireTimer) -> None:
         settle(turn)
 
 
-def _attempt(decision: Callable[[Turn, Any], None]) -> Callable[[Turn, Any], None]:
-    def decided(turn: Turn, command: Any) -> None:
-        decision(turn, command)
-        if turn.events:
-            settle(turn)
-
-    return decided
-
-
 def _settle(turn: Turn, _: SettleRun) -> None:
     if turn.state.status not in TERMINAL_WORKFLOW_STATES:
         settle(turn)
@@ -234,13 +228,16 @@ _DECISIONS: dict[type[Command], Callable[[Turn, Any], None]] = {
     SettleRun: _settle,
     FireTimer: _fire,
     AuthoriseAttempt: attempts.authorise,
-    CompleteItems: _attempt(attempts.complete),
-    FailAttempt: _attempt(attempts.fail),
-    StopAttempt: _attempt(attempts.stop),
-    LoseAttempt: _attempt(attempts.lose),
-    ReturnAttempt: _attempt(attempts.give_back),
-    ResolveItem: _attempt(attempts.resolve),
+    CompleteItems: attempts.complete,
+    FailAttempt: attempts.fail,
+    StopAttempt: attempts.stop,
+    LoseAttempt: attempts.lose,
+    ReturnAttempt: attempts.give_back,
+    ResolveItem: attempts.resolve,
 }
+
+#: Those after which the run goes as far as it can.
+_ABOUT_ATTEMPTS = frozenset({CompleteItems, FailAttempt, StopAttempt, LoseAttempt, ReturnAttempt, ResolveItem})
 
 #: Every command that an existing run accepts (a test pairs each with every state).
 COMMANDS = tuple(_DECISIONS)

@@ -8,14 +8,16 @@ event that authorised it: `Token(shard, epoch, offset, item)` (see docs/guarante
 from __future__ import annotations
 
 import hashlib
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import NAMESPACE_OID, UUID, uuid5
+
+import msgspec
 
 SLOTS: Final = 4096
 DEFAULT_NAMESPACE: Final = "default"
 
 
-class RunKey(NamedTuple):
+class RunKey(msgspec.Struct, frozen=True, order=True, cache_hash=True, gc=False):
     """The name of a run, unique in the cluster."""
 
     namespace: str
@@ -45,7 +47,7 @@ def shard_of_slot(slot: int, shards: int) -> int:
     return slot * shards // SLOTS
 
 
-class Token(NamedTuple):
+class Token(msgspec.Struct, frozen=True, order=True, gc=False):
     """The identity of an attempt: the place of the event that authorised it, and its item.
 
     A result, a report or a fold is accepted if and only if the log holds that event at that epoch and offset.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+
+import msgspec
 
 from onexflow.core.commands import TimerKind
 from onexflow.core.errors import TaskTimedOut
@@ -17,7 +18,7 @@ from onexflow.core.state import RunState
 SECOND = 1_000_000_000
 
 
-class Context(NamedTuple):
+class Context(msgspec.Struct, frozen=True, gc=False):
     """What a decision needs from outside: the store's time, its place in the shard, and two pure helpers."""
 
     now: int  #: store time in ns, never below the run's last event
@@ -51,9 +52,10 @@ class Turn:
 
     def emit(self, event: Event) -> int:
         """Decide that `event` happens. Returns its offset."""
-        offset = self.context.offset + len(self.events)
-        evolve(self.graph, self.state, event, self.context.epoch, offset, self.now)
-        self.events.append(event)
+        context, events = self.context, self.events
+        offset = context.offset + len(events)
+        evolve(self.graph, self.state, event, context.epoch, offset, self.now)
+        events.append(event)
         return offset
 
     def is_active(self, task: int) -> bool:

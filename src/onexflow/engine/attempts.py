@@ -71,7 +71,7 @@ class AttemptBook:
         self.others: Callable[[], Iterable[str]] = tuple
         self.attempts: dict[Token, Attempt] = {}
         self.dispatcher = Dispatcher(self._place)
-        self.timers = Timers(kernel.store.now, self._fire, _is_resident)
+        self.timers = Timers(kernel.now, self._fire, _is_resident)
         self._dirty: dict[WorkerSession, None] = {}
         self._flushing = False
         self._told: dict[str, int] = {}
@@ -114,11 +114,9 @@ class AttemptBook:
         shard = run.shard.id
         for item in range(instruction.first, instruction.first + instruction.count):
             token = Token(shard, instruction.epoch, instruction.offset, item)
-            if token in self.attempts:
-                continue
-            attempt = Attempt(run, instruction.task, item, token)
-            self._keep(attempt)
-            self.dispatcher.enqueue(attempt, first=self._repeating)
+            if token not in self.attempts:
+                self.attempts[token] = run.attempts[token] = attempt = Attempt(run, instruction.task, item, token)
+                self.dispatcher.enqueue(attempt, first=self._repeating)
 
     def take_back(self, run: Run, member_liveness: Callable[[str], str]) -> None:
         """A run was read back: wait for what its workers hold, arm its timers, dispatch what never left."""
@@ -235,8 +233,8 @@ class AttemptBook:
         # An orchestration makes calls as soon as it runs: what it was scheduled by must be durable by then.
         if attempt.role == "orchestrator" or run.state.seq - run.durable_seq > SPECULATION:
             self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error), run.shard)
-        else:
-            self._send(attempt, session, None)
+        elif session.is_open:
+            self._let_go(attempt, session)
         return True
 
     def _place_effect(self, attempt: Attempt, session: WorkerSession) -> bool:
@@ -280,12 +278,16 @@ class AttemptBook:
     def _send(self, attempt: Attempt, session: WorkerSession, error: Coded | None) -> None:
         if error is not None or attempt.withdrawn or attempt.session is not session:
             return
-        if not session.is_open:
-            return  # the session's end has made it an orphan; it was never sent
+        if session.is_open:  # else its end has made the attempt an orphan; it was never sent
+            self._let_go(attempt, session)
+
+    def _let_go(self, attempt: Attempt, session: WorkerSession) -> None:
+        """It leaves with the flush at the end of this turn of the loop."""
         attempt.sent = True
         attempt.sent_at = attempt.progress_at = _loop_time()
         session.outbox.append(self._assignment(attempt))
-        self._mark(session)
+        if session not in self._dirty:
+            self._mark(session)
 
     def _assignment(self, attempt: Attempt) -> Assignment:
         run, task = attempt.run, attempt.task
@@ -299,7 +301,8 @@ class AttemptBook:
         else:
             payload = state.tasks[source].result or NULL
         timeouts = graph.specs[task].timeouts
-        self._arm_pure(attempt)
+        if timeouts.start_to_close or timeouts.heartbeat:
+            self._arm_pure(attempt)
         name = graph.names[task]
         return Assignment(
             token=attempt.token,
@@ -322,10 +325,10 @@ class AttemptBook:
 
     def _arm_pure(self, attempt: Attempt) -> None:
         """A pure attempt is with a worker: nothing in the log says so, its timers are the engine's own."""
-        timeouts = attempt.run.graph.specs[attempt.task].timeouts
-        if attempt.role == "effect" or not (timeouts.start_to_close or timeouts.heartbeat):
+        if attempt.role == "effect":
             return
-        now, token = self._kernel.store.now(), attempt.token
+        timeouts = attempt.run.graph.specs[attempt.task].timeouts
+        now, token = self._kernel.now(), attempt.token
         for kind, seconds in (("start_to_close", timeouts.start_to_close), ("heartbeat", timeouts.heartbeat)):
             if seconds:
                 command = FireTimer(kind, attempt.task, attempt.item, token.epoch, token.offset)  # type: ignore[arg-type]  # a timer's kind is one of its own words
@@ -452,6 +455,7 @@ class AttemptBook:
         tokens: list[Token] = []
         first: Attempt | None = None
         started_at = 0
+        worker, incarnation = session.worker_id, session.incarnation
         ended: list[AttemptResult] = []
         for result in results:
             token, status = result.token, result.status
@@ -462,7 +466,8 @@ class AttemptBook:
             if first is not None and not (
                 status == "completed" and attempt.run is first.run and attempt.task == first.task
             ):
-                self._complete(session, first, group, tokens, started_at, answer)
+                command = CompleteItems(first.task, group, worker, incarnation, started_at)
+                self._decide(first.run, command, tokens, answer)
                 first, group, tokens = None, [], []
             if status in {"stopped", "returned"} and attempt.session not in (None, session):
                 answer.discarded.append(token)  # it runs elsewhere by now, under the same token
@@ -477,7 +482,8 @@ class AttemptBook:
             else:
                 self._end(session, attempt, result, answer)
         if first is not None:
-            self._complete(session, first, group, tokens, started_at, answer)
+            command = CompleteItems(first.task, group, worker, incarnation, started_at)
+            self._decide(first.run, command, tokens, answer)
         session.tally.add(ended)
         self._acknowledge(session, answer)
 
@@ -512,18 +518,6 @@ class AttemptBook:
             shard.early.append(lambda: self.on_results(session, [result]))
         else:
             self._in_background(self._resolve_unknown(session, result))
-
-    def _complete(
-        self,
-        session: WorkerSession,
-        attempt: Attempt,
-        group: list[ItemResult],
-        tokens: list[Token],
-        started_at: int,
-        answer: _Answer,
-    ) -> None:
-        command = CompleteItems(attempt.task, group, session.worker_id, session.incarnation, started_at)
-        self._decide(attempt.run, command, tokens, answer)
 
     def _end(self, session: WorkerSession, attempt: Attempt, result: AttemptResult, answer: _Answer) -> None:
         task, item = attempt.task, attempt.item
@@ -585,7 +579,8 @@ class AttemptBook:
         session.tally.add([result])
         if result.status == "completed":
             group = [ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result)]
-            self._complete(session, attempt, group, [result.token], result.started_at, answer)
+            command = CompleteItems(attempt.task, group, session.worker_id, session.incarnation, result.started_at)
+            self._decide(attempt.run, command, [result.token], answer)
         else:
             self._end(session, attempt, result, answer)
         self._acknowledge(session, answer)
@@ -629,12 +624,12 @@ class AttemptBook:
             seconds = run.graph.specs[command.task].timeouts.heartbeat
             left = attempt.progress_at + seconds - _loop_time()
             if left > 0:
-                self.timers.add(self._kernel.store.now() + int(left * SECOND), run, command)
+                self.timers.add(self._kernel.now() + int(left * SECOND), run, command)
                 return
         if command.kind == "start_to_close" and attempt is not None and attempt.role != "effect":
             left = attempt.sent_at + run.graph.specs[command.task].timeouts.start_to_close - _loop_time()
             if left > 0:  # it was sent again, under the same token
-                self.timers.add(self._kernel.store.now() + int(left * SECOND), run, command)
+                self.timers.add(self._kernel.now() + int(left * SECOND), run, command)
                 return
         try:
             self._kernel.decide(run, command)

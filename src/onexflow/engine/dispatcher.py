@@ -72,7 +72,8 @@ class Dispatcher:
     def enqueue(self, attempt: Attempt, *, first: bool = False) -> None:
         """Place the attempt on a worker now, or keep it until a credit comes: last in its band, or first."""
         queue = self._queue_of(attempt)
-        session = queue.free_session(attempt.role)
+        role = attempt.role
+        session = queue.free_session(role)
         if session is None:
             band = queue.bands[BANDS[attempt.run.graph.specs[attempt.task].priority]]
             if first:
@@ -80,20 +81,18 @@ class Dispatcher:
             else:
                 band.append(attempt)
         else:
-            self._give(attempt, session)
+            session.credits[role] -= 1
+            if not self._place(attempt, session):
+                session.credits[role] += 1
 
     def _queue_of(self, attempt: Attempt) -> HandlerQueue:
-        node = attempt.run.state.node
+        role, handler, node = attempt.role, attempt.handler, attempt.run.state.node
         if node:
-            own = self._queues.get((attempt.role, attempt.handler, node))
+            own = self._queues.get((role, handler, node))
             if own is not None and any(session.takes_work for session in own.sessions):
                 return own
-        return self.queue(attempt.role, attempt.handler)
-
-    def _give(self, attempt: Attempt, session: WorkerSession) -> None:
-        session.credits[attempt.role] -= 1
-        if not self._place(attempt, session):
-            session.credits[attempt.role] += 1
+        queue = self._queues.get((role, handler, ""))
+        return queue if queue is not None else self.queue(role, handler)
 
     def pump(self, session: WorkerSession) -> None:
         """The worker has credits: give it what waits for its handlers, urgent first within each handler."""
@@ -106,7 +105,9 @@ class Dispatcher:
                     attempt = queue.pop()
                     if attempt is None:
                         break
-                    self._give(attempt, session)
+                    session.credits[role] -= 1
+                    if not self._place(attempt, session):
+                        session.credits[role] += 1
 
     def pump_all(self) -> None:
         """`pump` for every worker."""

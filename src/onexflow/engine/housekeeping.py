@@ -68,7 +68,7 @@ class Housekeeping:
         await self._guarded("parked runs", self._sweep(now))
         if now - self._forgot >= FORGET_SECONDS:
             self._forgot = now
-            before = self._kernel.store.now() - int(ANSWER_SECONDS * SECOND)
+            before = self._kernel.now() - int(ANSWER_SECONDS * SECOND)
             await self._guarded("old answers", self._kernel.store.forget_requests(before))
 
     async def _guarded(self, duty: str, work: Awaitable[object]) -> None:
@@ -86,7 +86,7 @@ class Housekeeping:
 
     def park_idle(self, now: float) -> int:
         """Page out the runs that have been idle long enough. Returns how many."""
-        horizon = self._kernel.store.now() + int(IDLE_SECONDS * SECOND)
+        horizon = self._kernel.now() + int(IDLE_SECONDS * SECOND)
         idle = []
         for run in self._kernel.runs():
             if run.attempts or run.durable_seq < run.state.seq:
@@ -108,7 +108,7 @@ class Housekeeping:
 
     async def wake_parked(self) -> int:
         """Read back the parked runs whose timers are due soon. Returns how many."""
-        until = self._kernel.store.now() + int(IDLE_SECONDS * SECOND)
+        until = self._kernel.now() + int(IDLE_SECONDS * SECOND)
         woken = 0
         for shard in list(self._kernel.shards.values()):
             with suppress(ShardMoved):  # its next owner wakes them

@@ -39,6 +39,8 @@ READ_TOGETHER = 64
 
 #: A run that could not be read back is tried again after so long.
 AGAIN_SECONDS = 0.25
+#: Keys whose shard is remembered.
+KEPT_PLACES = 4096
 #: How long a stop waits for the store to take what is decided.
 STOP_SECONDS = 5.0
 
@@ -75,7 +77,7 @@ class Kernel:
         self._codec = codec
         self._jitter = jitter
         self._shard_count = 0
-        self._last_place: tuple[RunKey | None, int] = (None, 0)
+        self._places: dict[RunKey, int] = {}
         self._recent: dict[int, RecentRuns] = {}
         self._reloads: set[asyncio.Task[Run | None]] = set()
         self._loading: dict[tuple[Shard, int], asyncio.Task[Run | None]] = {}
@@ -101,6 +103,9 @@ class Kernel:
         self.locate: Callable[[int], tuple[str, str]] = _nowhere
         #: Loop time at which the store last confirmed all epochs.
         self.confirmed_at = 0.0
+        #: Read once a turn of the loop: store time, and events that are not durable (-1: not counted in this turn).
+        self._now = 0
+        self._undurable = -1
 
     async def open(self, owner: str) -> None:
         """Open the store. Claim every shard (the store's lock, or its epochs, proves that the owner before is gone); of
@@ -130,7 +135,7 @@ class Kernel:
         self.drop(number, ShardMoved(f"shard {number} was claimed anew", {"shard": number}))
         shard = Shard(claim)
         self.shards[number] = shard
-        self._recent[number] = RecentRuns(self.store.now() if claim.head > 1 else 0)
+        self._recent[number] = RecentRuns(self.now() if claim.head > 1 else 0)
         self.on_claimed(shard)
         return shard
 
@@ -197,7 +202,6 @@ class Kernel:
             shard.moved = error
             del self.shards[shard.id]
             del self._recent[shard.id]
-            self._last_place = (None, 0)
             self.on_left(shard)
 
     def _lose(self, shard: Shard) -> None:
@@ -249,8 +253,25 @@ class Kernel:
 
     @property
     def undurable(self) -> int:
-        """Events that are decided and not durable yet."""
-        return sum(shard.next - shard.durable for shard in self.shards.values())
+        """Events that are decided and not durable yet, counted once a turn of the loop; starts in it are added."""
+        if self._undurable < 0:
+            self._undurable = sum(shard.next - shard.durable for shard in self.shards.values())
+            self.now()  # forgotten with the time of this turn
+        return self._undurable
+
+    # ---- time
+
+    def now(self) -> int:
+        """Store time (UTC ns), read once in each turn of the loop: what is decided in one turn happens at one time, and
+        a timer that is due for who asks is due for who decides."""
+        if not self._now:
+            self._now = self.store.now()
+            asyncio.get_running_loop().call_soon(self._pass)
+        return self._now
+
+    def _pass(self) -> None:
+        self._now = 0
+        self._undurable = -1
 
     # ---- the way to a run
 
@@ -264,11 +285,12 @@ class Kernel:
 
     def number_of(self, key: RunKey) -> int:
         """The number of the key's shard, whoever owns it."""
-        last, shard_id = self._last_place
-        if last is not key:  # a start asks several times for its one key
-            shard_id = shard_of_slot(key.slot, self._shard_count)
-            self._last_place = (key, shard_id)
-        return shard_id
+        number = self._places.get(key)
+        if number is None:  # else asked before: each run's is, several times
+            if len(self._places) >= KEPT_PLACES:
+                self._places.clear()
+            number = self._places[key] = shard_of_slot(key.slot, self._shard_count)
+        return number
 
     def resident(self, key: RunKey) -> Run | None:
         """The open run, if it is in memory."""
@@ -315,17 +337,18 @@ class Kernel:
 
     async def _read(self, shard: Shard, key: RunKey, record: RunRecord) -> Run | None:
         while True:
-            await self.lane.durable(shard)  # its parked row may be on the way
-            shard.reading.add(record.iid)
+            shard.reading.add(record.iid)  # before the wait: what is decided at its end is not durable yet
             try:
-                run = await read_run(self.store, self.catalog, shard, record)
-                parked = await self.store.get_parked(shard.id, record.iid)
-            except Unavailable:
-                raise
-            except Exception as error:  # its events make no sense to this release, in whatever way
-                log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
-                self.unreadable[shard.id, record.iid] = f"{type(error).__name__}: {error}"
-                return None
+                await self.lane.durable(shard)  # its parked row may be on the way
+                try:
+                    run = await read_run(self.store, self.catalog, shard, record)
+                    parked = await self.store.get_parked(shard.id, record.iid)
+                except Unavailable:
+                    raise
+                except Exception as error:  # its events make no sense to this release, in whatever way
+                    log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
+                    self.unreadable[shard.id, record.iid] = f"{type(error).__name__}: {error}"
+                    return None
             finally:
                 is_outdated = record.iid in shard.outdated
                 shard.reading.discard(record.iid)
@@ -360,7 +383,7 @@ class Kernel:
             if record is not None:
                 return await self._load_queue(shard, record)
             shard.check()
-            turn = QueueTurn.first(key, name, self.store.now(), self._jitter)
+            turn = QueueTurn.first(key, name, self.now(), self._jitter)
             queue = Queue(shard, shard.next_iid, turn.state, turn.index)
             shard.next_iid += 1
             shard.queues[key] = queue
@@ -393,7 +416,7 @@ class Kernel:
 
     def queue_turn(self, queue: Queue) -> QueueTurn:
         """A decision about a queue, to be recorded by `record_queue` in the same turn of the loop."""
-        now = max(self.store.now(), queue.state.updated_at)
+        now = max(self.now(), queue.state.updated_at)
         return QueueTurn(queue.state, queue.index, now, self._jitter)
 
     def record_queue(self, queue: Queue, turn: QueueTurn) -> None:
@@ -409,12 +432,12 @@ class Kernel:
 
     def must_be_new(self, key: RunKey) -> bool:
         """Is it certain, without a look-up, that no run has this key?"""
-        return self._recent[self.shard_of(key).id].must_be_new(key, self.store.now())
+        return self._recent[self.shard_of(key).id].must_be_new(key, self.now())
 
     def start(self, graph: Graph, key: RunKey, command: StartRun, start_hash: bytes) -> tuple[Run, Turn]:
         """Create a run. The caller has made sure that its key is new."""
         shard = self.shard_of(key)
-        now = self.store.now()
+        now = self.now()
         try:
             turn = start(graph, command, self._context(shard, now))
         except SPIError:
@@ -426,41 +449,43 @@ class Kernel:
         shard.next_iid += 1
         shard.add(run)
         self._recent[shard.id].add(key, run.iid, start_hash)
-        self._record(run, turn, None)
+        shard.record(run, turn)
+        self.lane.mark()
+        if self._undurable >= 0:
+            self._undurable += len(turn.events)
         return run, turn
 
     def decide(self, run: Run, command: Command, meta: dict[str, str] | None = None) -> Turn:
         """Decide a command, record its events and carry out what it asks for.
 
         Raises what `decide` raises. A bug in a decision takes the run out of memory: it is read back from the log."""
-        shard = run.shard
-        shard.check()
+        shard, state = run.shard, run.state
+        if shard.moved is not None:
+            raise shard.moved
         if run.is_broken:
             raise Unavailable(f"run {run.key} is being read back", {"run": str(run.key)})
-        seq = run.state.seq
+        seq = state.seq
         try:
-            turn = decide(run.graph, run.state, command, self._context(shard, run.state.updated_at))
+            turn = decide(run.graph, state, command, self._context(shard, state.updated_at))
         except SPIError as error:
-            if run.state.seq != seq or isinstance(error, InternalError):  # refused halfway: a bug
+            if state.seq != seq or isinstance(error, InternalError):  # refused halfway: a bug
                 self._quarantine(run)
             raise
         except Exception as error:
             self._quarantine(run)
             log.exception("decision.failed", run=str(run.key), command=type(command).__name__)
             raise InternalError(
-                f"deciding {type(command).__name__} failed: {error!r}", {"run": str(run.key), "state": run.state.status}
+                f"deciding {type(command).__name__} failed: {error!r}", {"run": str(run.key), "state": state.status}
             ) from error
         if turn.events:
-            self._record(run, turn, meta)
+            shard.record(run, turn, meta)
+            self.lane.mark()
         self.carry_out(run, turn)
         return turn
 
     def _context(self, shard: Shard, not_before: int) -> Context:
-        return Context(max(self.store.now(), not_before), shard.epoch, shard.next, self._codec, self._jitter)
-
-    def _record(self, run: Run, turn: Turn, meta: dict[str, str] | None) -> None:
-        run.shard.record(run, turn, meta)
-        self.lane.mark()
+        now = self.now()
+        return Context(max(not_before, now), shard.epoch, shard.next, self._codec, self._jitter)
 
     def is_reading(self, shard: Shard, iid: int) -> bool:
         """Is the run on its way into memory?"""

@@ -29,7 +29,7 @@ class Observed:
     def __init__(
         self, kernel: Kernel, book: AttemptBook, sessions: Sessions, watchdog: Watchdog, fitness: Fitness
     ) -> None:
-        self._now = kernel.store.now
+        self._now = kernel.now
         self._started = metrics.counter(names.RUNS_STARTED)
         self._ended = metrics.counter(names.RUNS_ENDED)
         self._durations = metrics.histogram(names.RUN_DURATION)

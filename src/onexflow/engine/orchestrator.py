@@ -357,7 +357,7 @@ class Orchestrator:
             if not run.is_over:
                 self._book.place_anew(run)
         self._book.carry_out(run, turn)
-        if run.is_over and turn.instructions and isinstance(turn.instructions[-1], FinishRun):
+        if turn.instructions and isinstance(turn.instructions[-1], FinishRun) and run.is_over:
             outcome = views.outcome_of(run.key, run.state)
             state = run.state
             calls = any(spec.role == "orchestrator" for spec in run.graph.specs)

@@ -85,12 +85,12 @@ class QueueBook:
         bridge.act = self._act
 
     def start(self) -> None:
-        self._complete_since = self._kernel.store.now() + RecentRuns.AHEAD_NS
+        self._complete_since = self._kernel.now() + RecentRuns.AHEAD_NS
         self._unsubscribe = self._registry.subscribe(self._on_member)
 
     def claimed(self) -> None:
         """A shard was claimed: what was asked there before is not in memory."""
-        self._complete_since = max(self._complete_since, self._kernel.store.now() + RecentRuns.AHEAD_NS)
+        self._complete_since = max(self._complete_since, self._kernel.now() + RecentRuns.AHEAD_NS)
 
     def left(self, shard: Shard) -> None:
         """A shard is not owned any more: nothing happens to its queues here, and nobody waits for them."""
@@ -300,7 +300,7 @@ class QueueBook:
                 one.future.result()
         finally:
             waiting.remove(one)
-        now = self._kernel.store.now()
+        now = self._kernel.now()
         answer = Answer(
             changed=bool(taker.got),
             tasks=tuple(task_view(task, now, with_token=True) for task in taker.got),
@@ -358,7 +358,7 @@ class QueueBook:
         self._act(queue, core.expire)
 
     def _arm(self, queue: Queue) -> None:
-        now = self._kernel.store.now()
+        now = self._kernel.now()
         due = queue.index.next_due(now)
         if (timer := self._timers.pop(queue.key, None)) is not None:
             timer.cancel()
@@ -393,7 +393,7 @@ class QueueBook:
             given = UUID(request_id)
         except ValueError:
             return False
-        now = self._kernel.store.now()
+        now = self._kernel.now()
         if RecentRuns.is_premature(given, now):
             raise InvalidArgument(
                 "request_id is a UUIDv7 of the future: is the clock of the client right?", field="request_id"
@@ -405,7 +405,7 @@ class QueueBook:
         """Write the answer with the next append."""
         if not call.request_id or isinstance(call, GetTask | ListTasks | Measure):
             return
-        now = self._kernel.store.now()
+        now = self._kernel.now()
         record = RequestRecord(call.namespace, call.request_id, _body_hash(call), msgspec.msgpack.encode(answer), now)
         queue.shard.pending.requests.append(record)
         self._kernel.lane.mark()

@@ -174,7 +174,7 @@ class QueueBridge:
         self._waking = False
         if not self._open:
             return
-        now = self._kernel.store.now()
+        now = self._kernel.now()
         for key, queue in list(self._ready.items()):
             queue.index.watch(self._watched)
             is_present = self._kernel.known_queue(key) is queue

@@ -82,6 +82,8 @@ class WorkerSession:
         self._sessions = sessions
         self._link = link
         self.hello: Hello | None = None
+        #: As it introduced itself.
+        self.worker_id = self.incarnation = ""
         #: What it serves, by role and name, with the states of now.
         self.infos: dict[tuple[str, str], HandlerInfo] = {}
         self.credits: dict[str, int] = {}
@@ -98,14 +100,6 @@ class WorkerSession:
         self.heard_at = 0.0
         self.tally = Tally("")
         self.said_goodbye = False
-
-    @property
-    def worker_id(self) -> str:
-        return self.hello.worker_id if self.hello else ""
-
-    @property
-    def incarnation(self) -> str:
-        return self.hello.incarnation if self.hello else ""
 
     @property
     def takes_work(self) -> bool:
@@ -166,8 +160,10 @@ class WorkerSession:
         match message:
             case Results():
                 self._sessions.hub.on_results(self, message.results)
+                if message.granted:
+                    self._on_credits(message.granted)
             case Credits():
-                self._on_credits(message)
+                self._on_credits(message.granted)
             case Progress():
                 self._sessions.hub.on_progress(message.token, message)
             case Held():
@@ -192,8 +188,8 @@ class WorkerSession:
             self.credits[role] = self.credits.get(role, 0) - count
         self.send(Reclaimed(returned))
 
-    def _on_credits(self, message: Credits) -> None:
-        for role, count in message.granted.items():
+    def _on_credits(self, granted: dict[str, int]) -> None:
+        for role, count in granted.items():
             self.credits[role] = self.credits.get(role, 0) + count
             if self.credits[role] < 0 or self.credits[role] > 1_000_000:
                 raise ProtocolViolation(f"credits of role {role} would be {self.credits[role]}")
@@ -264,6 +260,7 @@ class Sessions:
                 {"worker": hello.worker_id, "incarnation": previous.incarnation},
             )
         session.hello = hello
+        session.worker_id, session.incarnation = hello.worker_id, hello.incarnation
         session.infos = {(info.role, info.name): info for info in hello.handlers}
         report = self._registry.health_of(hello.worker_id)
         session.is_unfit = report is not None and report.incarnation == hello.incarnation and report.health in UNFIT

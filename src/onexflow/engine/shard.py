@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -87,7 +87,7 @@ class Decision(Protocol):
     events: list[Event]
 
 
-class Segment(NamedTuple):
+class Segment(msgspec.Struct, frozen=True, gc=False):
     """Events of one entity that stand next to each other in the shard: one row to be."""
 
     run: Entity
@@ -177,14 +177,15 @@ class Shard:
 
     def record(self, run: Entity, turn: Decision, meta: dict[str, str] | None = None) -> None:
         """Take a decision's events into the next append. They keep the offsets that the decision gave them."""
-        self.check()
-        pending = self.pending
-        count = len(turn.events)
-        last = pending.segments[-1] if pending.segments else None
+        if self.moved is not None:
+            raise self.moved
+        pending, events = self.pending, turn.events
+        segments, count = pending.segments, len(events)
+        last = segments[-1] if segments else None
         if last is not None and last.run is run and last.at == turn.now and last.meta is None and meta is None:
-            last.events.extend(turn.events)
+            last.events.extend(events)
         else:
-            pending.segments.append(Segment(run, self.next, run.state.seq - count + 1, turn.now, turn.events, meta))
+            segments.append(Segment(run, self.next, run.state.seq - count + 1, turn.now, events, meta))
         self.next += count
         pending.runs[run.iid] = run
         if self.reading and run.iid in self.reading:
@@ -236,8 +237,8 @@ class Shard:
         self.is_in_flight = True
         head = pending.segments[0].offset if pending.segments else self.next
         rows = [
-            Row(offset, len(events), self.epoch, run.iid, seq, encode_row(at, events, meta))
-            for run, offset, seq, at, events, meta in pending.segments
+            Row(one.offset, len(one.events), self.epoch, one.run.iid, one.seq, encode_row(one.at, one.events, one.meta))
+            for one in pending.segments
         ]
         records = []
         for run in pending.runs.values():

@@ -70,7 +70,7 @@ class Starts:
             self._refuse()
             if request.caller is not None:
                 request = self._calls.named(request, request.caller)
-            key, digest = key_of(request, self._ids, self._kernel.store.now())
+            key, digest = key_of(request, self._ids, self._kernel.now())
             if request.caller is None:
                 self._kernel.shard_of(key)
             graph = graph_for(self._kernel.catalog, request, self._payload_limit)
@@ -109,7 +109,7 @@ class Starts:
             except SPIError as error:
                 reply(error)
                 return
-        now = self._kernel.store.now()
+        now = self._kernel.now()
         start_at = now + int(request.delay * SECOND) if request.delay else 0
         span = self._observed.begin(key, request.trace)
         command = StartRun(

@@ -19,11 +19,11 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """What one turn appended to one run: `count` events from `offset` on, packed (`codec.rows`)."""
 
     offset: int  #: of the first event
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
+    count: int
     epoch: int
     iid: int  #: number of the run within its shard
     seq: int  #: sequence number of the first event in the run, from 1

@@ -80,7 +80,10 @@ class AttemptResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class Results(msgspec.Struct, frozen=True):
+    """Ends of attempts; and credits, as if `Credits` came right after."""
+
     results: list[AttemptResult]
+    granted: dict[str, int] = {}
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -151,7 +154,10 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Assignments(msgspec.Struct, frozen=True):
+    """Attempts to run; and acknowledgements, as if the `Ack` came right after."""
+
     assignments: list[Assignment]
+    ack: Ack | None = None
 
 
 class Ack(msgspec.Struct, frozen=True):

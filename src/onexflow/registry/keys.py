@@ -80,7 +80,11 @@ def dump(value: NodeRecord | ShardAnnouncement | HealthReport) -> bytes:
 
 
 def dump_assignment(value: Assignment) -> bytes:
-    return _encode(_AssignmentRow(*value.key, value.node_id, value.assigned_at, value.epoch))
+    key = value.key
+    row = _AssignmentRow(
+        key.namespace, key.workflow_type, key.instance_id, value.node_id, value.assigned_at, value.epoch
+    )
+    return _encode(row)
 
 
 def load_node(raw: bytes) -> NodeRecord | None:

@@ -1,7 +1,8 @@
 """The sending half of a stream: a queue that never blocks its callers, and one coroutine that writes it out.
 
 What was queued in one turn of the loop leaves together: neighbours of the same kind are joined (assignments, results,
-acks, credits), and the wire form cuts them at 64 entries and 1 MiB.
+acks, credits), acks go with assignments and credits with results, and the wire form cuts them at 64 entries and 1 MiB.
+A message costs as much as the work for several tasks, so an ack by itself waits a little for assignments to go with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from typing import Any, Final, Generic, TypeVar
 from onexflow.core.errors import Overloaded
 from onexflow.ports.worker_link import Ack, Assignments, Credits, Results
 from onexflow.spi.exceptions import SPIError
+
+#: Seconds that acks wait for something to go with. Nobody waits for them: they free the worker's memory.
+ACK_PATIENCE: Final = 0.005
+#: Tokens of acks that go with assignments.
+_MAX_ACKED: Final = 512
 
 #: Messages that may wait. Credits bound what a worker is sent; a queue this long means that nobody reads.
 LIMIT: Final = 10_000
@@ -33,8 +39,9 @@ class Outbox(Generic[Message]):
         self._encode = encode
         self._write = write
         self._failed = failed
-        self._queue: deque[Message] = deque()
+        self._queue: deque[Any] = deque()  # of Message
         self._wake = asyncio.Event()
+        self._patience: asyncio.TimerHandle | None = None
         self._finished = False
 
     def put(self, message: Message) -> None:
@@ -46,7 +53,10 @@ class Outbox(Generic[Message]):
             self._failed(Overloaded(f"{LIMIT} messages wait on this stream and nobody reads them."))
             return
         self._queue.append(message)
-        self._wake.set()
+        if type(message) is not Ack:
+            self._wake.set()
+        elif self._patience is None and not self._wake.is_set():
+            self._patience = asyncio.get_running_loop().call_later(ACK_PATIENCE, self._wake.set)
 
     def finish(self) -> None:
         """Take nothing more; `run` returns when what is queued is written."""
@@ -63,8 +73,21 @@ class Outbox(Generic[Message]):
                 return
             self._wake.clear()
             await self._wake.wait()
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
 
-    def _next(self) -> Message:
+    def _next(self) -> Any:
+        message = self._group()
+        other = type(self._queue[0]) if self._queue else None
+        if type(message) is Ack and other is Assignments and len(message.tokens) + len(message.discarded) <= _MAX_ACKED:
+            return Assignments(self._group().assignments, message)
+        if type(message) is Results and other is Credits:
+            return Results(message.results, self._group().granted)
+        return message
+
+    def _group(self) -> Any:
+        """The first message, joined with those of its kind behind it."""
         first = self._queue.popleft()
         kind = type(first)
         if kind not in _JOINED or not self._queue or type(self._queue[0]) is not kind:
@@ -72,8 +95,7 @@ class Outbox(Generic[Message]):
         group = [first]
         while self._queue and type(self._queue[0]) is kind:
             group.append(self._queue.popleft())
-        joined: Message = _JOINED[kind](group)
-        return joined
+        return _JOINED[kind](group)
 
 
 def _assignments(group: list[Assignments]) -> Assignments:

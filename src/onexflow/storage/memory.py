@@ -313,7 +313,7 @@ def _cut(held: _Shard, cut: Cut) -> int:
         held.runs_rows[iid] = kept
         places = {row.offset for row in rows}
         others = [row for row in held.rows if row.offset not in places]
-        held.rows = sorted(others + kept)
+        held.rows = sorted(others + kept, key=lambda row: row.offset)
     held.tombstones.setdefault((iid, cut.tombstone.first_seq), cut.tombstone)
     return change
 

@@ -55,6 +55,8 @@ Orchestrations. An attempt of role "orchestrator" may make calls: StartWorkflow 
 
 Results and acks. Keep each result until an Ack names its token; send it again on every new stream of the shard's
 owner. "durable" and "discarded" (superseded or unknown) both mean: forget it. An attempt is reported once per stream.
+An Ack may come with Assignments, and credits may go with Results: each is as if it came right after in a message of
+its own.
 
 Cancel. Stop the attempt and report "stopped", or its true result if that came first. Not known: report "returned".
 
@@ -590,18 +592,24 @@ class Results(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptResult]:
         """At most 64."""
+
+    @_builtins.property
+    def credits(self) -> Global___Credits:
+        """New credits, as if Credits came right after: one message costs less than two."""
 
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___AttemptResult] | None = ...,
+        credits: Global___Credits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -896,18 +904,24 @@ class Assignments(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    ACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """Each uses one credit of its role."""
+
+    @_builtins.property
+    def ack(self) -> Global___Ack:
+        """As if this Ack came right after: one message costs less than two."""
 
     def __init__(
         self,
         *,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
+        ack: Global___Ack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

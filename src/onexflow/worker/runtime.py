@@ -289,6 +289,8 @@ class WorkerRuntime:
         match message:
             case Assignments():
                 self._assign(peer, message.assignments)
+                if message.ack is not None:
+                    self._acknowledge(peer, message.ack)
             case Ack():
                 self._acknowledge(peer, message)
             case Demand():

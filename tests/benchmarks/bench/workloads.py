@@ -6,16 +6,21 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, Self
+
+import msgspec
 
 import onexflow
 from onexflow.client import Client, connect
 from onexflow.core.definition import WorkflowDefinition
 
+from ..probe.client import Probe
 from .processes import Cluster, cpu_seconds
 
 #: About 100 bytes of JSON.
 PAYLOAD = {"order_id": "ORD-12345", "customer_id": "CUST-67890", "amount": 99.99, "note": "x" * 30}
+CHAIN = 10  #: tasks
+WIDTH = 1000  #: items of a fan-out
 
 
 @dataclass
@@ -44,7 +49,7 @@ def definitions(role: str = "compute") -> list[WorkflowDefinition]:
     add(single, "only", input="input")
     chain = onexflow.workflow(f"bench-chain-{role}")
     task = None
-    for number in range(10):
+    for number in range(CHAIN):
         task = add(chain, f"step{number}", input="input", depends_on=[task] if task else [])
     fan = onexflow.workflow(f"bench-fan-{role}")
     items = add(fan, "item", map="input.items")
@@ -52,29 +57,47 @@ def definitions(role: str = "compute") -> list[WorkflowDefinition]:
     return [single.build(), chain.build(), fan.build()]
 
 
-async def _in_flight(total: int, width: int, one: Callable[[int], Awaitable[None]]) -> None:
-    """Call `one` for 0 … total - 1, `width` at a time."""
-    numbers = iter(range(total))
+async def _in_flight(total: int, width: int, one: Callable[[], Awaitable[None]]) -> list[float]:
+    """Call `one` so often, `width` at a time. No single one is timed."""
+    left = iter(range(total))
 
     async def lane() -> None:
-        for number in numbers:
-            await one(number)
+        for _ in left:
+            await one()
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(width, total)):
             group.create_task(lane())
+    return []
 
 
-class Load:
-    """Drives one cluster with one client."""
+class Runner(Protocol):
+    """A client and the processes that serve it."""
+
+    @property
+    def pids(self) -> dict[str, int]: ...
+
+    async def single(self) -> None:
+        """One run of one task, to its result."""
+
+    async def chain(self) -> None:
+        """One run of ten tasks, one after the other."""
+
+    async def fan(self) -> None:
+        """One run of `WIDTH` parallel tasks and a reducer."""
+
+
+class Onexflow:
+    """The shipped binaries, through the public client library."""
 
     def __init__(self, cluster: Cluster, client: Client, role: str) -> None:
         self._cluster = cluster
         self._client = client
         self._role = role
+        self._items = {"items": [PAYLOAD] * WIDTH}
 
     @classmethod
-    async def open(cls, cluster: Cluster, role: str) -> Load:
+    async def open(cls, cluster: Cluster, role: str) -> Self:
         client = await connect(cluster.address)
         for definition in definitions(role):
             await client.register(definition)
@@ -83,8 +106,51 @@ class Load:
     async def close(self) -> None:
         await self._client.close()
 
+    @property
+    def pids(self) -> dict[str, int]:
+        return self._cluster.pids
+
+    async def single(self) -> None:
+        await self._client.run(f"bench-single-{self._role}", input=PAYLOAD)
+
+    async def chain(self) -> None:
+        await self._client.run(f"bench-chain-{self._role}", input=PAYLOAD)
+
+    async def fan(self) -> None:
+        result = await self._client.run(f"bench-fan-{self._role}", input=self._items)
+        assert result == WIDTH, result
+
+
+class Bare:
+    """The probe: the same runs with nothing but what a durable task needs."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._payload = msgspec.json.encode(PAYLOAD)
+        self._items = [self._payload] * WIDTH
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return self._probe.pids
+
+    async def single(self) -> None:
+        await self._probe.run(1, [self._payload])
+
+    async def chain(self) -> None:
+        await self._probe.run(CHAIN, [self._payload])
+
+    async def fan(self) -> None:
+        await self._probe.run(WIDTH + 1, self._items)
+
+
+class Load:
+    """Drives one runner, and says what it took."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
     async def _measure(self, name: str, tasks: int, work: Callable[[], Awaitable[list[float]]]) -> Sample:
-        pids = self._cluster.pids
+        pids = self._runner.pids
         before = {process: cpu_seconds(pid) for process, pid in pids.items()}
         own, began = time.process_time(), time.perf_counter()
         latencies = await work()
@@ -95,33 +161,15 @@ class Load:
 
     async def single(self, runs: int, width: int = 200) -> Sample:
         """W1: workflows of one task, 200 in flight."""
-
-        async def work() -> list[float]:
-            await _in_flight(runs, width, self._one(f"bench-single-{self._role}"))
-            return []
-
-        return await self._measure("W1 single", runs, work)
+        return await self._measure("W1 single", runs, lambda: _in_flight(runs, width, self._runner.single))
 
     async def chain(self, runs: int, width: int = 200) -> Sample:
         """W2: chains of ten tasks, 200 in flight."""
+        return await self._measure("W2 chain", runs * CHAIN, lambda: _in_flight(runs, width, self._runner.chain))
 
-        async def work() -> list[float]:
-            await _in_flight(runs, width, self._one(f"bench-chain-{self._role}"))
-            return []
-
-        return await self._measure("W2 chain", runs * 10, work)
-
-    async def fan(self, times: int, width: int = 1000) -> Sample:
+    async def fan(self, times: int) -> Sample:
         """W3: one workflow of 1,000 parallel tasks and a reducer, `times` in a row."""
-        items = [PAYLOAD] * width
-
-        async def work() -> list[float]:
-            for _ in range(times):
-                result = await self._client.run(f"bench-fan-{self._role}", input={"items": items})
-                assert result == width, result
-            return []
-
-        return await self._measure("W3 fan", times * (width + 1), work)
+        return await self._measure("W3 fan", times * (WIDTH + 1), lambda: _in_flight(times, 1, self._runner.fan))
 
     async def latency(self, samples: int) -> Sample:
         """W4: one workflow of one task at a time, start with wait."""
@@ -130,14 +178,8 @@ class Load:
             latencies = []
             for _ in range(samples):
                 began = time.perf_counter()
-                await self._client.run(f"bench-single-{self._role}", input=PAYLOAD)
+                await self._runner.single()
                 latencies.append((time.perf_counter() - began) * 1e3)
             return sorted(latencies)
 
         return await self._measure("W4 latency", samples, work)
-
-    def _one(self, workflow_type: str) -> Callable[[int], Awaitable[None]]:
-        async def one(_: int) -> None:
-            await self._client.run(workflow_type, input=PAYLOAD)
-
-        return one

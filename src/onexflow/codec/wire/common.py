@@ -119,14 +119,16 @@ def token(message: pb.Token) -> Token:
 
 
 def token_to_pb(value: Token) -> pb.Token:
-    return pb.Token(shard=value[0], epoch=value[1], offset=value[2], item=value[3])
+    return pb.Token(shard=value.shard, epoch=value.epoch, offset=value.offset, item=value.item)
 
 
 def fill_token(message: pb.Token, value: Token) -> None:
     """Write a token into its place: half the price of making one and copying it."""
-    message.shard, message.epoch, message.offset, item = value
-    if item:
-        message.item = item
+    message.shard = value.shard
+    message.epoch = value.epoch
+    message.offset = value.offset
+    if value.item:
+        message.item = value.item
 
 
 def fill_payload(message: pb.Payload, value: Payload) -> None:
@@ -136,8 +138,9 @@ def fill_payload(message: pb.Payload, value: Payload) -> None:
 
 
 def fill_key(message: pb.RunKey, value: RunKey) -> None:
-    message.namespace, message.workflow_type = value[0], value[1]
-    message.instance_id = str(value[2])
+    message.namespace = value.namespace
+    message.workflow_type = value.workflow_type
+    message.instance_id = str(value.instance_id)
 
 
 def key(message: pb.RunKey, field: str = "key") -> RunKey:
@@ -149,7 +152,7 @@ def key(message: pb.RunKey, field: str = "key") -> RunKey:
 
 
 def key_to_pb(value: RunKey) -> pb.RunKey:
-    return pb.RunKey(namespace=value[0], workflow_type=value[1], instance_id=str(value[2]))
+    return pb.RunKey(namespace=value.namespace, workflow_type=value.workflow_type, instance_id=str(value.instance_id))
 
 
 def failure(message: pb.Failure) -> Failure:

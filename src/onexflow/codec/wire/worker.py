@@ -36,10 +36,13 @@ Status = Literal["completed", "failed", "stopped", "returned"]
 def to_requests(message: link.FromWorker) -> Iterator[pb.SessionRequest]:
     """The wire messages of one message of the worker's, in order."""
     match message:
-        case link.Results(results):
+        case link.Results(results, granted):
             bounded = [_bounded(result) for result in results]
-            for batch in cut(bounded, result_size):
-                yield _results_to_pb(batch)
+            for number, batch in enumerate(cut(bounded, result_size)):
+                request = _results_to_pb(batch)
+                if granted and not number:
+                    request.results.credits.granted.update(granted)
+                yield request
         case link.Credits(granted):
             yield pb.SessionRequest(credits=pb.Credits(granted=granted))
         case link.Reclaim(wanted):
@@ -78,7 +81,8 @@ def from_request(message: pb.SessionRequest) -> link.FromWorker:
 def _results(message: pb.Results) -> link.Results:
     if len(message.results) > MAX_ACKS:
         raise InvalidArgument(f"{len(message.results)} results in one message.", field="results.results")
-    return link.Results([_result(one) for one in message.results])
+    granted = _by_role(message.credits.granted, "results.credits.granted") if message.HasField("credits") else {}
+    return link.Results([_result(one) for one in message.results], granted)
 
 
 def _result(message: pb.AttemptResult) -> link.AttemptResult:
@@ -239,9 +243,12 @@ _FROM_REQUEST: Final[dict[str, Callable[[Any], link.FromWorker]]] = {
 def to_responses(message: link.ToWorker) -> Iterator[pb.SessionResponse]:
     """The wire messages of one message of the orchestrator's, in order."""
     match message:
-        case link.Assignments(assignments):
-            for batch in cut(assignments, assignment_size):
-                yield _assignments_to_pb(batch)
+        case link.Assignments(assignments, ack):
+            for number, batch in enumerate(cut(assignments, assignment_size)):
+                response = _assignments_to_pb(batch)
+                if ack is not None and not number:
+                    _fill_ack(response.assignments.ack, ack.tokens, ack.discarded, ack.offsets)
+                yield response
         case link.Ack():
             yield from _acks_to_pb(message)
         case link.Cancel(tokens, reason):
@@ -330,10 +337,20 @@ def _acks_to_pb(value: link.Ack) -> Iterator[pb.SessionResponse]:
     tokens, discarded = value.tokens, value.discarded
     for start in range(0, max(len(tokens), len(discarded), 1), MAX_ACKS):
         part = slice(start, start + MAX_ACKS)
-        response = pb.SessionResponse(ack=pb.Ack(offsets=value.offsets))
-        _fill_tokens(response.ack.tokens, tokens[part])
-        _fill_tokens(response.ack.discarded, discarded[part])
+        response = pb.SessionResponse()
+        _fill_ack(response.ack, tokens[part], discarded[part], value.offsets)
         yield response
+
+
+def _fill_ack(message: pb.Ack, tokens: Sequence[Token], discarded: Sequence[Token], offsets: dict[int, int]) -> None:
+    message.SetInParent()
+    message.offsets.update(offsets)
+    _fill_tokens(message.tokens, tokens)
+    _fill_tokens(message.discarded, discarded)
+
+
+def _ack(message: pb.Ack) -> link.Ack:
+    return link.Ack(_tokens(message.tokens), _tokens(message.discarded), dict(message.offsets))
 
 
 def _fill_tokens(messages: Any, tokens: Sequence[Token]) -> None:
@@ -358,8 +375,10 @@ _FROM_RESPONSE: Final[dict[str, Callable[[Any], link.ToWorker]]] = {
         protocol_version=message.protocol_version,
     ),
     "shard_epoch": lambda message: link.ShardEpoch(message.shard, message.epoch),
-    "assignments": lambda message: link.Assignments([_assignment(one) for one in message.assignments]),
-    "ack": lambda message: link.Ack(_tokens(message.tokens), _tokens(message.discarded), dict(message.offsets)),
+    "assignments": lambda message: link.Assignments(
+        [_assignment(one) for one in message.assignments], _ack(message.ack) if message.HasField("ack") else None
+    ),
+    "ack": _ack,
     "cancel": lambda message: link.Cancel(_tokens(message.tokens), message.reason),
     "reclaimed": lambda message: link.Reclaimed(dict(message.returned)),
     "recall": lambda message: link.Recall(message.role, message.count),

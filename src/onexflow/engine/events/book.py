@@ -167,9 +167,9 @@ class EventBook:
             return
         touched: dict[int, set[tuple[str, str]]] = {}
         for entity, _ in entities:
-            namespace, workflow_type, _ = entity.key
-            topic = "" if is_stream(workflow_type) else workflow_type  # a stream's events name their topics
-            touched.setdefault(entity.shard.id, set()).add((namespace, topic))
+            key = entity.key
+            topic = "" if is_stream(key.workflow_type) else key.workflow_type  # a stream's events name their topics
+            touched.setdefault(entity.shard.id, set()).add((key.namespace, topic))
         for shard, kinds in touched.items():
             head = self._kernel.shards[shard].durable
             before = self._heads.get(shard, 0)
@@ -230,7 +230,7 @@ class EventBook:
                 )
             return known
         self._check_room(where, name)
-        config = GroupConfig(self._kernel.store.now(), where.topics, where.event_types, request.projection)
+        config = GroupConfig(self._kernel.now(), where.topics, where.event_types, request.projection)
         reader = self._reader(where, name, config, self._beginnings(request))
         self._groups[where.namespace, name] = reader
         home = self._kernel.shard_of(names.home("group", where.namespace, name))
@@ -256,7 +256,7 @@ class EventBook:
             first = 1 if request.start == "earliest" else shard.durable
             cursor = cursors[number] = Cursor(number, first if given is None else max(1, given))
             if given is None or request.group:
-                cursor.told = self._kernel.store.now()
+                cursor.told = self._kernel.now()
                 cursor.cuts = shard.cuts
         return cursors
 

@@ -116,7 +116,7 @@ class Projections:
                 {"projection": name, "current_state": "reset", "required_state": "registered again"},
             )
         )
-        born = max(self._kernel.store.now(), reader.config.born + 1)
+        born = max(self._kernel.now(), reader.config.born + 1)
         reader.config = msgspec.structs.replace(reader.config, born=born)
         home = self._kernel.shard_of(names.home("group", namespace, name))
         home.put(names.group_config(namespace, name), names.encode(reader.config))

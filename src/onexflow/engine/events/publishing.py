@@ -111,7 +111,7 @@ class Publisher:
         partition = partition_of(partition_key, self._topics.partitions(event.key.namespace, topic))
         event = msgspec.structs.replace(event, sequence=number)
         into = known if known is not None else self._streams.create(event.key)
-        offset = into.append(stream.stored_event(event, topic, partition_key, partition), kernel.store.now())
+        offset = into.append(stream.stored_event(event, topic, partition_key, partition), kernel.now())
         own = event.idempotency_key == str(event.event_id)
         place = Place(name, offset, into.state.seq, number, topic, partition, own)
         shard.put(by_id, stream.encode_places([*places, place]))
@@ -173,7 +173,7 @@ class Publisher:
             event,
             event_id=event_id,
             idempotency_key=event.idempotency_key or str(event_id),
-            timestamp=event.timestamp or self._kernel.store.now(),
+            timestamp=event.timestamp or self._kernel.now(),
         )
 
     # ---- read

@@ -423,7 +423,7 @@ class Reader:
         assert entry is not None, "it was open"
         assert entry.delivery is not None, "a member had it"
         name = names.dead_letter(self.where.namespace, self.name, offset)
-        data = names.encode_dead(entry.delivery, error, self._kernel.store.now())
+        data = names.encode_dead(entry.delivery, error, self._kernel.now())
         self._kernel.shards[cursor.shard].put(name, data)
         self._kernel.lane.mark()
         self._changed(cursor)
@@ -473,7 +473,7 @@ class Reader:
     def write(self, cursor: Cursor) -> None:
         """Write where the group stands with the next append."""
         assert self.config is not None, "a consumer for itself has no positions"
-        standing = cursor.standing(self.config.born, self._kernel.store.now())
+        standing = cursor.standing(self.config.born, self._kernel.now())
         if self.is_projection:
             standing = msgspec.structs.replace(standing, next=cursor.saved, open=[])
         cursor.written = cursor.next

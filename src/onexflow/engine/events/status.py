@@ -79,7 +79,7 @@ def held_by(kernel: Kernel, groups: Iterable[Reader], shard: int, key: RunKey) -
     """See `EventBook.held`. `key` is that of a run, or of a stream's entity (`engine.stream.stream_key`)."""
     external = is_stream(key.workflow_type)  # its events may stand in any topic
     head = kernel.shards[shard].durable
-    now = kernel.store.now()
+    now = kernel.now()
     lows = []
     for reader in groups:
         where = reader.where

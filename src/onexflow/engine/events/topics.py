@@ -76,7 +76,7 @@ class Topics:
         if known is None and (len(self._known) >= MAX_TOPICS or self._bytes + size_of_topic(name) > MAX_TOPIC_BYTES):
             raise Overloaded(f"there are {len(self._known):,} topics: no room for another one", {"topic": name})
         begins = known.begins if known is not None else {}
-        self._put(namespace, name, TopicRecord(partitions, self._kernel.store.now(), begins=begins))
+        self._put(namespace, name, TopicRecord(partitions, self._kernel.now(), begins=begins))
         return True
 
     def delete(self, namespace: str, name: str) -> bool:

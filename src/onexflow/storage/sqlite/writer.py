@@ -216,8 +216,11 @@ class Writer:
         db.execute(sql.CUT_PARTS, (run, cut.before_seq))
         db.execute(sql.CUT_ROWS, (run, cut.before_seq))
         if cut.rest is not None:
-            offset, count, epoch, _, seq, data = cut.rest
-            db.execute(sql.CUT_REST, (run, cut.before_seq, base | offset, count, epoch, seq, data))
+            rest = cut.rest
+            db.execute(
+                sql.CUT_REST,
+                (run, cut.before_seq, base | rest.offset, rest.count, rest.epoch, rest.seq, rest.data),
+            )
         db.execute(
             sql.TOMBSTONE,
             (
@@ -269,9 +272,10 @@ class Load:
             if part.rows:
                 self.parts += (base | part.rows[0].offset, number + 1, len(part.rows))
             top = 0
-            for offset, count, epoch, iid, seq, data in part.rows:
+            for row in part.rows:
                 number += 1
-                self.rows += (number, base | offset, count, epoch, base | iid, seq, data)
+                iid, data = row.iid, row.data
+                self.rows += (number, base | row.offset, row.count, row.epoch, base | iid, row.seq, data)
                 self.data_bytes += len(data)
                 top = max(top, iid)
             for record in part.runs:
