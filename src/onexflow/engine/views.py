@@ -89,18 +89,17 @@ def with_called(view: RunView, called: Mapping[str, tuple[str, ...]]) -> RunView
     def waits(blocked: Blocked, task: str) -> Blocked:
         return msgspec.structs.replace(blocked, kind="called_run", names=called[task])
 
-    tasks = []
-    for task in view.tasks:
-        if called.get(task.name) and task.blocked is not None:
-            blocked = waits(task.blocked, task.name)
-            task = msgspec.structs.replace(task, blocked=blocked, blocked_because=sentence(blocked))  # noqa: PLW2901
-        tasks.append(task)
+    def told(task: TaskView) -> TaskView:
+        if not called.get(task.name) or task.blocked is None:
+            return task
+        blocked = waits(task.blocked, task.name)
+        return msgspec.structs.replace(task, blocked=blocked, blocked_because=sentence(blocked))
+
+    tasks = tuple(map(told, view.tasks))
     whole = view.blocked
     if whole is not None and called.get(whole.task):
         whole = waits(whole, whole.task)
-    return msgspec.structs.replace(
-        view, tasks=tuple(tasks), blocked=whole, blocked_because=_in_words(whole, tuple(tasks))
-    )
+    return msgspec.structs.replace(view, tasks=tasks, blocked=whole, blocked_because=_in_words(whole, tasks))
 
 
 def past_view(run: Run, owner: str) -> RunView:
