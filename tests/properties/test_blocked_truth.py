@@ -22,7 +22,7 @@ from onexflow.ports.client_link import BlockedRun, ControlRequest, RunView
 from onexflow.ports.event_store import RunFilter
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing.clock import run_virtual
-from onexflow.testing.multi_cluster import MultiCluster
+from onexflow.testing.multi_cluster import MultiCluster, MultiWorker
 from onexflow.worker.handlers import Worker
 from support.random_graphs import graphs
 
@@ -68,6 +68,7 @@ class Harness:
         self.steered: dict[RunKey, float] = {}
         self.began: dict[str, float] = {}
         self.died: dict[str, float] = {}
+        self.killed: list[MultiWorker] = []
         #: When something last happened to the orchestrators.
         self.shaken_at = 0.0
         self.checked: set[str] = set()
@@ -109,7 +110,7 @@ class Harness:
         elif action == "kill_worker" and cluster.workers:
             name = list(cluster.workers)[which % len(cluster.workers)]
             self.died.setdefault(name, self.time)
-            kill_worker(cluster, name)
+            self.killed.append(kill_worker(cluster, name))
         elif action in {"pause", "resume", "cancel"} and self.keys:
             await self.steer(self.keys[which % len(self.keys)], action)
         elif action == "add" and len(cluster.members) < 3:
@@ -221,12 +222,13 @@ class Harness:
             )
 
 
-def kill_worker(cluster: MultiCluster, name: str) -> None:
-    """`kill -9`."""
+def kill_worker(cluster: MultiCluster, name: str) -> MultiWorker:
+    """`kill -9`. What the process leaves in this one is closed at the end."""
     worker = cluster.workers.pop(name)
     worker.is_dead = True
     for stream in worker.streams.values():
         stream.cut_orchestrator_side()
+    return worker
 
 
 @settings(max_examples=40, deadline=None)
@@ -254,3 +256,6 @@ async def _storm(seed: int, graph: Graph, actions: list[tuple[str, int, float]])
         await cluster.clock.sleep(20)
         assert harness.is_calm
         await harness.check()
+        for worker in harness.killed:
+            await worker.runtime.close()
+            await worker.registry.close()
