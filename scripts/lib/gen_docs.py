@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onexflow.codec.definition_schema import schema_text
-from onexflow.config import OrchestratorSettings, Secret, Settings, WorkerSettings
+from onexflow.config import ClientSettings, OrchestratorSettings, Secret, Settings, WorkerSettings
 from onexflow.config.sources import meanings, paths
 from onexflow.core import machine
 from onexflow.core.blocked import KINDS
@@ -169,8 +169,22 @@ def configuration() -> str:
             "and underscores are dashes. Lists are parted by commas."
         ),
     ]
-    for binary, tree in (("onex-orchestrator", OrchestratorSettings), ("onex-worker", WorkerSettings)):
-        lines += ["", f"## {binary}", "", "| setting | default | meaning |", "|---|---|---|"]
+    programs = (
+        ("onex-orchestrator", OrchestratorSettings),
+        ("onex-worker", WorkerSettings),
+        ("Clients", ClientSettings),
+    )
+    for binary, tree in programs:
+        lines += ["", f"## {binary}"]
+        if tree is ClientSettings:
+            lines += [
+                "",
+                (
+                    "`onexflow.connect`, `onexflow.onex` and the command line take these from the environment, where they "
+                    "are not given as parameters or flags."
+                ),
+            ]
+        lines += ["", "| setting | default | meaning |", "|---|---|---|"]
         known = meanings(tree)
         for path in paths(tree):
             value: object = _defaults(tree)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onexflow.client import Client, RunHandle, connect
     from onexflow.codec.definitions import dump_definition, load_definition
+    from onexflow.config import Tls
     from onexflow.core.builder import workflow
     from onexflow.core.definition import (
         Compensation,
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 _HOME = {
     **dict.fromkeys(("Client", "RunHandle", "connect"), "onexflow.client"),
     **dict.fromkeys(("dump_definition", "load_definition"), "onexflow.codec.definitions"),
+    "Tls": "onexflow.config",
     "workflow": "onexflow.core.builder",
     **dict.fromkeys(
         ("Compensation", "RetryPolicy", "RunRetry", "TaskSpec", "Timeouts", "WorkflowDefinition"),
@@ -108,6 +110,7 @@ __all__ = [
     "TaskSpec",
     "TaskTimedOut",
     "Timeouts",
+    "Tls",
     "Unavailable",
     "UnknownNode",
     "UnknownRun",

@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 from uuid import UUID
@@ -25,6 +26,7 @@ from uuid import UUID
 import onexflow.client
 from onexflow.client.handle import NOTHING
 from onexflow.client.handle import RunHandle as AsyncHandle
+from onexflow.config import Tls
 from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import InvalidTransition, Unavailable
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
@@ -57,6 +59,9 @@ def connect(
     call_timeout: float = 30.0,
     patience: float = 60.0,
     client_id: str = "",
+    tls: Tls | None = None,
+    token: str | None = None,
+    token_file: str | Path | None = None,
 ) -> Client:
     """A client of the orchestrators at `addresses`: as `onexflow.connect`. Close it, or use it as a context manager."""
     loop = _Loop()
@@ -69,6 +74,9 @@ def connect(
                 call_timeout=call_timeout,
                 patience=patience,
                 client_id=client_id,
+                tls=tls,
+                token=token,
+                token_file=token_file,
             )
         )
     except BaseException:

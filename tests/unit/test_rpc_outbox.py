@@ -11,7 +11,7 @@ from onexflow.core.ids import Token
 from onexflow.core.payload import NULL
 from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Ping, Results
 from onexflow.rpc.outbox import ACK_PATIENCE, Outbox
-from onexflow.testing import virtual_time
+from onexflow.testing.clock import virtual_time
 
 
 def token(number: int) -> Token:

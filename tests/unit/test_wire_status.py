@@ -108,3 +108,9 @@ def test_an_error_of_a_newer_peer_keeps_its_code() -> None:
     error = common.make_error("OXF-7777", "New.", {"a": 1})
     assert type(error) is InternalError
     assert error.context == {"a": 1, "reason": "OXF-7777"}
+
+
+def test_a_write_to_a_stream_that_has_ended_is_worth_trying_again() -> None:
+    error = from_status(grpc.StatusCode.INTERNAL, "Internal error from Core")
+    assert type(error) is Unavailable
+    assert type(from_status(grpc.StatusCode.INTERNAL, "something else")) is InternalError

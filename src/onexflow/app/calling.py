@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable
 
 from onexflow.client import Client, connect
 from onexflow.client.remote import RemoteService
+from onexflow.config import Tls
 from onexflow.core.errors import Unavailable
 from onexflow.engine.protocols import ServiceCaller
 
 
-def caller_over(addresses: Callable[[], Iterable[str]]) -> ServiceCaller:
+def caller_over(
+    addresses: Callable[[], Iterable[str]], *, tls: Tls | None = None, token: str = "", token_file: str = ""
+) -> ServiceCaller:
     """A `NodeCaller` that connects when it is first used, and again after that failed, to the orchestrators of then."""
     connecting: asyncio.Task[Client] | None = None
 
@@ -21,7 +24,9 @@ def caller_over(addresses: Callable[[], Iterable[str]]) -> ServiceCaller:
             known = sorted(addresses())
             if not known:
                 raise Unavailable("the worker is connected to no orchestrator")
-            connecting = asyncio.get_running_loop().create_task(connect(known), name="onexflow-calls")
+            connecting = asyncio.get_running_loop().create_task(
+                connect(known, tls=tls or Tls(), token=token, token_file=token_file), name="onexflow-calls"
+            )
         return await asyncio.shield(connecting)
 
     service = RemoteService(client)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import structlog
 
 from onexflow import __version__
-from onexflow.app import adapters, exits, telemetry
+from onexflow.app import adapters, exits, security, telemetry
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
@@ -46,7 +46,8 @@ async def serve(settings: OrchestratorSettings) -> int:
     host, _ = split_address(settings.listen) or ("127.0.0.1", 0)
     registry = adapters.registry_of(settings.registry, settings.cluster, clock)
     liveness = LivenessServer(incarnation)
-    peers = PeerPool(name)
+    policy = security.access_policy(settings)
+    peers = PeerPool(name, security.peer_security(settings, shared=shared))
     orchestrator = Orchestrator(
         adapters.store_of(settings.store, clock),
         registry,
@@ -72,13 +73,15 @@ async def serve(settings: OrchestratorSettings) -> int:
         _log.warning("registry.alone", registry=settings.registry.url,
                      hint="other orchestrators on this store need an etcd to see each other, or they take shards from each other")  # fmt: skip
     server = GrpcServer(
-        orchestrator.gateway, settings.listen, reflection=settings.reflection, allow_insecure=settings.insecure
-    )
+        orchestrator.gateway, settings.listen, reflection=settings.reflection, allow_insecure=settings.insecure,
+        tls=security.port_tls(settings), policy=policy,
+    )  # fmt: skip
     with StopSignals() as stop:
         try:
             await registry.start()
             await orchestrator.start(version=__version__)
             address = await server.start()
+            security.tell(settings, policy, address, shared=shared)
             answering = await liveness.start(host)
             await orchestrator.announce(settings.advertise or address, answering)
             sys.setswitchinterval(_SWITCH_INTERVAL)

@@ -17,11 +17,13 @@ from onexflow.app.handlers import check_serves, load_workers
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
+from onexflow.client.security import security_of
 from onexflow.config import WorkerSettings
 from onexflow.core.address import split_address
 from onexflow.ports.registry import MemberEvent, NodeRecord, Registry, kind_of
 from onexflow.ports.worker_link import ROLES, Role
 from onexflow.rpc.liveness import LivenessServer
+from onexflow.rpc.tls import ClientSecurity
 from onexflow.rpc.worker_connection import WorkerConnections, connect_worker
 from onexflow.spi.exceptions import HandlerInitializationError, SPIError
 from onexflow.telemetry import logging, metrics, names
@@ -50,6 +52,7 @@ async def serve(settings: WorkerSettings) -> int:
     slots = _slots(settings)
     registry = adapters.registry_of(settings.registry, settings.cluster, clock)
     liveness = LivenessServer(incarnation)
+    security = security_of(settings)
     connections: WorkerConnections | None = None
     connecting: asyncio.Task[WorkerConnections | None] | None = None
     runtime = WorkerRuntime(
@@ -59,7 +62,12 @@ async def serve(settings: WorkerSettings) -> int:
         slots=slots,
         clock=clock,
         build_id=__version__,
-        caller=caller_over(lambda: {*runtime.orchestrators, *(connections.connected if connections else ())}),
+        caller=caller_over(
+            lambda: {*runtime.orchestrators, *(connections.connected if connections else ())},
+            tls=settings.tls,
+            token=settings.token.reveal(),
+            token_file=settings.token_file,
+        ),
     )
     _observe(runtime)
     with StopSignals() as stop:
@@ -70,7 +78,9 @@ async def serve(settings: WorkerSettings) -> int:
             runtime.open()
             background.append(asyncio.create_task(_beat(registry), name="onexflow-beat"))
             # Beside the nodes' initialize(), so that the orchestrators can tell callers of it.
-            connecting = asyncio.create_task(_connect(runtime, settings, registry, stop), name="onexflow-connecting")
+            connecting = asyncio.create_task(
+                _connect(runtime, settings, security, registry, stop), name="onexflow-connecting"
+            )
             await _initialize(runtime, connecting)
             records = _records(worker, name, incarnation, runtime.liveness, slots, clock.now())
             for record in records:
@@ -171,11 +181,15 @@ def _records(
 
 
 async def _connect(
-    runtime: WorkerRuntime, settings: WorkerSettings, registry: Registry, stop: StopSignals
+    runtime: WorkerRuntime,
+    settings: WorkerSettings,
+    security: ClientSecurity,
+    registry: Registry,
+    stop: StopSignals,
 ) -> WorkerConnections | None:
     """Streams to the orchestrators that are named, or that the registry knows of; None when told to stop meanwhile."""
     addresses = settings.endpoints() or await _discovered(registry, stop)
-    return await connect_worker(runtime, addresses) if addresses else None
+    return await connect_worker(runtime, addresses, security=security) if addresses else None
 
 
 async def _discovered(registry: Registry, stop: StopSignals) -> tuple[str, ...]:

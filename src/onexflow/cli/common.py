@@ -6,15 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from onexflow.cli.output import Output
-from onexflow.core.errors import InvalidArgument, Unavailable, UnknownRun, UnknownWorkflowType
+from onexflow.core.errors import InvalidArgument, NotSecured, Unavailable, UnknownRun, UnknownWorkflowType
 
 if TYPE_CHECKING:
     from onexflow.client import Client, RunHandle
+
+
+#: Heading of what the settings `tls` and `token_file` of the binaries are here.
+SECURITY: Final = Group.create_ordered("Security")
 
 
 @Parameter(name="*")
@@ -34,6 +38,25 @@ class Common:
     connect_timeout: float = 3.0
     "Seconds in which an orchestrator must answer."
 
+    tls_ca: Annotated[str, Parameter(env_var="ONEXFLOW_TLS__CA", group=SECURITY, show_default=False)] = ""
+    "File with the authorities of the orchestrators' certificates; turns TLS on."
+
+    tls_certificate: Annotated[
+        str, Parameter(env_var="ONEXFLOW_TLS__CERTIFICATE", group=SECURITY, show_default=False)
+    ] = ""
+    "File with the certificate to show."
+
+    tls_key: Annotated[str, Parameter(env_var="ONEXFLOW_TLS__KEY", group=SECURITY, show_default=False)] = ""
+    "File with its key."
+
+    tls_server_name: Annotated[
+        str, Parameter(env_var="ONEXFLOW_TLS__SERVER_NAME", group=SECURITY, show_default=False)
+    ] = ""
+    "Name in the orchestrators' certificates, if not the host of --address."
+
+    token_file: Annotated[str, Parameter(env_var="ONEXFLOW_TOKEN_FILE", group=SECURITY, show_default=False)] = ""
+    "File with the token to show; ONEXFLOW_TOKEN may hold the token itself."
+
     @property
     def out(self) -> Output:
         return Output(self.output)
@@ -43,11 +66,25 @@ class Common:
 async def connected(common: Common) -> AsyncIterator[Client]:
     """A connected client, closed at the end."""
     from onexflow.client import connect
+    from onexflow.config import Tls
 
+    tls = Tls(
+        ca=common.tls_ca,
+        certificate=common.tls_certificate,
+        key=common.tls_key,
+        server_name=common.tls_server_name,
+    )
     try:
         client = await connect(
-            common.address, namespace=common.namespace, timeout=common.connect_timeout, client_id="onexflow"
+            common.address,
+            namespace=common.namespace,
+            timeout=common.connect_timeout,
+            client_id="onexflow",
+            tls=tls,
+            token_file=common.token_file or None,
         )
+    except NotSecured:
+        raise
     except Unavailable as error:
         hint = "Is one running there? `onexflow dev` starts a cluster on this machine; --address names another."
         raise Unavailable(str(error), {**error.context, "hint": hint}) from error

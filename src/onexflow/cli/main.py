@@ -28,6 +28,7 @@ COMMANDS: Final = (
     ("definition", "onexflow.cli.definition:app", "Workflow definitions: check and register."),
     ("audit", "onexflow.cli.audit:audit", "Prove that a store's log tells one consistent story."),
     ("store", "onexflow.cli.store:app", "Copy a store, from SQLite to PostgreSQL or back."),
+    ("token", "onexflow.cli.token:token", "Make a token, and its hash for an access policy."),
     ("explain", "onexflow.cli.explain:explain", "What an error code means and what to do."),
 )
 OVERVIEW: Final = """\

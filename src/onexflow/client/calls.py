@@ -14,6 +14,7 @@ from typing import Final
 from onexflow.codec.wire import common as wire_common
 from onexflow.codec.wire.common import MAX_PAYLOAD
 from onexflow.core.errors import DeadlineExceeded, Draining, InvalidArgument, ShardMoved
+from onexflow.core.identity import ON_BEHALF
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import common_pb2
 from onexflow.v1 import workflow_pb2 as pb
@@ -33,7 +34,7 @@ ASK_AGAIN_AFTER: Final = 0.1
 class Call:
     """A start (then `start` is set) or a wait for a run's end."""
 
-    __slots__ = ("future", "id", "key", "size", "start")
+    __slots__ = ("future", "id", "key", "principal", "size", "start")
 
     def __init__(
         self,
@@ -42,12 +43,14 @@ class Call:
         start: pb.StartWorkflowRequest | None,
         key: common_pb2.RunKey | None,
         size: int,
+        principal: pb.Principal | None,
     ) -> None:
         self.id = id
         self.future = future
         self.start = start
         self.key = key
         self.size = size
+        self.principal = principal
 
 
 class Calls:
@@ -87,7 +90,7 @@ class Calls:
         if size > MAX_CALL:
             raise InvalidArgument(f"the call has {size:,} bytes; {MAX_CALL:,} is the most", field="start")
         self._last_id += 1
-        call = Call(self._last_id, self._loop.create_future(), start, key, size)
+        call = Call(self._last_id, self._loop.create_future(), start, key, size, _principal())
         self._queue.append(call)
         self.work.set()
         timer = None if timeout is None else self._loop.call_later(timeout, self._expire, call, timeout)
@@ -143,9 +146,9 @@ class Calls:
                 break
             queue.popleft()
             if call.start is not None:
-                starts.add(call_id=call.id, start=call.start)
+                starts.add(call_id=call.id, start=call.start, principal=call.principal)
             else:
-                waits.add(call_id=call.id, key=call.key)
+                waits.add(call_id=call.id, key=call.key, principal=call.principal)
             opened[call.id] = call
             count += 1
         return request if count or batch.abandoned else None
@@ -184,3 +187,11 @@ class Calls:
         """End every call, and every later one, with `error`."""
         self._closed = error
         self.fail_all(error)
+
+
+def _principal() -> pb.Principal | None:
+    """For whom this process, an orchestrator, passes the present call on."""
+    caller = ON_BEHALF.get()
+    if caller is None or not caller.name:
+        return None
+    return pb.Principal(name=caller.name, roles=sorted(caller.roles))

@@ -12,9 +12,18 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 
 from onexflow.config import DEFAULT_ADDRESS
 from onexflow.core.address import split_address
-from onexflow.core.errors import Draining, InvalidArgument, ShardMoved, Unavailable
+from onexflow.core.errors import (
+    Draining,
+    InvalidArgument,
+    NotSecured,
+    PermissionDenied,
+    ShardMoved,
+    Unauthenticated,
+    Unavailable,
+)
 from onexflow.rpc.channel import open_channel
 from onexflow.rpc.status import DETAILS, from_rpc_error
+from onexflow.rpc.tls import ClientSecurity
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import (
     admin_pb2_grpc,
@@ -27,6 +36,8 @@ from onexflow.v1 import (
 
 Answer = TypeVar("Answer")
 Stub = TypeVar("Stub")
+#: Seconds that calls have to end on a connection with certificates that were replaced.
+RETIRED_WITHIN: Final = 30.0
 #: Codes of calls that may have reached nobody.
 _UNREACHED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
@@ -46,12 +57,21 @@ def parse_addresses(addresses: str | Iterable[str] | None) -> tuple[str, ...]:
 class Channels:
     """One channel an orchestrator, opened when first used. The present one is used until it fails, then the next."""
 
-    def __init__(self, addresses: tuple[str, ...], *, forwarding: bool = False) -> None:
-        """`forwarding`: of an orchestrator, for calls of others. Whoever is asked is the one to ask, or says who is."""
+    def __init__(
+        self, addresses: tuple[str, ...], *, forwarding: bool = False, security: ClientSecurity | None = None
+    ) -> None:
+        """`forwarding`: of an orchestrator, for calls of others. Whoever is asked is the one to ask, or says who is.
+        Raises InvalidConfiguration where a token would travel in the clear."""
         self.addresses = addresses
         self.forwarding = forwarding
+        self._security = security or ClientSecurity()
+        for address in addresses:
+            self._security.check(address)
         self._present = 0
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        #: With the version of the certificates that each was opened with.
+        self._channels: dict[str, tuple[grpc.aio.Channel, int]] = {}
+        #: Channels with certificates of before, whose calls may end.
+        self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         #: A stub has a callable for each of its methods: too much to make for each call.
         self._stubs: dict[tuple[str, object], Any] = {}
 
@@ -92,24 +112,44 @@ class Channels:
 
     def _channel(self) -> grpc.aio.Channel:
         address = self.address
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = open_channel(address, forwarding=self.forwarding)
-        return channel
+        if address not in self._channels:
+            channel = open_channel(address, forwarding=self.forwarding, security=self._security)
+            self._channels[address] = channel, self._security.version()
+        return self._channels[address][0]
 
     def failed(self, address: str) -> None:
         """That orchestrator did not answer: go on with the next one."""
+        self.follow_certificates()
         if address == self.address:
             self._present = (self._present + 1) % len(self.addresses)
 
+    def follow_certificates(self) -> None:
+        """If they were replaced, connect anew from now on; what is under way on the old connections may end."""
+        now = self._security.version()
+        for address, (channel, version) in list(self._channels.items()):
+            if version != now:
+                del self._channels[address]
+                self._stubs = {place: stub for place, stub in self._stubs.items() if place[0] != address}
+                closing = asyncio.get_running_loop().create_task(channel.close(RETIRED_WITHIN))
+                self._retired[closing] = channel
+                closing.add_done_callback(lambda task: self._retired.pop(task, None))
+
     def error_of(self, error: grpc.aio.AioRpcError) -> SPIError:
-        return from_rpc_error(error)
+        found = from_rpc_error(error)
+        if self.forwarding and isinstance(found, Unauthenticated):  # not the caller's fault
+            hint = "Give the orchestrators a token, or certificates, of an identity with the role member."
+            return PermissionDenied(
+                f"this orchestrator is not known at {self.address}, and can pass nothing on: {found}",
+                {**found.context, "address": self.address, "hint": hint},
+            )
+        return found
 
     def unavailable(self, cause: BaseException | None) -> Unavailable:
         where = ", ".join(self.addresses)
-        return Unavailable(
-            f"no orchestrator answers at {where}: {cause}", {"addresses": list(self.addresses), "cause": str(cause)}
-        )
+        context = {"addresses": list(self.addresses), "cause": str(cause)}
+        if isinstance(cause, NotSecured):
+            return NotSecured(f"no secure connection to {where}: {cause}", {**cause.context, **context})
+        return Unavailable(f"no orchestrator answers at {where}: {cause}", context)
 
     async def unary(self, call: Callable[[float], Awaitable[Answer]], timeout: float) -> Answer:
         """The answer to a unary call, `call(seconds)`; its errors are ours.
@@ -145,8 +185,12 @@ class Channels:
         return False
 
     async def close(self) -> None:
-        for channel in self._channels.values():
+        retired = dict(self._retired)
+        for task in retired:
+            task.cancel()
+        for channel in (*retired.values(), *(channel for channel, _ in self._channels.values())):
             await channel.close()
+        await asyncio.gather(*retired, return_exceptions=True)
         self._channels.clear()
         self._stubs.clear()
 

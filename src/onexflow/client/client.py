@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 from uuid import UUID
@@ -19,6 +20,7 @@ from onexflow.client.follow import follow
 from onexflow.client.handle import RunHandle
 from onexflow.client.ids import instance_uuid, new_request_id
 from onexflow.client.remote import RemoteService
+from onexflow.client.security import client_security
 from onexflow.client.stream import ConnectStream
 from onexflow.codec.definitions import dump_definition, load_definition
 from onexflow.codec.payload import decode_value, encode_value
@@ -26,6 +28,7 @@ from onexflow.codec.wire import admin as wire_admin
 from onexflow.codec.wire import common as wire_common
 from onexflow.codec.wire import workflow as wire
 from onexflow.codec.wire.common import MAX_PAYLOAD
+from onexflow.config import Tls
 from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
@@ -65,16 +68,25 @@ async def connect(
     call_timeout: float = 30.0,
     patience: float = 60.0,
     client_id: str = "",
+    tls: Tls | None = None,
+    token: str | None = None,
+    token_file: str | Path | None = None,
 ) -> Client:
     """A client of the orchestrators at `addresses` ("host:port", several parted by commas, or a list; default:
     ONEXFLOW_ADDRESS, else 127.0.0.1:7411), connected to one of them.
 
-    Raises Unavailable when none answers within `timeout` seconds. Later losses are mended by the client itself: calls
+    `tls`: with a `ca`, connections are TLS. `token`, or `token_file`: by what the orchestrators know the caller. What is
+    not given is taken from the environment (ONEXFLOW_TLS__CA, ONEXFLOW_TOKEN_FILE …: docs/configuration.md). Files are
+    followed when they are replaced.
+
+    Raises Unavailable when none answers within `timeout` seconds (NotSecured, which is one, when TLS is why),
+    Unauthenticated or PermissionDenied, and InvalidConfiguration for files and tokens that cannot be used. Later losses are mended by the client itself: calls
     without an answer are repeated, without a second effect. `call_timeout` is what a call may take that does not wait
     for a run; after `patience` seconds without any orchestrator the waiting calls fail with Unavailable too.
     """
     tracing.use()
-    client = Client(Channels(parse_addresses(addresses)), namespace, call_timeout, patience, client_id)
+    channels = Channels(parse_addresses(addresses), security=client_security(tls, token, token_file))
+    client = Client(channels, namespace, call_timeout, patience, client_id)
     try:
         await client._connected(timeout)
     except BaseException:

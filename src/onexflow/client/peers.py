@@ -8,7 +8,9 @@ from typing import Final
 from onexflow.client.channels import Channels
 from onexflow.client.client import Client
 from onexflow.client.remote import RemoteService
+from onexflow.core.identity import ON_BEHALF
 from onexflow.core.ids import DEFAULT_NAMESPACE
+from onexflow.rpc.tls import ClientSecurity
 
 #: Seconds for a call that is passed on, and without the other orchestrator until the waiting ones are given back.
 CALL_TIMEOUT: Final = 30.0
@@ -18,16 +20,20 @@ PATIENCE: Final = 0.5
 class PeerPool:
     """`engine.gateway.Peers` over gRPC. What it asks is marked as passed on, and is not repeated by itself."""
 
-    def __init__(self, own_id: str) -> None:
+    def __init__(self, own_id: str, security: ClientSecurity | None = None) -> None:
+        """`security`: by what the others know this orchestrator as one of them."""
         self._own_id = own_id
+        self._security = security
         self._peers: dict[str, tuple[Client, RemoteService]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def __call__(self, address: str) -> RemoteService:
         known = self._peers.get(address)
         if known is None:
-            channels = Channels((address,), forwarding=True)
+            channels = Channels((address,), forwarding=True, security=self._security)
+            behalf = ON_BEHALF.set(None)  # the stream is for all: each call on it says for whom it is
             client = Client(channels, DEFAULT_NAMESPACE, CALL_TIMEOUT, PATIENCE, self._own_id)
+            ON_BEHALF.reset(behalf)
             known = self._peers[address] = client, RemoteService.of(client)
         return known[1]
 

@@ -54,6 +54,7 @@ class ConnectStream:
                 except SPIError as error:
                     if not self.up.done():
                         self.up.set_exception(error)
+                        self.up.exception()  # whom nobody awaits (an orchestrator's, of another one) is no warning
                     self._calls.fail_all(error)
                     await self._calls.work.wait()
         finally:
@@ -75,6 +76,7 @@ class ConnectStream:
 
     async def _one_stream(self) -> None:
         """One stream from Hello to its end. Returns when it was good for a while, raises Unavailable when not."""
+        self._channels.follow_certificates()
         address = self._channels.address
         opened = self._loop.time()
         lost: SPIError = Unavailable(f"{address}: the stream ended")

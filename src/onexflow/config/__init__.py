@@ -10,22 +10,28 @@ from onexflow.config.cluster import (
     load_cluster,
     parse_cluster,
 )
+from onexflow.config.policy import load_policy
 from onexflow.config.secret import Secret
 from onexflow.config.settings import (
     DEFAULT_ADDRESS,
+    ClientSettings,
     LimitSettings,
     LogSettings,
     OrchestratorSettings,
     RegistrySettings,
+    ServerTls,
     Settings,
     SlotSettings,
     StoreSettings,
+    Tls,
     WorkerSettings,
 )
-from onexflow.config.sources import Loaded, load, meanings, paths
+from onexflow.config.sources import PREFIX, Loaded, load, meanings, paths
 
 __all__ = [
     "DEFAULT_ADDRESS",
+    "PREFIX",
+    "ClientSettings",
     "Cluster",
     "EtcdProcess",
     "LimitSettings",
@@ -35,13 +41,16 @@ __all__ = [
     "OrchestratorSettings",
     "RegistrySettings",
     "Secret",
+    "ServerTls",
     "Settings",
     "SlotSettings",
     "StoreSettings",
+    "Tls",
     "WorkerProcess",
     "WorkerSettings",
     "load",
     "load_cluster",
+    "load_policy",
     "meanings",
     "parse_cluster",
     "paths",

@@ -86,6 +86,63 @@ class LogSettings(Settings, frozen=True, kw_only=True):
     format: LogFormat = "auto"
 
 
+class Tls(Settings, frozen=True, kw_only=True):
+    """TLS of a client or a worker. Its files are read again when they are replaced, for the next connection."""
+
+    #: File with the authorities (PEM) by which the orchestrators' certificates are checked. Given, all connections are
+    #: TLS; without it none is.
+    ca: str = ""
+    #: File with the certificate (PEM, with its chain) that is shown to orchestrators that demand one.
+    certificate: str = ""
+    #: File with the certificate's key (PEM, without a password).
+    key: str = ""
+    #: Name in the orchestrators' certificates, if it is not the host of their addresses.
+    server_name: str = ""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = _pair_problems(self.certificate, self.key)
+        if self.certificate and not self.ca:
+            found.append(("certificate", "without tls.ca there is no TLS, and no certificate is shown"))
+        if self.server_name and not self.ca:
+            found.append(("server_name", "without tls.ca there is no TLS, and no name is checked"))
+        return found
+
+
+class ServerTls(Settings, frozen=True, kw_only=True):
+    """TLS of an orchestrator. Its files are read again when they are replaced, for the next connection."""
+
+    #: File with the certificate (PEM, with its chain) of the port. Given, all connections are TLS. It is also what this
+    #: orchestrator shows to the others.
+    certificate: str = ""
+    #: File with the certificate's key (PEM, without a password).
+    key: str = ""
+    #: File with the authorities (PEM) of clients and workers. Given, each must show a certificate that these have signed.
+    client_ca: str = ""
+    #: File with the authorities (PEM) by which the other orchestrators' certificates are checked; empty: `client_ca`.
+    ca: str = ""
+    #: Name in the other orchestrators' certificates, if it is not the host of their addresses.
+    server_name: str = ""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = _pair_problems(self.certificate, self.key)
+        if self.client_ca and not self.certificate:
+            found.append(("client_ca", "without tls.certificate there is no TLS, and no client shows a certificate"))
+        return found
+
+
+class ClientSettings(Settings, frozen=True, kw_only=True):
+    """`onexflow.connect`, `onexflow.onex` and the command line."""
+
+    tls: Tls = Tls()
+    #: Token that is shown to the orchestrators. There is no flag.
+    token: Secret = Secret("")
+    #: File with the token, read again when it is replaced.
+    token_file: str = ""
+
+    def problems(self) -> list[tuple[str, str]]:
+        return _token_problems(self.token, self.token_file)
+
+
 class OrchestratorSettings(Settings, frozen=True, kw_only=True):
     """`onex-orchestrator`."""
 
@@ -93,8 +150,16 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
     listen: str = DEFAULT_ADDRESS
     #: host:port that others are told to use; empty: the one that is listened on.
     advertise: str = ""
-    #: Listen beyond this machine without encryption. Anybody who reaches the port may then do anything.
+    #: Listen beyond this machine without encryption. What is said can then be read and changed on its way, tokens
+    #: included; without an `access_policy` anybody who reaches the port may do anything.
     insecure: bool = False
+    #: File that says who is known and may do what (docs/security.md), read again when it changes; empty: everybody who
+    #: connects may do anything.
+    access_policy: str = ""
+    #: Token by which the other orchestrators know this one as a member. There is no flag.
+    token: Secret = Secret("")
+    #: File with that token, read again when it is replaced.
+    token_file: str = ""
     #: Name in the cluster; empty: orchestrator-HOST.
     node_id: str = ""
     #: Name of the cluster: the part of etcd's key space that is used.
@@ -103,6 +168,7 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
     drain_timeout: float = 5.0
     #: Offer gRPC reflection (tools such as grpcurl). For development.
     reflection: bool = False
+    tls: ServerTls = ServerTls()
     store: StoreSettings = StoreSettings()
     registry: RegistrySettings = RegistrySettings()
     limits: LimitSettings = LimitSettings()
@@ -110,11 +176,13 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
 
     def problems(self) -> list[tuple[str, str]]:
         found = [*_address_problems("listen", self.listen), *_positive("drain_timeout", self.drain_timeout)]
+        found += _token_problems(self.token, self.token_file)
         if self.advertise:
             found += _address_problems("advertise", self.advertise)
-        if not found and not self.insecure and not is_loopback(self.listen):
+        if not found and not (self.insecure or self.tls.certificate or is_loopback(self.listen)):
             exposed = f"{self.listen} can be reached from other machines, and there is no TLS"
-            found.append(("listen", f"{exposed}: say `insecure = true` (--insecure) if that is meant"))
+            ways = "give it a certificate (tls.certificate), or say `insecure = true` (--insecure) if that is meant"
+            found.append(("listen", f"{exposed}: {ways}"))
         return found
 
 
@@ -153,12 +221,18 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     cluster: str = "local"
     #: Seconds that a stop (SIGTERM) waits for running tasks; what still runs is then handed back.
     drain_timeout: float = 30.0
+    #: Token that is shown to the orchestrators. There is no flag.
+    token: Secret = Secret("")
+    #: File with the token, read again when it is replaced.
+    token_file: str = ""
+    tls: Tls = Tls()
     slots: SlotSettings = SlotSettings()
     registry: RegistrySettings = RegistrySettings()
     log: LogSettings = LogSettings()
 
     def problems(self) -> list[tuple[str, str]]:
         found = [*_address_problems("liveness", self.liveness), *_positive("drain_timeout", self.drain_timeout)]
+        found += _token_problems(self.token, self.token_file)
         for address in self.orchestrators:
             found += _address_problems("orchestrators", address)
         if not self.modules:
@@ -176,3 +250,17 @@ def _address_problems(setting: str, address: str) -> list[tuple[str, str]]:
 
 def _positive(setting: str, value: float) -> list[tuple[str, str]]:
     return [] if value >= 0 else [(setting, f"{value} is below 0")]
+
+
+def _pair_problems(certificate: str, key: str) -> list[tuple[str, str]]:
+    if bool(certificate) == bool(key):
+        return []
+    return (
+        [("key", "the certificate needs its key")]
+        if certificate
+        else [("certificate", "the key needs its certificate")]
+    )
+
+
+def _token_problems(token: Secret, token_file: str) -> list[tuple[str, str]]:
+    return [("token_file", "a token is given as well: one of the two is enough")] if token and token_file else []

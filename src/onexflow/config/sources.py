@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_origin
 import msgspec
 
 from onexflow.config.secret import Secret
-from onexflow.config.settings import OrchestratorSettings, Settings, WorkerSettings
+from onexflow.config.settings import ClientSettings, OrchestratorSettings, Settings, WorkerSettings
 from onexflow.core.address import without_password
 from onexflow.core.errors import InvalidConfiguration
 
@@ -131,7 +131,7 @@ def _leaves(table: Mapping[str, Any], prefix: str, known: Mapping[str, Any], ori
 
 
 def _from_environment(environment: Mapping[str, str], known: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    everywhere = {**paths(OrchestratorSettings), **paths(WorkerSettings), **known}
+    everywhere = {**paths(OrchestratorSettings), **paths(WorkerSettings), **paths(ClientSettings), **known}
     for name, value in sorted(environment.items()):
         if not name.startswith(PREFIX):
             continue

@@ -6,6 +6,7 @@
     ├── DeadlineExceeded       OXF-1301   the caller's deadline has passed
     ├── ProtocolViolation      OXF-1401   the peer of a stream broke the protocol
     ├── PermissionDenied       OXF-1501   the caller may not do this
+    ├── Unauthenticated        OXF-1502   nobody is known by what the caller has shown
     ├── InternalError          OXF-9001   a bug of ours; carries the story
     ├── RegistryError
     │   ├── UnknownWorkflowType OXF-2001  ├── UnknownRun OXF-2002  ├── UnknownTask OXF-2003  ├── UnknownNode OXF-2004
@@ -28,7 +29,8 @@
             ├── Unavailable          OXF-1101   try again: the answer is not known or not possible now  (retryable)
             │   ├── StoreUnavailable OXF-1102   the append failed or its outcome is unknown             (retryable)
             │   ├── ShardMoved       OXF-1103   another orchestrator owns it                            (retryable)
-            │   └── Draining         OXF-1104   this process is stopping                                (retryable)
+            │   ├── Draining         OXF-1104   this process is stopping                                (retryable)
+            │   └── NotSecured       OXF-1105   the two ends do not agree on a secure connection        (retryable)
             ├── StoreLocked OXF-5001  ├── StoreUnusable OXF-5002  ├── RegistryUnavailable OXF-5003
             ├── PortBusy OXF-5004  ├── ModuleNotImportable OXF-5005  ├── InvalidConfiguration OXF-5006
             ├── UnsupportedPython OXF-5007  └── RoleNotSupported OXF-5008
@@ -104,6 +106,13 @@ class Draining(Unavailable):
     code = "OXF-1104"
 
 
+class NotSecured(Unavailable):
+    """The two ends do not agree on a secure connection."""
+
+    code = "OXF-1105"
+    hint = "docs/security.md tells how the certificates of both ends must fit."
+
+
 class Overloaded(Coded, ProtocolHandlerError):
     """A limit is reached."""
 
@@ -136,6 +145,14 @@ class PermissionDenied(Coded):
     """The caller may not do this."""
 
     code = "OXF-1501"
+    hint = "The orchestrators' access policy says who may do what; docs/security.md has the roles."
+
+
+class Unauthenticated(Coded):
+    """The caller did not show who it is, or nobody is known by what it showed."""
+
+    code = "OXF-1502"
+    hint = "Give a token (ONEXFLOW_TOKEN_FILE, --token-file) or a certificate that the access policy knows."
 
 
 class InternalError(Coded):

@@ -48,6 +48,14 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "The process was told to stop (SIGTERM) and finishes what it has.",
         "Repeat the call: another orchestrator, or this one after its restart, will answer.",
     ),
+    "OXF-1105": Explanation(
+        "The TLS handshake failed: one end speaks TLS and the other does not, a certificate has expired, is not signed by "
+        "the authority that the other end was given, is for another name, or the client has none where one is demanded. "
+        "Nothing was sent.",
+        "The message says which. The setting `tls.ca` is what the orchestrator's certificate is checked by, "
+        "`tls.certificate` and `tls.key` are what this end shows, `tls.server_name` is the name that must be in the "
+        "orchestrator's. Files that are replaced are used from the next connection on.",
+    ),
     "OXF-1201": Explanation(
         "More was asked at once than a limit allows: calls in flight, open waits, or the size of a queue.",
         "Wait as long as the error's retry delay says, then repeat; send less at once.",
@@ -68,8 +76,16 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "are onexflow, compare their versions.",
     ),
     "OXF-1501": Explanation(
-        "The caller's credentials do not allow this call.",
-        "Use credentials with the role that the call needs.",
+        "The caller is known, and its roles do not allow this call; or a worker wants to register a role or a handler that "
+        "its identity may not; or somebody who is no orchestrator said for whom it asks. Nothing was done.",
+        "Use credentials with a role that the call needs (`needed` in the context), or widen the identity in the access "
+        "policy: it is read again when it is changed. docs/security.md has the roles of every call.",
+    ),
+    "OXF-1502": Explanation(
+        "The orchestrators have an access policy, and the call came without a token and without a certificate, or with one "
+        "that the policy does not know: it was never in it, or was taken out. Nothing was done.",
+        "Give the program its token (`token_file`, ONEXFLOW_TOKEN_FILE) or its certificate (`tls.certificate`, `tls.key`). "
+        "The orchestrator's log names the method and where the call came from. `onexflow token` makes a new token.",
     ),
     "OXF-2001": Explanation(
         "No definition of this type (or of this version) is registered in this namespace.",

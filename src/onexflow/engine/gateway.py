@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 import msgspec
 
 from onexflow.core.errors import Draining, Overloaded, ShardMoved, Unavailable, UnknownWorkflowType
+from onexflow.core.identity import CALLER, ON_BEHALF, Identity
 from onexflow.core.ids import RunKey
 from onexflow.ports.client_link import (
     BlockedRun,
@@ -89,16 +90,21 @@ Peers = Callable[[str], Peer]
 class Router:
     """Finds who answers. `is_forwarded` says of the present call that it must not be passed on."""
 
-    def __init__(self, local: Local, peers: Peers, is_forwarded: Callable[[], bool]) -> None:
+    def __init__(
+        self, local: Local, peers: Peers, is_forwarded: Callable[[], bool], caller: Callable[[], Identity | None]
+    ) -> None:
+        """`caller` says for whom the present call is; None: this orchestrator's own."""
         self._local = local
         self._peers = peers
         self.is_forwarded = is_forwarded
+        self.caller = caller
         self._waiting = 0
 
-    async def ask(self, call: Callable[[Peer], Awaitable[T]]) -> T:
-        """The answer of this orchestrator, or of the owner."""
+    async def ask(self, call: Callable[[Peer], Awaitable[T]], caller: Identity | None = None) -> T:
+        """The answer of this orchestrator, or of the owner. `caller`: as it was when the call came, where this is later."""
         if self.is_forwarded():
             return await call(self._local)
+        caller = caller or self.caller()
         try:
             return await call(self._local)
         except ShardMoved as error:
@@ -107,11 +113,19 @@ class Router:
             raise Overloaded(f"{self._waiting} calls wait for the owners of their shards") from moved
         self._waiting += 1
         try:
-            return await self._ask_owner(call, moved)
+            return await self._ask_owner(call, moved, caller)
         finally:
             self._waiting -= 1
 
-    async def _ask_owner(self, call: Callable[[Peer], Awaitable[T]], moved: ShardMoved) -> T:
+    async def ask_peer(self, call: Callable[[Peer], Awaitable[T]], address: str, caller: Identity | None) -> T:
+        """The answer of another orchestrator, which is told for whom it is."""
+        behalf = ON_BEHALF.set(caller)
+        try:
+            return await call(self._peers(address))
+        finally:
+            ON_BEHALF.reset(behalf)
+
+    async def _ask_owner(self, call: Callable[[Peer], Awaitable[T]], moved: ShardMoved, caller: Identity | None) -> T:
         loop = asyncio.get_running_loop()
         end = loop.time() + PATIENCE
         error: Unavailable = moved
@@ -120,7 +134,7 @@ class Router:
             address = str(moved.context.get("address") or "")
             if address:
                 try:
-                    return await call(self._peers(address))
+                    return await self.ask_peer(call, address, caller)
                 except Unavailable as refused:  # it has gone, or has handed the shard over
                     error = refused
             if asked_at >= end:
@@ -179,12 +193,13 @@ class Gateway:
         ids: IdSource,
         *,
         is_forwarded: Callable[[], bool] = FORWARDED.get,
+        caller: Callable[[], Identity | None] = CALLER.get,
     ) -> None:
         self.local = local
         self.orchestrator_id = local.orchestrator_id
         self._ids = ids
         self._peers = peers
-        self._router = Router(local, peers, is_forwarded)
+        self._router = Router(local, peers, is_forwarded, caller)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -218,10 +233,12 @@ class Gateway:
         if request.instance_id is None and not request.request_id and request.caller is None:
             request = msgspec.structs.replace(request, instance_id=self._ids.uuid())  # asked twice, it starts one run
 
+        caller = self._router.caller()
+
         def answered(outcome: StartOutcome | SPIError) -> None:
             if isinstance(outcome, ShardMoved):
                 told = _Told()
-                told.task = self._spawn(self._forward(told, lambda peer: _started(peer, request), reply))
+                told.task = self._spawn(self._forward(told, lambda peer: _started(peer, request), reply, caller))
             else:
                 reply(outcome)
 
@@ -231,13 +248,14 @@ class Gateway:
         if self._router.is_forwarded():
             return self.local.wait_run(key, reply)
         told = _Told()
+        caller = self._router.caller()
 
         def answered(outcome: RunOutcome | SPIError) -> None:
             if told.is_over:
                 return
             if isinstance(outcome, ShardMoved):
                 told.stop = None
-                told.task = self._spawn(self._forward(told, lambda peer: _ended(peer, key), reply))
+                told.task = self._spawn(self._forward(told, lambda peer: _ended(peer, key), reply, caller))
             else:
                 told.is_over = True
                 reply(outcome)
@@ -248,12 +266,16 @@ class Gateway:
         return told.give_up
 
     async def _forward(
-        self, told: _Told, call: Callable[[Peer], Awaitable[T]], reply: Callable[[T | SPIError], None]
+        self,
+        told: _Told,
+        call: Callable[[Peer], Awaitable[T]],
+        reply: Callable[[T | SPIError], None],
+        caller: Identity | None,
     ) -> None:
         """Ask the owner; a wait goes on for as long as there is one to be found."""
         outcome: T | SPIError
         try:
-            outcome = await self._router.ask(call)
+            outcome = await self._router.ask(call, caller)
         except SPIError as error:
             outcome = error
         if not told.is_over:
@@ -395,8 +417,12 @@ class Gateway:
         """A worker has a stream to each orchestrator: all are told to give it nothing new."""
         if self._router.is_forwarded():
             return await self.local.drain_node(node_id)
-        asked = [self.local, *(self._peers(address) for address in self.local.other_addresses())]
-        answers = await asyncio.gather(*(one.drain_node(node_id) for one in asked), return_exceptions=True)
+        caller = self._router.caller()
+        others = [
+            self._router.ask_peer(lambda peer: peer.drain_node(node_id), address, caller)
+            for address in self.local.other_addresses()
+        ]
+        answers = await asyncio.gather(self.local.drain_node(node_id), *others, return_exceptions=True)
         changed = [answer for answer in answers if isinstance(answer, bool)]
         if changed:
             return any(changed)
@@ -408,10 +434,10 @@ class Gateway:
 
 def gateways(local: Local, peers: Peers | None, ids: IdSource) -> tuple[Gateway, ...]:
     """Of an orchestrator that has peers: the one for its clients, and the one for what it asks itself, which was passed
-    on by nobody."""
+    on by nobody and is for nobody else."""
     if peers is None:
         return ()
-    return Gateway(local, peers, ids), Gateway(local, peers, ids, is_forwarded=lambda: False)
+    return Gateway(local, peers, ids), Gateway(local, peers, ids, is_forwarded=lambda: False, caller=lambda: None)
 
 
 async def _started(peer: Peer, request: StartRequest) -> StartOutcome:

@@ -6,15 +6,21 @@ in grpcio up to 1.85 (65 s instead of 7 s). A dead connection is found after 10 
 
 from __future__ import annotations
 
-import functools
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Any, Final, Self, cast
 
 import grpc
 
 from onexflow.codec.wire.common import MAX_MESSAGE
+from onexflow.core.identity import ON_BEHALF
+from onexflow.rpc.tls import ClientSecurity
 
-#: Metadata of a call that an orchestrator passes on to another one.
+Metadata = tuple[tuple[str, str], ...]
+
+#: Metadata of a call that an orchestrator passes on to another one; whose call it is, and the roles of that caller.
 FORWARDED_MARK: Final = "onexflow-forwarded"
+PRINCIPAL: Final = "onexflow-principal"
+PRINCIPAL_ROLES: Final = "onexflow-principal-roles"
 
 _PING_EVERY_MS: Final = 10_000
 _PING_TIMEOUT_MS: Final = 5_000
@@ -58,33 +64,46 @@ def server_options() -> list[tuple[str, Any]]:
     return list(_SERVER)
 
 
-class _Forwarding:
-    """A channel whose calls are marked as passed on. No interceptors: those of grpc.aio take a cancellation while a
-    stream connects for its end, so that who is cancelled goes on."""
+class _Saying:
+    """A channel whose calls carry metadata. No interceptors: those of grpc.aio take a cancellation while a stream
+    connects for its end, so that who is cancelled goes on."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, metadata: Callable[[], Metadata]) -> None:
         self._channel = channel
+        self._metadata = metadata
 
-    async def close(self) -> None:
-        await self._channel.close()
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     def __getattr__(self, kind: str) -> Any:
         """unary_unary and the like."""
         make = getattr(self._channel, kind)
 
         def made(*arguments: Any, **options: Any) -> Any:
-            return functools.partial(make(*arguments, **options), metadata=((FORWARDED_MARK, "1"),))
+            call = make(*arguments, **options)
+            return lambda *given, **named: call(*given, **named, metadata=self._metadata())
 
         return made
 
 
 def open_channel(
-    address: str, *, ping: tuple[float, float] | None = None, forwarding: bool = False
+    address: str,
+    *,
+    ping: tuple[float, float] | None = None,
+    forwarding: bool = False,
+    security: ClientSecurity | None = None,
 ) -> grpc.aio.Channel:
     """A channel to host:port. It connects when it is first used; close it.
 
     `ping`: seconds of silence before a ping and those for its answer, where the general 10 + 5 are too slow.
     `forwarding`: what is sent is passed on for others, and is not to be passed on again.
+    `security`: TLS and token; None: neither. Raises InvalidConfiguration where a token would travel in the clear.
     """
     options = client_options()
     if ping is not None:
@@ -95,5 +114,24 @@ def open_channel(
             "grpc.http2.ping_timeout_ms": within,
         }
         options = [(name, quick.get(name, value)) for name, value in options]
-    channel = grpc.aio.insecure_channel(address, options=options)
-    return cast("grpc.aio.Channel", _Forwarding(channel)) if forwarding else channel
+    security = security or ClientSecurity()
+    channel = security.open(address, options)
+    if not (forwarding or security.has_token):
+        return channel
+
+    def metadata() -> Metadata:
+        return (*security.metadata(), *(on_behalf() if forwarding else ()))
+
+    return cast("grpc.aio.Channel", _Saying(channel, metadata))
+
+
+def on_behalf() -> Metadata:
+    """What an orchestrator says with a call that it passes on: that it does, and for whom."""
+    caller = ON_BEHALF.get()
+    if caller is None or not caller.name:
+        return ((FORWARDED_MARK, "1"),)
+    return (
+        (FORWARDED_MARK, "1"),
+        (PRINCIPAL, caller.name),
+        (PRINCIPAL_ROLES, ",".join(sorted(caller.roles))),
+    )

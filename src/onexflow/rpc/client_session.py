@@ -13,7 +13,15 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 from onexflow.codec.wire import common
 from onexflow.codec.wire import workflow as wire
-from onexflow.core.errors import Draining, InvalidArgument, Overloaded, ProtocolViolation, RunFailed
+from onexflow.core.errors import (
+    Draining,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    ProtocolViolation,
+    RunFailed,
+)
+from onexflow.core.identity import ANYBODY, CALLER, Identity, passed_on
 from onexflow.ports.client_link import OrchestratorService, RunOutcome, StartOutcome
 from onexflow.rpc.status import judged
 from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
@@ -64,12 +72,11 @@ class ClientStream(ServerStream):
         *,
         window: int = WINDOW,
         hello_within: float = HELLO_WITHIN,
-        principal: str = "",
     ) -> None:
         super().__init__(context, hello_within=hello_within)
         self._service = service
         self._window = window
-        self._principal = principal
+        self._caller = CALLER.get()
         self._welcomed = False
         self._calls: dict[int, _Call] = {}
         self._answers: deque[tuple[int, Outcome]] = deque()
@@ -163,11 +170,29 @@ class ClientStream(ServerStream):
     def _start(self, call: _Call, message: pb.StartCall) -> None:
         if not message.HasField("start"):
             raise InvalidArgument("A start has no run.", field="start")
-        request = wire.start(message.start, principal=self._principal)
+        request = wire.start(message.start, principal=self._caller_of(message).name)
         self._service.start_run(request, call.started if message.start.wait else call.answer)
 
     def _wait(self, call: _Call, message: pb.WaitCall) -> None:
+        self._caller_of(message)
         call.give_up = self._service.wait_run(wire.key(message), call.answer)
+
+    def _caller_of(self, message: pb.StartCall | pb.WaitCall) -> Identity:
+        """Whose call it is: the stream's, or of whom an orchestrator passes it on for. Raises PermissionDenied."""
+        if self._caller is ANYBODY or not message.HasField("principal"):
+            return self._caller
+        if not self._caller.has("member"):
+            raise PermissionDenied(
+                f"{self._caller.name} is no orchestrator of this cluster, and may not say for whom it asks.",
+                {"principal": self._caller.name, "needed": ["member"], "method": self.method},
+            )
+        caller = passed_on(message.principal.name, message.principal.roles)
+        if not caller.has("client"):
+            raise PermissionDenied(
+                f"{caller.name} may not start or await runs: it needs the role client.",
+                {"principal": caller.name, "roles": sorted(caller.roles), "needed": ["client"], "method": self.method},
+            )
+        return caller
 
     # ---- ServerStream
 

@@ -13,16 +13,20 @@ from grpc_reflection.v1alpha import reflection
 
 from onexflow.core.address import is_loopback, split_address
 from onexflow.core.errors import InvalidConfiguration, PortBusy
+from onexflow.core.identity import Policy
 from onexflow.ports.client_link import OrchestratorService
 from onexflow.rpc.admin_service import AdminEndpoint, WorkerEndpoint
 from onexflow.rpc.channel import server_options
 from onexflow.rpc.client_session import ClientStream
 from onexflow.rpc.consume_session import ConsumeStream
 from onexflow.rpc.events_service import EventsEndpoint
+from onexflow.rpc.followed import Followed
+from onexflow.rpc.guard import Guard
 from onexflow.rpc.node_service import NodeEndpoint
 from onexflow.rpc.persistence_service import PersistenceEndpoint
 from onexflow.rpc.queue_service import QueueEndpoint
 from onexflow.rpc.stream import FLUSH_WITHIN
+from onexflow.rpc.tls import ServerTls
 from onexflow.rpc.worker_session import WorkerStream
 from onexflow.rpc.workflow_service import WorkflowEndpoint
 from onexflow.v1 import (
@@ -53,12 +57,15 @@ SERVICES: Final = (
 )
 #: Seconds between looks at service.health().
 _HEALTH_EVERY: Final = 0.5
+#: Seconds between looks at the files of certificates and policy.
+_FILES_EVERY: Final = 1.0
 
 
 class GrpcServer:
     """Serves one orchestrator at host:port. `start` and `stop` are idempotent; stop before start is legal.
 
-    Only loopback addresses are taken unless `allow_insecure` says otherwise: the connection is not encrypted.
+    With `tls` connections are encrypted; without, only loopback addresses are taken unless `allow_insecure` says otherwise.
+    With `policy` callers must be known and may do what it says; without, everybody who connects may do anything.
     """
 
     def __init__(
@@ -68,14 +75,18 @@ class GrpcServer:
         *,
         reflection: bool = False,
         allow_insecure: bool = False,
+        tls: ServerTls | None = None,
+        policy: Followed[Policy] | None = None,
     ) -> None:
         self._service = service
         self._address = address
         self._reflection = reflection
         self._allow_insecure = allow_insecure
+        self._tls = tls
+        self._guard = Guard(policy) if policy is not None else None
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
-        self._health_watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._is_draining = False
         self._workers: set[WorkerStream] = set()
         self._clients: set[ClientStream] = set()
@@ -89,16 +100,21 @@ class GrpcServer:
             return self.address
         host, port = self._checked_address()
         _check_free(host, port)
-        server = grpc.aio.server(options=server_options())
+        server = grpc.aio.server(options=server_options(), interceptors=[self._guard] if self._guard else [])
         self._add_services(server)
         try:
-            bound = server.add_insecure_port(self._address)
+            if self._tls is not None:
+                bound = server.add_secure_port(self._address, self._tls.credentials())
+            else:
+                bound = server.add_insecure_port(self._address)
         except RuntimeError as error:
             raise PortBusy(f"{host}:{port} is in use.", {"address": self._address}) from error
         await self._follow_health()
         await server.start()
         self._server = server
-        self._health_watch = asyncio.create_task(self._watch_health(), name="onexflow-health")
+        self._watches = [asyncio.create_task(self._watch_health(), name="onexflow-health")]
+        if self._tls is not None or self._guard is not None:
+            self._watches.append(asyncio.create_task(self._watch_files(), name="onexflow-security"))
         self.address = f"{host}:{bound}"
         return self.address
 
@@ -120,9 +136,9 @@ class GrpcServer:
         if server is None:
             return
         await self.drain()
-        if self._health_watch is not None:
-            self._health_watch.cancel()
-            await asyncio.gather(self._health_watch, return_exceptions=True)
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         reason = "The orchestrator is stopping."
         for worker in self._workers:
             worker.close(reason)
@@ -140,10 +156,13 @@ class GrpcServer:
     def _checked_address(self) -> tuple[str, int]:
         if split_address(self._address) is None:
             raise InvalidConfiguration(f"{self._address!r} is no host:port.", {"address": self._address})
-        if not (self._allow_insecure or is_loopback(self._address)):
+        if self._tls is None and not (self._allow_insecure or is_loopback(self._address)):
             raise InvalidConfiguration(
                 f"{self._address} can be reached from other machines, and the connection would not be encrypted.",
-                {"address": self._address, "hint": "Serve 127.0.0.1, or allow it by name (insecure)."},
+                {
+                    "address": self._address,
+                    "hint": "Give a certificate (tls), serve 127.0.0.1, or allow it (insecure).",
+                },
             )
         host, _, port = self._address.rpartition(":")  # the brackets stay: this becomes an address again
         return host, int(port)
@@ -171,6 +190,18 @@ class GrpcServer:
         while True:
             await asyncio.sleep(_HEALTH_EVERY)
             await self._follow_health()
+
+    async def _watch_files(self) -> None:
+        while True:
+            await asyncio.sleep(_FILES_EVERY)
+            self.refresh_security()
+
+    def refresh_security(self) -> None:
+        """Follow the files of certificates and policy; it is done every second."""
+        if self._tls is not None:
+            self._tls.refresh()
+        if self._guard is not None:
+            self._guard.refresh()
 
     async def _follow_health(self) -> None:
         serving = not self._is_draining and self._service.health().serving

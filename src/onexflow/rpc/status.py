@@ -8,9 +8,10 @@
 | RunExists, DefinitionConflict | ALREADY_EXISTS |
 | InvalidTransition, InvalidProtocolStateError, all of OXF-4xxx and OXF-5xxx but the ones below | FAILED_PRECONDITION |
 | Overloaded, StoreFull | RESOURCE_EXHAUSTED |
-| Unavailable, StoreUnavailable, ShardMoved, Draining, RegistryUnavailable | UNAVAILABLE |
+| Unavailable, StoreUnavailable, ShardMoved, Draining, NotSecured, RegistryUnavailable | UNAVAILABLE |
 | DeadlineExceeded | DEADLINE_EXCEEDED |
 | PermissionDenied | PERMISSION_DENIED |
+| Unauthenticated | UNAUTHENTICATED |
 | RoleNotSupported | UNIMPLEMENTED |
 | InternalError | INTERNAL |
 
@@ -39,8 +40,10 @@ from onexflow.core.errors import (
     Overloaded,
     PermissionDenied,
     ProtocolViolation,
+    Unauthenticated,
     Unavailable,
 )
+from onexflow.rpc.tls import not_secured
 from onexflow.spi.exceptions import RegistryError, SPIError
 
 DOMAIN: Final = "onexflow"
@@ -61,6 +64,7 @@ _BY_FAMILY: Final = {
 _BY_CODE: Final = {
     "OXF-3001": grpc.StatusCode.ALREADY_EXISTS,
     "OXF-3003": grpc.StatusCode.ALREADY_EXISTS,
+    "OXF-1502": grpc.StatusCode.UNAUTHENTICATED,
     "OXF-4005": grpc.StatusCode.OUT_OF_RANGE,
     "OXF-5003": grpc.StatusCode.UNAVAILABLE,
     "OXF-5008": grpc.StatusCode.UNIMPLEMENTED,
@@ -73,9 +77,12 @@ _PLAIN: Final[dict[grpc.StatusCode, type[Coded]]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-    grpc.StatusCode.UNAUTHENTICATED: PermissionDenied,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolViolation,
 }
+#: What grpc.aio makes of a write to a stream that the other side has ended, when it finds out before the status comes:
+#: the status is lost then, and opening another stream tells.
+_BROKEN_WRITE: Final = "Internal error from Core"
 
 
 class Status(NamedTuple):
@@ -131,6 +138,10 @@ def from_status(
     for name, value in trailing_metadata:
         if name == DETAILS and isinstance(value, bytes) and (error := _from_details(value)) is not None:
             return error
+    if code is grpc.StatusCode.UNAVAILABLE and (insecure := not_secured(message)) is not None:
+        return insecure
+    if code is grpc.StatusCode.INTERNAL and message == _BROKEN_WRITE:
+        return Unavailable("The stream was ended by the other side while it was written to.", {"status": code.name})
     context = {"status": code.name}
     if code is grpc.StatusCode.INTERNAL and message == _UNWRITTEN:
         return Unavailable("The stream ended while a message was being written to it.", context)

@@ -21,6 +21,7 @@ from onexflow.ports.worker_link import FromWorker, Goodbye, OrchestratorLink, To
 from onexflow.rpc.channel import open_channel
 from onexflow.rpc.outbox import Outbox
 from onexflow.rpc.status import from_rpc_error
+from onexflow.rpc.tls import ClientSecurity
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import worker_pb2_grpc
 
@@ -52,11 +53,21 @@ class Runtime(Protocol):
 class WorkerConnections:
     """The streams of one worker. `start` and `close` are idempotent; `async with` does both."""
 
-    def __init__(self, runtime: Runtime, addresses: str | Iterable[str], *, ping: tuple[float, float] = PING) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        addresses: str | Iterable[str],
+        *,
+        ping: tuple[float, float] = PING,
+        security: ClientSecurity | None = None,
+    ) -> None:
         given = addresses.split(",") if isinstance(addresses, str) else addresses
-        self._seeds = tuple(dict.fromkeys(canonical(address) for address in given))
+        self._security = security or ClientSecurity()
+        self._seeds = tuple(dict.fromkeys(self._named(address) for address in given))
         self._runtime = runtime
         self._ping = ping
+        for address in self._seeds:
+            self._security.check(address)
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._streams: dict[str, _WorkerStream] = {}
         self._closing = False
@@ -76,7 +87,7 @@ class WorkerConnections:
     def learn(self, addresses: Iterable[str]) -> None:
         """Connect to these as well, from now on. What is known already is left as it is."""
         for address in addresses:
-            self._keep(canonical(address))
+            self._keep(self._named(address))
 
     async def wait_connected(self, timeout: float) -> None:
         """Return once a stream is up. Raises the newest error, or Unavailable, when none is in time."""
@@ -112,6 +123,10 @@ class WorkerConnections:
     ) -> None:
         await self.close()
 
+    def _named(self, address: str) -> str:
+        """As it is kept. With TLS the host stays as it was given: it is looked for in the certificate."""
+        return address.strip() if self._security.encrypts else canonical(address)
+
     # ---- one keeper an address
 
     def _keep(self, address: str) -> None:
@@ -132,7 +147,7 @@ class WorkerConnections:
 
     async def _one_stream(self, address: str) -> bool:
         """A stream from Hello to its end. Raises the reason of a stream that never settled. False: never again."""
-        async with open_channel(address, ping=self._ping) as channel:
+        async with open_channel(address, ping=self._ping, security=self._security) as channel:
             stream = _WorkerStream(self._runtime, channel, self._on_welcome, address)
             self._streams[address] = stream
             began = asyncio.get_running_loop().time()
@@ -164,7 +179,7 @@ class WorkerConnections:
                 other.close()
         _log.info("stream.opened", address=stream.address, orchestrator=welcome.orchestrator_id)
         for address in welcome.orchestrators:
-            self._keep(canonical(address))
+            self._keep(self._named(address))
         self._changed.set()
 
 
@@ -260,10 +275,13 @@ class _WorkerStream:
         call.cancel()
 
 
-async def connect_worker(runtime: Runtime, address: str | Iterable[str]) -> WorkerConnections:
+async def connect_worker(
+    runtime: Runtime, address: str | Iterable[str], *, security: ClientSecurity | None = None
+) -> WorkerConnections:
     """Connect a worker to the orchestrator(s) at `address` (host:port, several parted by commas or as a list) and to
-    all that they name. Returns at once; `wait_connected` waits for the first. Close it when the runtime has drained."""
-    connections = WorkerConnections(runtime, address)
+    all that they name. Returns at once; `wait_connected` waits for the first. Close it when the runtime has drained.
+    Raises InvalidConfiguration where a token would travel in the clear."""
+    connections = WorkerConnections(runtime, address, security=security)
     await connections.start()
     return connections
 

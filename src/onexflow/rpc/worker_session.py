@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Final
 
 from onexflow.codec.wire import worker as wire
-from onexflow.core.errors import ProtocolViolation, Unavailable
+from onexflow.core.errors import PermissionDenied, ProtocolViolation, Unavailable
+from onexflow.core.identity import CALLER
 from onexflow.ports.worker_link import (
     PROTOCOL_VERSION,
     AcceptWorker,
@@ -50,6 +51,7 @@ class WorkerStream(ServerStream):
         self._ping_after = ping_after
         self._ping_within = ping_within
         self._peer: WorkerPeer | None = None
+        self._caller = CALLER.get()
         self._planned = False
         self._outbox: Outbox[ToWorker] = Outbox(wire.to_responses, self._send, self.end)
 
@@ -87,7 +89,25 @@ class WorkerStream(ServerStream):
                 f"Protocol version {value.protocol_version} is not spoken here; {PROTOCOL_VERSION} is.",
                 {"field": "hello.protocol_version", "spoken": PROTOCOL_VERSION},
             )
+        self._check_rights(value)
         return self._accept(self)
+
+    def _check_rights(self, hello: Hello) -> None:
+        """Raises PermissionDenied naming what the worker's identity may not register."""
+        refused = self._caller.refused((info.role, info.name) for info in hello.handlers)
+        if not refused:
+            return
+        shown = ", ".join(refused[:10]) + (f" and {len(refused) - 10} more" if len(refused) > 10 else "")
+        raise PermissionDenied(
+            f"{self._caller.name} may not register {shown}.",
+            {
+                "principal": self._caller.name,
+                "worker": hello.worker_id,
+                "refused": refused[:10],
+                "node_roles": list(self._caller.node_roles),
+                "handlers": list(self._caller.handlers[:20]),
+            },
+        )
 
     def _parts(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         return (self._watch,)

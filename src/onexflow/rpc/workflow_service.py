@@ -13,12 +13,13 @@ from onexflow.codec.wire import workflow as wire
 from onexflow.codec.wire.worker import cut
 from onexflow.core.definition import MAX_TEXT
 from onexflow.core.errors import InvalidArgument, Overloaded
+from onexflow.core.identity import CALLER
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
 from onexflow.engine.protocols import reading
 from onexflow.ports.client_link import EventView, OrchestratorService
 from onexflow.rpc.client_session import ClientStream
 from onexflow.rpc.status import judged
-from onexflow.rpc.stream import Context, abort
+from onexflow.rpc.stream import Context, abort, mark
 from onexflow.rpc.unary import traceparent, unary
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import workflow_pb2 as pb
@@ -36,7 +37,9 @@ class WorkflowEndpoint:
 
     @unary
     async def StartWorkflow(self, request: pb.StartWorkflowRequest, context: Context) -> pb.StartWorkflowResponse:
-        started = await reading.start(self._service, wire.start(request, trace=traceparent(context)))
+        started = await reading.start(
+            self._service, wire.start(request, trace=traceparent(context), principal=CALLER.get().name)
+        )
         response = pb.StartWorkflowResponse(start=wire.start_outcome_to_pb(started))
         if request.wait:
             response.outcome.CopyFrom(wire.run_outcome_to_pb(await reading.end_of(self._service, started.key)))
@@ -54,27 +57,27 @@ class WorkflowEndpoint:
 
     @unary
     async def PauseRun(self, request: pb.PauseRunRequest, context: Context) -> pb.PauseRunResponse:
-        outcome = await self._service.control(wire.control(request, "pause"))
+        outcome = await self._service.control(wire.control(request, "pause", CALLER.get().name))
         return pb.PauseRunResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:
-        outcome = await self._service.control(wire.control(request, "resume"))
+        outcome = await self._service.control(wire.control(request, "resume", CALLER.get().name))
         return pb.ResumeRunResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
-        outcome = await self._service.control(wire.control(request, "cancel"))
+        outcome = await self._service.control(wire.control(request, "cancel", CALLER.get().name))
         return pb.CancelRunResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
     async def ResolveTask(self, request: pb.ResolveTaskRequest, context: Context) -> pb.ResolveTaskResponse:
-        outcome = await self._service.control(wire.resolve(request))
+        outcome = await self._service.control(wire.resolve(request, CALLER.get().name))
         return pb.ResolveTaskResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
     async def AssignRun(self, request: pb.AssignRunRequest, context: Context) -> pb.AssignRunResponse:
-        outcome = await self._service.control(wire.assign(request))
+        outcome = await self._service.control(wire.assign(request, CALLER.get().name))
         return pb.AssignRunResponse(outcome=wire.control_outcome_to_pb(outcome))
 
     @unary
@@ -137,6 +140,7 @@ class WorkflowEndpoint:
         )
 
     async def FollowRun(self, request: pb.FollowRunRequest, context: Context) -> None:
+        mark(context)
         try:
             follower = _Follower()
             stop = self._service.follow_run(wire.key(request), max(request.from_sequence, 1), follower.take)

@@ -17,6 +17,10 @@ Conventions of the whole API:
     "onexflow", reason = our stable code such as "OXF-2002", metadata "context" = the facts as JSON), RetryInfo when
     it is worth trying again, BadRequest with the field's name when an argument is wrong.
   * A unary call without deadline is given 30 seconds.
+  * Where the orchestrators have an access policy, a call carries the metadata `authorization: Bearer TOKEN`, or its
+    connection has a certificate that the policy knows. Else it ends with UNAUTHENTICATED (OXF-1502), and with
+    PERMISSION_DENIED (OXF-1501) when the caller's roles are not enough. A stream is asked once, when it opens; when
+    the policy changes under it, it may end with UNAVAILABLE: open another.
 """
 
 from collections import abc as _abc

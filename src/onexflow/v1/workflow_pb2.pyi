@@ -1722,21 +1722,27 @@ class StartCall(_message.Message):
 
     CALL_ID_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
     """The client's name for this call."""
     @_builtins.property
     def start(self) -> Global___StartWorkflowRequest:
         """The run. With `wait`, the one answer is `ended`, else `started`."""
 
+    @_builtins.property
+    def principal(self) -> Global___Principal:
+        """For orchestrators alone, when they pass a call on: whose it is."""
+
     def __init__(
         self,
         *,
         call_id: _builtins.int = ...,
         start: Global___StartWorkflowRequest | None = ...,
+        principal: Global___Principal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "principal", b"principal", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1750,25 +1756,61 @@ class WaitCall(_message.Message):
 
     CALL_ID_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
     """The client's name for this call."""
     @_builtins.property
     def key(self) -> _common_pb2.RunKey:
         """The run."""
 
+    @_builtins.property
+    def principal(self) -> Global___Principal:
+        """For orchestrators alone, when they pass a call on: whose it is."""
+
     def __init__(
         self,
         *,
         call_id: _builtins.int = ...,
         key: _common_pb2.RunKey | None = ...,
+        principal: Global___Principal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "principal", b"principal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "key", b"key", "principal", b"principal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WaitCall: _TypeAlias = WaitCall  # noqa: Y015
+
+@_typing.final
+class Principal(_message.Message):
+    """Whose call an orchestrator passes on. On a unary call the same is said by the metadata `onexflow-principal` and
+    `onexflow-principal-roles` (parted by commas). From anybody else it is refused (OXF-1501), where there is a policy.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the identity."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its roles: "client", "worker", "operator"."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Principal: _TypeAlias = Principal  # noqa: Y015
 
 @_typing.final
 class AnswerBatch(_message.Message):
