@@ -11,6 +11,7 @@ from onexflow.codec.definition_schema import schema_text
 from onexflow.config import BridgeSettings, ClientSettings, OrchestratorSettings, Secret, Settings, WorkerSettings
 from onexflow.config.sources import meanings, paths
 from onexflow.core import machine
+from onexflow.core.blocked import KINDS
 from onexflow.core.errors import BY_CODE
 from onexflow.core.explanations import EXPLANATIONS
 from onexflow.telemetry import names
@@ -93,7 +94,8 @@ def states() -> str:
         NOTE,
         (
             "What a run and a task can be, and every legal change. Anything else is refused with `InvalidTransition` "
-            "([OXF-3002](errors.md#oxf-3002)). A terminal state is never left."
+            "([OXF-3002](errors.md#oxf-3002)). A terminal state is never left. What waits in a state, and for what, is told by "
+            "[blocked.md](blocked.md)."
         ),
     ]
     machines = (
@@ -110,6 +112,48 @@ def states() -> str:
         lines += [f"    {state} --> {after}" for state in every for after in transitions[state]]
         lines += [f"    {state} --> [*]" for state in every if not transitions[state]]
         lines += ["```"]
+    return "\n".join(lines) + "\n"
+
+
+def blocked() -> str:
+    """docs/blocked.md: what open runs and tasks wait for."""
+    lines = [
+        "# What open runs and tasks wait for",
+        NOTE,
+        (
+            "Every open run, task and queued task says at any moment what it waits for: as one of these kinds with its facts "
+            "(`blocked`), in words (`blocked_because`), and when the orchestrator will look again by itself "
+            "(`next_wake_at`). Where that is empty, what ends it is somebody's or something's to do, and `ended_by` says "
+            "whose. `onexflow run list --blocked` and `run show` show it, `Client.blocked`, `handle.state()` and "
+            "`AdminService.ListBlocked` give it to programs, and the gauge `onexflow.runs.waiting` counts it."
+        ),
+        "",
+        (
+            "A run with several open tasks shows the kind that stands first in this table, with the name of the task. Facts "
+            "are the fields that are set, where they are known."
+        ),
+        "",
+        "| kind | what it means | what ends it | what to do when it lasts | facts |",
+        "|---|---|---|---|---|",
+        *(
+            f"| `{kind.name}` | {kind.meaning} | {kind.ended_by} | {kind.action} | "
+            f"{', '.join(f'`{fact}`' for fact in kind.facts)} |"
+            for kind in KINDS
+        ),
+        "",
+        (
+            "`stalled` is no reason: it is what is said when there is none. The watchdog of each orchestrator looks at the runs "
+            "in its memory all the time; what nothing accounts for at two looks in a row it repairs (within 2 s, while there "
+            "are up to some 1,000 idle runs in memory), logs as `stall.repaired`, and counts (`onexflow.stalls.repaired`, and "
+            "`watchdog` in the health answer). Each of these is a fault of ours: please report it."
+        ),
+        "",
+        (
+            "*For harnesses*: ask `Client.blocked(keys=...)` for the runs that are known to be open, every 200 ms or so. A run that "
+            "is left out and has not ended, and one whose `blocked.is_valid` is false, has no reason at that moment. Any "
+            "orchestrator answers for all; an owner that does not answer within a second has shards that are `moving`."
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -189,6 +233,7 @@ def _defaults(tree: type[Settings]) -> Settings:
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors,
     "states.md": states,
+    "blocked.md": blocked,
     "configuration.md": configuration,
     "telemetry.md": telemetry,
     "definition.schema.json": schema_text,

@@ -31,6 +31,7 @@ from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import InvalidTransition, Unavailable
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
 from onexflow.ports.client_link import (
+    BlockedRun,
     ControlOutcome,
     DefinitionInfo,
     EventView,
@@ -300,6 +301,11 @@ class Client:
 
     def drain(self, node_id: str) -> bool:
         return self.call(lambda client: client.drain(node_id))
+
+    def blocked(
+        self, workflow_type: str = "", *, keys: Iterable[RunKey] | None = None, limit: int | None = None
+    ) -> Iterator[BlockedRun]:
+        return _Items(self._loop, self._client.blocked(workflow_type, keys=keys, limit=limit))
 
     def health(self) -> Health:
         return self.call(lambda client: client.health())

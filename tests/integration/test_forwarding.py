@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -109,6 +110,39 @@ async def test_a_client_of_one_orchestrator_has_all_runs_queues_and_states() -> 
 def client_shard(served: Served, key: RunKey) -> bool:
     """Is the run of that orchestrator?"""
     return key.slot * 8 // 4096 in served.engine.shards
+
+
+@pytest.mark.timeout(60)
+async def test_what_all_open_runs_wait_for_is_told_by_any_orchestrator() -> None:
+    async with pair() as (one, _, script, __):
+        gate = script.gate("send")
+        async with await onexflow.connect(one.address) as client:
+            await client.register(single("effect", "send").build())
+            await client.register(single("effect", "nobody", name="alone").build())
+            handles = [await client.start("single", number) for number in range(16)]
+            alone = [await client.start("alone", number) for number in range(8)]
+            keys = [handle.key for handle in handles + alone]
+            assert {client_shard(one, key) for key in keys} == {True, False}
+            await script.called("send")
+
+            async def kinds() -> Counter[str]:
+                return Counter([run.blocked.kind async for run in client.blocked(keys=keys)])
+
+            async with asyncio.timeout(10):
+                while (found := await kinds())["running"] + found["no_slot"] != 16 or found["no_worker"] != 8:
+                    await asyncio.sleep(0.02)
+            listed = [run async for run in client.blocked()]
+            assert {run.key for run in listed} == set(keys)
+            assert all(run.state == "running" and run.blocked.ended_by for run in listed)
+            assert {run.blocked.handler for run in listed if run.blocked.kind == "no_worker"} == {"nobody"}
+            assert len([run async for run in client.blocked("alone", limit=3)]) == 3
+            view = await alone[0].state()
+            assert view.blocked is not None
+            assert (view.blocked.kind, view.blocked.task) == ("no_worker", view.tasks[0].name)
+            gate.set()
+            for handle in handles:
+                await handle.result()
+            assert {run.key async for run in client.blocked(keys=keys)} == {handle.key for handle in alone}
 
 
 @pytest.mark.timeout(60)

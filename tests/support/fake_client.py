@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 from uuid import UUID
 
+import msgspec
+
 from onexflow.client.ids import instance_uuid
 from onexflow.codec.payload import encode_value
+from onexflow.core.blocked import Blocked
 from onexflow.core.errors import RunExists, Unavailable, UnknownRun, UnknownTask, UnknownWorkflowType
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Failure
 from onexflow.ports.client_link import (
+    BlockedRun,
     ControlOutcome,
     DefinitionInfo,
     EventView,
@@ -64,6 +68,7 @@ def _task(name: str, role: str, state: str, **more: Any) -> TaskView:
     return TaskView(name=name, role=role, handler=name, state=state, **{**times, **more})
 
 
+UNKNOWN = Blocked(kind="unknown_outcome", worker="w1", attempt=1, since=NOON + SECOND)
 LOST = Failure("WorkerLost", "its workers died: w1, w2, w3", code="OXF-4003", context={"task": "charge"})
 RUNS = {
     DONE: _view(
@@ -84,11 +89,12 @@ RUNS = {
             _task("validate", "compute", "completed", attempt=1, worker="w1"),
             _task(
                 "charge", "effect", "waiting_for_input", attempt=1, worker="w1",
-                blocked_because="worker w1 was lost while it ran; resolve it",
+                blocked_because="worker w1 was lost while it ran; resolve it", blocked=UNKNOWN,
             ),
             _task("summarise", "reducer", "blocked"),
         ],
         blocked_because="charge: worker w1 was lost while it ran; resolve it",
+        blocked=msgspec.structs.replace(UNKNOWN, task="charge"),
     ),
     FAILED: _view(
         FAILED,
@@ -177,6 +183,11 @@ class FakeClient:
 
     def get(self, workflow_type: str, instance_id: UUID | str) -> FakeHandle:
         return FakeHandle(RunKey("default", workflow_type, instance_uuid(instance_id)))
+
+    async def blocked(self, workflow_type: str = "", *, limit: int | None = None) -> AsyncIterator[BlockedRun]:
+        for view in [view for view in RUNS.values() if view.blocked is not None][:limit]:
+            assert view.blocked is not None
+            yield BlockedRun(key=view.key, state=view.state, blocked=view.blocked)
 
     async def list(
         self, workflow_type: str = "", states: Sequence[str] = (), *, limit: int | None = None

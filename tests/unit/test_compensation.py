@@ -500,8 +500,8 @@ def test_a_compensation_of_another_class_is_refused() -> None:
 
 
 def test_a_run_without_compensations_is_stored_as_it_was() -> None:
-    """The fields that compensation needs cost a few bytes, and no more."""
+    """The fields that compensation needs (and who paused it, behind them) cost a few bytes, and no more."""
     flow = workflow("w")
     flow.effect("a")
     state = Model(graph_of(flow), start_at=BEGIN + 1).state
-    assert msgspec.msgpack.encode(state).endswith(msgspec.msgpack.encode(["", "", [], 0])[1:])
+    assert msgspec.msgpack.encode(state).endswith(msgspec.msgpack.encode(["", "", [], 0, ""])[1:])

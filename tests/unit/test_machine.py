@@ -25,6 +25,7 @@ from onexflow.core.commands import (
     ResolveItem,
     ResumeRun,
     ReturnAttempt,
+    SettleRun,
     StopAttempt,
 )
 from onexflow.core.decide import COMMANDS
@@ -181,7 +182,7 @@ def commands(model: Model) -> Iterator[Command]:
     a = model.graph.index[name]
     items = model.task(name).items
     epoch, offset = (items[0].epoch, items[0].offset) if items else (1, 1)
-    yield from (PauseRun(), ResumeRun(), CancelRun(), AssignRun("w9"))
+    yield from (PauseRun(), ResumeRun(), CancelRun(), AssignRun("w9"), SettleRun())
     yield AuthoriseAttempt(a, 0, "w9", "w9.1", True)
     yield CompleteItems(a, [ItemResult(0, epoch, offset, encode_value(1))], "w1", "w1.1")
     yield FailAttempt(a, 0, epoch, offset, BOOM)

@@ -569,3 +569,27 @@ async def test_a_node_object_outlives_the_store_that_it_was_registered_in() -> N
             service.cluster = cluster
             await begin(cluster, script, conductor)
             assert await node.execute_orchestration(seed) == seed
+
+
+@virtual_time
+async def test_an_orchestration_says_which_runs_it_waits_for() -> None:
+    async def code(contract: Any, ctx: Context) -> Any:
+        await (await ctx.node("send")).execute_effect({"order": 1})  # has ended by then
+        return await ctx.run("single", 2)
+
+    script, conductor = Script(), Conductor()
+    conductor.code = code
+    gate = script.gate("calc")
+    async with Cluster() as cluster:
+        await begin(cluster, script, conductor)
+        key = (await cluster.start("flow", {})).key
+        await script.called("calc")
+        view = await cluster.state(key)
+        [child] = [child for child in await children(cluster, key) if child.state == "running"]
+        name = f"single/{child.key.instance_id}"
+        for blocked in (view.blocked, view.tasks[0].blocked):
+            assert blocked is not None
+            assert (blocked.kind, blocked.names, blocked.worker) == ("called_run", (name,), "conductor")
+        assert view.blocked_because == f"lead: waits for {name} (its code is on conductor)"
+        gate.set()
+        await cluster.result(key)

@@ -87,6 +87,9 @@ ALL_0_3: list[Event] = [
     CompensationCompleted("failed"),
 ]
 
+#: And with what release 0.4 has added.
+ALL_0_4: list[Event] = [*ALL_0_3, WorkflowPaused("lunch", by="bob")]
+
 
 def test_every_type_of_event_is_here() -> None:
     assert [type(event) for event in ALL] == list(EVENTS)
@@ -115,16 +118,23 @@ def test_rows_of_release_0_3_are_read_for_ever() -> None:
     assert decode_row(stored) == (AT, ALL_0_3, {"principal": "bob"})
 
 
-def test_release_0_3_still_writes_what_it_wrote() -> None:
+def test_rows_of_release_0_4_are_read_for_ever() -> None:
+    stored = (FIXTURES / "release-0.4.row").read_bytes()
+    assert decode_row(stored) == (AT, ALL_0_4, {"principal": "bob"})
+
+
+def test_release_0_4_still_writes_what_it_wrote() -> None:
     """A new field at an event's end changes these bytes: then keep the old file, and add one of the new release."""
-    assert encode_row(AT, ALL_0_3, {"principal": "bob"}) == (FIXTURES / "release-0.3.row").read_bytes()
+    assert encode_row(AT, ALL_0_4, {"principal": "bob"}) == (FIXTURES / "release-0.4.row").read_bytes()
 
 
 def test_an_event_of_a_newer_release_is_kept_and_shown() -> None:
-    new = msgspec.msgpack.encode([1, AT, [[99, "x", 5], [2, ""], [3, "why", "", "a new field"]], None, "a new part"])
+    new = msgspec.msgpack.encode(
+        [1, AT, [[99, "x", 5], [2, ""], [3, "why", "", "bob", "a new field"]], None, "a new part"]
+    )
     at, events, _ = decode_row(new)
     assert at == AT
-    assert events == [UnknownEvent([99, "x", 5]), WorkflowStarted(), WorkflowPaused("why")]
+    assert events == [UnknownEvent([99, "x", 5]), WorkflowStarted(), WorkflowPaused("why", by="bob")]
     shown = event_views([Row(7, 3, 2, 1, 5, new)], 4, None, 1)
     assert [(view.sequence, view.type, view.offset) for view in shown] == [
         (5, "unknown", 7),
@@ -135,7 +145,9 @@ def test_an_event_of_a_newer_release_is_kept_and_shown() -> None:
 
 
 def test_a_row_is_split_between_its_events_whatever_they_are() -> None:
-    new = msgspec.msgpack.encode([1, AT, [[99, "x", 5], [2, ""], [3, "why", "", "a new field"]], {"principal": "bob"}])
+    new = msgspec.msgpack.encode(
+        [1, AT, [[99, "x", 5], [2, ""], [3, "why", "", "bob", "a new field"]], {"principal": "bob"}]
+    )
     for count in range(4):
         head, rest = split_row(new, count)
         assert decode_row(head)[0] == decode_row(rest)[0] == AT

@@ -96,6 +96,7 @@ async def list_(
     *,
     type: Annotated[str, Parameter(name=["--type", "-t"])] = "",
     state: Annotated[tuple[str, ...], Parameter(name=["--state", "-s"])] = (),
+    blocked: bool = False,
     limit: int = 50,
     common: Common = Common(),
 ) -> None:
@@ -109,9 +110,16 @@ async def list_(
         Only of this workflow type.
     state
         Only in this state; may be given several times.
+    blocked
+        Only open ones, with what each waits for.
     limit
         At most this many.
     """
+    if blocked:
+        if state:
+            raise InvalidArgument("--blocked shows open runs of all states: leave --state out", field="blocked")
+        await _list_blocked(type, limit, common)
+        return
     async with connected(common) as client:
         runs = [run async for run in client.list(type, state, limit=limit)]
     if common.out.json:
@@ -125,6 +133,29 @@ async def list_(
     common.out.table(("TYPE", "ID", "STATE", "CREATED", "UPDATED"), rows, empty="No runs.")
     if len(runs) == limit:
         common.out.note(f"The newest {limit}; --limit shows more.")
+
+
+async def _list_blocked(type: str, limit: int, common: Common) -> None:
+    from onexflow.core.blocked import sentence
+
+    async with connected(common) as client:
+        runs = [run async for run in client.blocked(type, limit=limit)]
+    if common.out.json:
+        for run in runs:
+            common.out.data(run)
+        return
+    rows = [
+        (
+            run.key.workflow_type,
+            str(run.key.instance_id),
+            run.state,
+            run.blocked.kind,
+            f"{run.blocked.task}: {sentence(run.blocked)}" if run.blocked.task else sentence(run.blocked),
+            when(run.blocked.next_wake_at),
+        )
+        for run in runs
+    ]
+    common.out.table(("TYPE", "ID", "STATE", "KIND", "WAITS FOR", "LOOKED AT"), rows, empty="No open runs.")
 
 
 @app.command
@@ -369,6 +400,8 @@ def _show(view: RunView, out: Output) -> None:
             ("state", view.state),
             ("outcome", view.outcome),
             ("waits for", view.blocked_because),
+            ("ended by", view.blocked.ended_by if view.blocked is not None else ""),
+            ("looked at", when(view.next_wake_at)),
             ("reason", view.reason),
             ("error", f"{error.type}: {error.message}" if error is not None else ""),
             ("namespace", view.key.namespace if view.key.namespace != "default" else ""),

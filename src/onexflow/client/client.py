@@ -41,6 +41,7 @@ from onexflow.engine.protocols.nodes import Node, find_node
 from onexflow.engine.protocols.persistence import WorkflowPersistence
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports.client_link import (
+    BlockedRun,
     ControlOutcome,
     ControlRequest,
     DefinitionInfo,
@@ -344,6 +345,39 @@ class Client:
         request = admin_pb2.DrainNodeRequest(node_id=node_id, request_id=new_request_id())
         answer = await self._unary(lambda seconds: self._channels.admin.DrainNode(request, timeout=seconds))
         return bool(answer.changed)
+
+    async def blocked(
+        self, workflow_type: str = "", *, keys: Iterable[RunKey] | None = None, limit: int | None = None
+    ) -> AsyncIterator[BlockedRun]:
+        """The open runs of this client's namespace with what each waits for (`core.blocked`), whoever owns them, newest
+        first; or just those of `keys` (of any namespace), which does not list the store: runs that have ended are left
+        out.
+
+        A harness that watches for stalls asks for the runs that it knows to be open, every 200 ms or so: what is left out
+        and has not ended, and what is not `blocked.is_valid`, has no reason at that moment."""
+        if keys is not None:
+            wanted = [wire_common.key_to_pb(key) for key in keys]
+            for first in range(0, len(wanted), PAGE):
+                asked = admin_pb2.ListBlockedRequest(keys=wanted[first : first + PAGE])
+                page = await self._unary(lambda seconds, r=asked: self._channels.admin.ListBlocked(r, timeout=seconds))
+                for run in page.runs:
+                    yield wire_admin.blocked_run(run)
+            return
+        token, left = "", limit
+        while left is None or left > 0:
+            request = admin_pb2.ListBlockedRequest(
+                namespace=self.namespace,
+                workflow_type=workflow_type,
+                page_size=PAGE if left is None else min(left, PAGE),
+                page_token=token,
+            )
+            page = await self._unary(lambda seconds, r=request: self._channels.admin.ListBlocked(r, timeout=seconds))
+            for run in page.runs:
+                yield wire_admin.blocked_run(run)
+            left = None if left is None else left - len(page.runs)
+            token = page.next_page_token
+            if not token:
+                return
 
     async def health(self) -> Health:
         """How the orchestrator is, and what of it is degraded."""

@@ -20,6 +20,7 @@ from onexflow.core.errors import Unavailable
 from onexflow.core.ids import RunKey
 from onexflow.ports import queue
 from onexflow.ports.client_link import (
+    BlockedRun,
     ControlOutcome,
     ControlRequest,
     DefinitionInfo,
@@ -151,6 +152,13 @@ class RemoteService:
     async def register_definition(self, namespace: str, definition: bytes) -> DefinitionInfo:
         request = pb.RegisterDefinitionRequest(namespace=namespace, definition=definition, request_id=new_request_id())
         return wire.definition_info((await self._unary("RegisterDefinition", request)).info)
+
+    async def explain_runs(self, keys: Sequence[RunKey]) -> Sequence[BlockedRun]:
+        client = await self._source()
+        return [run async for run in client.blocked(keys=keys)]
+
+    async def can_append(self) -> bool:
+        return (await (await self._source()).health()).can_append
 
     async def list_nodes(self) -> Sequence[NodeView]:
         return await (await self._source()).nodes()

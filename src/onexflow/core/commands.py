@@ -30,6 +30,7 @@ class StartRun(Command, frozen=True, kw_only=True):
 
 class PauseRun(Command, frozen=True):
     reason: str = ""
+    by: str = ""
 
 
 class ResumeRun(Command, frozen=True):
@@ -44,6 +45,10 @@ class AssignRun(Command, frozen=True):
     """Send the run's tasks to that node from now on, while it is there; "" takes the assignment back."""
 
     node: str
+
+
+class SettleRun(Command, frozen=True):
+    """Take the run as far as it goes without waiting. Of a sound run that is nowhere: every decision ends with it."""
 
 
 class AuthoriseAttempt(Command, frozen=True):

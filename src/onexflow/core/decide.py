@@ -25,6 +25,7 @@ from onexflow.core.commands import (
     ResolveItem,
     ResumeRun,
     ReturnAttempt,
+    SettleRun,
     StartRun,
     StopAttempt,
 )
@@ -152,7 +153,7 @@ def _end(turn: Turn, event: WorkflowFailed | WorkflowCancelled | WorkflowTimedOu
 def _pause(turn: Turn, command: PauseRun) -> None:
     if turn.state.status != "paused":
         check_workflow_edge(turn.state.status, "paused", str(turn.state.key))
-        turn.emit(WorkflowPaused(command.reason))
+        turn.emit(WorkflowPaused(command.reason, by=command.by))
 
 
 def _resume(turn: Turn, command: ResumeRun) -> None:
@@ -214,11 +215,17 @@ def _fire(turn: Turn, command: FireTimer) -> None:
         settle(turn)
 
 
+def _settle(turn: Turn, _: SettleRun) -> None:
+    if turn.state.status not in TERMINAL_WORKFLOW_STATES:
+        settle(turn)
+
+
 _DECISIONS: dict[type[Command], Callable[[Turn, Any], None]] = {
     PauseRun: _pause,
     ResumeRun: _resume,
     CancelRun: _cancel,
     AssignRun: _assign,
+    SettleRun: _settle,
     FireTimer: _fire,
     AuthoriseAttempt: attempts.authorise,
     CompleteItems: attempts.complete,

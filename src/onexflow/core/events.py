@@ -60,6 +60,8 @@ class WorkflowPaused(Event, tag=3, frozen=True):
     type: ClassVar[str] = "workflow.paused"
     reason: str = ""
     kind: str = ""
+    #: The principal that asked for it.
+    by: str = ""
 
 
 class WorkflowResumed(Event, tag=4, frozen=True):

@@ -95,12 +95,12 @@ def _on_started(graph: Graph, state: RunState, event: WorkflowStarted, epoch: in
 
 def _on_paused(graph: Graph, state: RunState, event: WorkflowPaused, epoch: int, offset: int, at: int) -> None:
     _move_run(state, "paused")
-    state.reason = event.reason
+    state.reason, state.paused_by = event.reason, event.by
 
 
 def _on_resumed(graph: Graph, state: RunState, event: WorkflowResumed, epoch: int, offset: int, at: int) -> None:
     _move_run(state, "running")
-    state.reason = ""
+    state.reason = state.paused_by = ""
     state.retry_at = 0
 
 

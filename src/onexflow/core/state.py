@@ -122,6 +122,8 @@ class RunState(msgspec.Struct, array_like=True):
     undoable: list[int] = []
     #: While compensating: tasks whose end must be known before anything is undone.
     awaited: int = 0
+    #: Who paused it, while it is paused.
+    paused_by: str = ""
 
     @property
     def key(self) -> RunKey:

@@ -155,6 +155,13 @@ class AttemptBook:
                 self._keep(moved)
                 self.dispatcher.enqueue(moved)
 
+    def forget(self, run: Run, task: int, item: int) -> None:
+        """Know nothing more of the present attempt of that item: the run is about to be read back."""
+        state = run.state.tasks[task].items[item]
+        attempt = self.attempts.get(Token(run.shard.id, state.epoch, state.offset, item))
+        if attempt is not None:
+            self._forget(attempt)
+
     def claimed(self, shard: Shard) -> None:
         """The shard is owned from now on: have every worker say what it holds of it. Until they have, pure attempts of
         runs that are read back wait."""

@@ -41,6 +41,9 @@ _DIGEST: Final = 16
 #: A number has a part for each level of calls side by side.
 MAX_NUMBER: Final = 256
 _PAGE: Final = 1000
+#: Of the open calls of an orchestration so many are shown, and so many are looked at for them.
+SHOWN: Final = 3
+LOOKED_AT: Final = 200
 #: Seconds until a run that could not be cancelled is tried again.
 _AGAIN_SECONDS: Final = 5.0
 
@@ -108,6 +111,18 @@ class CallBook:
                 f"task {caller.task} of run {caller.run} is {state}: it makes no more calls",
                 {"run": str(caller.run), "task": caller.task, "current_state": state, "required_state": "running"},
             )
+
+    async def open_calls(self, caller: RunKey, task: str) -> tuple[str, ...]:
+        """Up to SHOWN runs that a task of the caller has called and that have not ended, of its first LOOKED_AT calls."""
+        shard, prefix = self._kernel.shard_of(caller), f"{_of(caller)}{quote(task, safe='')}/"
+        found: list[str] = []
+        for call in await self._kernel.store.list_registers(shard.id, prefix, limit=LOOKED_AT):
+            run = RunKey(caller.namespace, _type(call.data), derived_uuid(call.name))
+            if not await self._is_over(run):
+                found.append(f"{run.workflow_type}/{run.instance_id}")
+                if len(found) == SHOWN:
+                    break
+        return tuple(found)
 
     async def close(self, caller: RunKey) -> None:
         """The caller has ended, and that is durable: cancel what it left open, and forget its calls."""

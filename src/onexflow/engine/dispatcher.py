@@ -10,7 +10,7 @@ Placement fills few workers in rotation instead of spreading one by one: message
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from onexflow.engine.run import Attempt
@@ -109,6 +109,12 @@ class Dispatcher:
                     if not self._place(attempt, session):
                         session.credits[role] += 1
 
+    def pump_all(self) -> None:
+        """`pump` for every worker."""
+        sessions = {session: None for queue in self._queues.values() for session in queue.sessions}
+        for session in sessions:
+            self.pump(session)
+
     def add(self, session: WorkerSession) -> None:
         for role, handler in session.handler_keys:
             self.queue(role, handler).sessions.append(session)
@@ -139,6 +145,16 @@ class Dispatcher:
             waiting.append(attempt)
         for attempt in waiting:
             self.enqueue(attempt)
+
+    def sessions_of(self, role: str, handler: str) -> Sequence[WorkerSession]:
+        """The workers with that handler, whether they take work or not."""
+        queue = self._queues.get((role, handler, ""))
+        return queue.sessions if queue is not None else ()
+
+    def queued(self, role: str, handler: str) -> frozenset[int]:
+        """The ids (of the objects) of all attempts that wait for that handler."""
+        queues = [queue for (one, name, _), queue in self._queues.items() if (one, name) == (role, handler)]
+        return frozenset(id(attempt) for queue in queues for band in queue.bands for attempt in band)
 
     def serves(self, role: str, handler: str) -> bool:
         """Is any worker with this handler connected?"""

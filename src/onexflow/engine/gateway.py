@@ -19,6 +19,7 @@ from onexflow.core.identity import CALLER, ON_BEHALF, Identity
 from onexflow.core.ids import RunKey
 from onexflow.engine.events.cluster import ClusterEvents
 from onexflow.ports.client_link import (
+    BlockedRun,
     ControlOutcome,
     ControlRequest,
     DefinitionInfo,
@@ -55,6 +56,8 @@ LOOK_SECONDS: Final = 0.05
 LONG_SECONDS: Final = 1.0
 #: Seconds that others are given to learn of a new definition.
 TELL_SECONDS: Final = 1.0
+#: Seconds that an owner has for saying what its runs wait for.
+EXPLAIN_SECONDS: Final = 1.0
 #: Calls that may wait for owners at a time.
 MAX_WAITING: Final = 10_000
 
@@ -69,12 +72,15 @@ class Peer(RunService, Protocol):
     @property
     def node_registry(self) -> NodeRegistryService: ...
     async def drain_node(self, node_id: str) -> bool: ...
+    async def can_append(self) -> bool:
+        """Does its store take what it writes, as far as it knows?"""
 
 
 class Local(OrchestratorService, Protocol):
     """This orchestrator."""
 
     async def refresh_definitions(self) -> None: ...
+    async def can_append(self) -> bool: ...
 
     def other_addresses(self) -> Sequence[str]:
         """Of the other orchestrators that are there."""
@@ -85,6 +91,9 @@ class Local(OrchestratorService, Protocol):
 
     def owner_address(self, number: int) -> str:
         """Where a shard's owner serves, as far as is known now."""
+
+    def address_of(self, owner: str) -> str:
+        """Of an orchestrator that is there; else ""."""
 
 
 #: The orchestrator at an address.
@@ -392,6 +401,34 @@ class Gateway:
 
     async def read_history(self, key: RunKey, from_sequence: int = 1, limit: int = 1000) -> Sequence[EventView]:
         return await self._router.ask(lambda peer: peer.read_history(key, from_sequence, limit))
+
+    async def explain_runs(self, keys: Sequence[RunKey]) -> Sequence[BlockedRun]:
+        """Each owner is asked for its own; one that does not answer soon has shards that are about to move."""
+        found = {run.key: run for run in await self.local.explain_runs(keys)}
+        if self._router.is_forwarded():
+            return list(found.values())
+        elsewhere: dict[str, list[RunKey]] = {}
+        for run in found.values():
+            if run.blocked.kind == "moving" and (address := self.local.address_of(run.blocked.owner)):
+                elsewhere.setdefault(address, []).append(run.key)
+        answers = await asyncio.gather(*(self._explained(address, theirs) for address, theirs in elsewhere.items()))
+        for theirs, answer in zip(elsewhere.values(), answers, strict=True):
+            if answer is None:
+                continue
+            said = {run.key: run for run in answer}
+            for key in theirs:  # what its owner leaves out has ended
+                found.pop(key)
+                if key in said:
+                    found[key] = said[key]
+        return list(found.values())
+
+    async def _explained(self, address: str, keys: Sequence[RunKey]) -> Sequence[BlockedRun] | None:
+        """The owner's answer; None when there is none in time."""
+        try:
+            async with asyncio.timeout(EXPLAIN_SECONDS):
+                return await self._peers(address).explain_runs(keys)
+        except (SPIError, TimeoutError):
+            return None
 
     # ---- calls about all: the store knows
 

@@ -12,9 +12,9 @@ import structlog
 from onexflow.core.errors import ShardMoved
 from onexflow.core.turn import SECOND
 from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.blocking import Blocking, encode_parked
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import next_wake
-from onexflow.engine.run import Run
 from onexflow.ports.registry import Registry
 from onexflow.spi.exceptions import SPIError
 
@@ -32,38 +32,47 @@ FORGET_SECONDS = 600.0
 class Housekeeping:
     """One task that turns with the loop; a sweep every two seconds."""
 
-    def __init__(self, kernel: Kernel, book: AttemptBook, registry: Registry) -> None:
+    def __init__(self, kernel: Kernel, book: AttemptBook, blocking: Blocking, registry: Registry) -> None:
         self._kernel = kernel
         self._book = book
+        self._blocking = blocking
         self._registry = registry
         self._task: asyncio.Task[None] | None = None
+        self._duties: asyncio.Task[None] | None = None
+        self._forgot = 0.0
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="housekeeping")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        tasks = [task for task in (self._task, self._duties) if task is not None]
+        self._task = self._duties = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self) -> None:
+        """Nothing here waits for the store: one that hangs must not cost the membership."""
         loop = asyncio.get_running_loop()
-        swept = forgot = loop.time()
+        swept = self._forgot = loop.time()
         while True:
             self._registry.beat()
             self._book.tell_demand()
-            if loop.time() - swept >= SWEEP_SECONDS:
+            is_idle = self._duties is None or self._duties.done()
+            if is_idle and loop.time() - swept >= SWEEP_SECONDS:
                 swept = loop.time()
-                await self._guarded("parked runs", self._sweep(swept))
-            if loop.time() - forgot >= FORGET_SECONDS:
-                forgot = loop.time()
-                before = self._kernel.now() - int(ANSWER_SECONDS * SECOND)
-                await self._guarded("old answers", self._kernel.store.forget_requests(before))
+                self._duties = loop.create_task(self._do_duties(swept), name="duties")
             await asyncio.sleep(TICK_SECONDS)
 
+    async def _do_duties(self, now: float) -> None:
+        await self._guarded("parked runs", self._sweep(now))
+        if now - self._forgot >= FORGET_SECONDS:
+            self._forgot = now
+            before = self._kernel.now() - int(ANSWER_SECONDS * SECOND)
+            await self._guarded("old answers", self._kernel.store.forget_requests(before))
+
     async def _guarded(self, duty: str, work: Awaitable[object]) -> None:
-        """One duty that fails must not end the others, the lease's beats before all."""
+        """One duty that fails must not end the others."""
         try:
             await work
         except SPIError as error:
@@ -88,8 +97,11 @@ class Housekeeping:
                 wake = next_wake(run)
                 if not wake or wake > horizon:
                     idle.append((run, wake))
+        look = self._blocking.look()
         for run, wake in idle:
-            run.shard.park(run, wake, _reason(run))
+            blocked = look.run(run)
+            if blocked is not None and blocked.is_valid:  # else the watchdog sees to it
+                run.shard.park(run, wake, encode_parked(blocked))
         if idle:
             self._kernel.lane.mark()
         return len(idle)
@@ -104,11 +116,3 @@ class Housekeeping:
                     if await self._kernel.find_numbered(shard, record.iid) is not None:
                         woken += 1
         return woken
-
-
-def _reason(run: Run) -> str:
-    if run.state.status != "running":
-        return run.state.status
-    waiting = [name for name, task in zip(run.graph.names, run.state.tasks, strict=False)
-               if any(item.status == "waiting_for_input" for item in task.items)]  # fmt: skip
-    return f"input for {', '.join(waiting[:3])}" if waiting else "a timer"

@@ -37,6 +37,8 @@ log = structlog.get_logger("onexflow.kernel")
 READ_TOGETHER = 64
 
 
+#: A run that could not be read back is tried again after so long.
+AGAIN_SECONDS = 0.25
 #: Keys whose shard is remembered.
 KEPT_PLACES = 4096
 #: How long a stop waits for the store to take what is decided.
@@ -80,6 +82,10 @@ class Kernel:
         self._reloads: set[asyncio.Task[Run | None]] = set()
         self._loading: dict[tuple[Shard, int], asyncio.Task[Run | None]] = {}
         self._queue_lock = asyncio.Lock()
+        #: Runs that left memory because a decision failed, until they are read back.
+        self.reading: set[tuple[Shard, int]] = set()
+        #: Why runs cannot be read back, by (shard, number).
+        self.unreadable: dict[tuple[int, int], str] = {}
         self._trimmer = Trimmer(store, self.lane)
         #: Called with each decision, after its events are recorded.
         self.carry_out: Callable[[Run, Turn], None] = _ignore
@@ -235,6 +241,9 @@ class Kernel:
 
     async def close(self) -> None:
         await self._trimmer.stop()
+        for task in list(self._reloads):
+            task.cancel()
+        await asyncio.gather(*self._reloads, return_exceptions=True)
         await self.lane.stop(STOP_SECONDS)
         await self.store.close()
 
@@ -342,6 +351,7 @@ class Kernel:
                     raise
                 except Exception as error:  # its events make no sense to this release, in whatever way
                     log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
+                    self.unreadable[shard.id, record.iid] = f"{type(error).__name__}: {error}"
                     return None
             finally:
                 is_outdated = record.iid in shard.outdated
@@ -353,6 +363,7 @@ class Kernel:
                 return resident
             if not is_outdated:  # else it was in memory meanwhile, and has gone on, and has left it again
                 break
+        self.unreadable.pop((shard.id, record.iid), None)
         if parked is not None:
             shard.unpark(record.iid)
             self.lane.mark()
@@ -480,6 +491,14 @@ class Kernel:
         now = self.now()
         return Context(max(not_before, now), shard.epoch, shard.next, self._codec, self._jitter)
 
+    def is_reading(self, shard: Shard, iid: int) -> bool:
+        """Is the run on its way into memory?"""
+        return (shard, iid) in self._loading or (shard, iid) in self.reading
+
+    def read_anew(self, run: Run) -> None:
+        """Have the run read back from the log."""
+        self._quarantine(run)
+
     def _quarantine(self, run: Run) -> None:
         """Its state in memory cannot be trusted: once what was recorded is durable, read it back."""
         run.is_broken = True
@@ -492,8 +511,20 @@ class Kernel:
         task.add_done_callback(self._reloads.discard)
 
     async def _read_again(self, run: Run) -> Run | None:
-        with suppress(ShardMoved):  # its new owner reads it
-            return await self.find_numbered(run.shard, run.iid)
+        """Until it is read, or is another owner's to read: nothing else would ever look for it."""
+        place = run.shard, run.iid
+        self.reading.add(place)
+        try:
+            while run.shard.moved is None:
+                try:
+                    return await self.find_numbered(run.shard, run.iid)
+                except ShardMoved:
+                    break
+                except Unavailable as error:
+                    log.warning("run.not_read_back", run=str(run.key), error=str(error))
+                    await asyncio.sleep(AGAIN_SECONDS)
+        finally:
+            self.reading.discard(place)
         return None
 
     def _on_stored(self, runs: Sequence[tuple[Entity, int]]) -> None:

@@ -15,8 +15,10 @@ from onexflow.core.ids import RunKey
 from onexflow.core.state import RunState
 from onexflow.core.turn import SECOND
 from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.fitness import Fitness
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.sessions import Sessions
+from onexflow.engine.watchdog import Watchdog
 from onexflow.ports.client_link import RunOutcome
 from onexflow.telemetry import metrics, names, tracing
 
@@ -24,7 +26,9 @@ from onexflow.telemetry import metrics, names, tracing
 class Observed:
     """The instruments of one orchestrator."""
 
-    def __init__(self, kernel: Kernel, book: AttemptBook, sessions: Sessions) -> None:
+    def __init__(
+        self, kernel: Kernel, book: AttemptBook, sessions: Sessions, watchdog: Watchdog, fitness: Fitness
+    ) -> None:
         self._now = kernel.now
         self._started = metrics.counter(names.RUNS_STARTED)
         self._ended = metrics.counter(names.RUNS_ENDED)
@@ -36,7 +40,12 @@ class Observed:
             names.EVENTS: lambda: kernel.lane.events,
             names.COMMITS: lambda: kernel.lane.commits,
             names.SUPERSEDED: lambda: book.superseded,
+            names.LOOP_LAG: lambda: fitness.lag,
+            names.STALLS: lambda: watchdog.repaired,
         }
+        metrics.observe(
+            names.RUNS_WAITING, lambda: [(n, {names.WAITS_FOR: kind}) for kind, n in watchdog.counts().items()]
+        )
         for metric, read in readings.items():
             metrics.observe(metric, partial(_one, read))
 

@@ -21,6 +21,7 @@ from onexflow.core.errors import (
     Overloaded,
     StoreFull,
     StoreUnavailable,
+    Unavailable,
     UnknownNode,
     UnknownTask,
     UnknownWorkflowType,
@@ -33,9 +34,11 @@ from onexflow.core.turn import Turn
 from onexflow.engine import views
 from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.blocking import Blocking
 from onexflow.engine.calls import CallBook
 from onexflow.engine.events.book import EventBook
-from onexflow.engine.gateway import Peers, gateways
+from onexflow.engine.fitness import Fitness
+from onexflow.engine.gateway import Peer, Peers, gateways
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
@@ -54,7 +57,9 @@ from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.engine.shard import Entity, Shard
 from onexflow.engine.starts import StartReply, Starts
 from onexflow.engine.tally_store import TallyStore
+from onexflow.engine.watchdog import Watchdog
 from onexflow.ports.client_link import (
+    BlockedRun,
     ControlOutcome,
     ControlRequest,
     DefinitionInfo,
@@ -79,8 +84,6 @@ from onexflow.spi.exceptions import SPIError
 log = structlog.get_logger("onexflow.orchestrator")
 
 PAYLOAD_LIMIT = 2 * 1024 * 1024
-#: An append that takes longer is told by the health answer.
-SLOW_APPEND_SECONDS = 1.0
 #: Decided events that may wait for the store before new runs are refused.
 UNDURABLE_EVENTS = 100_000
 
@@ -112,6 +115,7 @@ class Orchestrator:
         self._ids = ids
         self._registry = registry
         self._on_fatal = on_fatal
+        self._is_full = False
         self._kernel = Kernel(store, codec, ids.random, on_full=self._on_full, on_lost=self._on_lost, shared=shared)
         self._book = AttemptBook(self._kernel, self._watch)
         self._book.others = self.other_addresses
@@ -123,9 +127,10 @@ class Orchestrator:
             lease_ttl=lease_ttl,
             on_told=lambda shard: self._ownership.on_told(shard),  # noqa: PLW0108 - made below
         )
-        self._queries = Queries(self._kernel, self._book.dispatcher.serves, orchestrator_id)
+        self._blocking = Blocking(self._kernel, self._book, self._sessions, orchestrator_id, self._has_no_space)
+        self._queries = Queries(self._kernel, self._blocking, orchestrator_id)
         self._answers = Answers(store)
-        self._housekeeping = Housekeeping(self._kernel, self._book, registry)
+        self._housekeeping = Housekeeping(self._kernel, self._book, self._blocking, registry)
         self._gateways = gateways(self, peers, ids)
         #: What clients are served by: calls about shards of other orchestrators are passed on to these.
         self.gateway: OrchestratorService = self._gateways[0] if self._gateways else self
@@ -135,6 +140,7 @@ class Orchestrator:
         self._queues = QueueBook(self._kernel, registry, self._bridge, payload_limit)
         self._book.on_room = self._bridge.on_room
         self._calls = CallBook(self._kernel, self._cluster.control)
+        self._queries.called = self._calls.open_calls
         self._pins = Pins(self._kernel, registry)
         #: What `ports.nodes` asks.
         self.node_registry = self._nodes()
@@ -152,11 +158,13 @@ class Orchestrator:
         )
         self._kernel.on_durable = self._on_durable
         self._ownership: Ownership = self._owns(prober, lease_ttl)
-        self._observed = Observed(self._kernel, self._book, self._sessions)
+        self._blocking.free_since = self._ownership.free_since
+        self._fitness = self._fits(peers)
+        self.watchdog = Watchdog(self._blocking, self._queues, self._bridge, self._ownership)
+        self._observed = Observed(self._kernel, self._book, self._sessions, self.watchdog, self._fitness)
         self._outcomes = Outcomes(self._kernel, self._queries, self._in_background)
         self._starts = self._begins(payload_limit)
         self._background: set[asyncio.Task[None]] = set()
-        self._is_full = False
         self._lost: Coded | None = None
         self._draining = False
         self._record: NodeRecord | None = None
@@ -208,6 +216,18 @@ class Orchestrator:
             duties=(self.events.claimed, self._calls.close_ended_of, self._pins.mirror_all_of),
         )
 
+    def _fits(self, peers: Peers | None) -> Fitness:
+        return Fitness(
+            self._kernel,
+            owner=self.orchestrator_id,
+            is_full=self._has_no_space,
+            others=self.other_addresses if peers is not None else tuple,
+            peers=peers or _nobody,
+            withdraw=self._ownership.withdraw,
+            rejoin=self._ownership.rejoin,
+            believe=self._ownership.believe_announcements,
+        )
+
     # ---- life
 
     async def start(self, *, version: str = "") -> None:
@@ -222,6 +242,8 @@ class Orchestrator:
         self._spawn(self._calls.close_ended())
         log.info("orchestrator.started", shards=len(self._kernel.shards), recovered=recovered)
         self._housekeeping.start()
+        self.watchdog.start()
+        self._fitness.start()
         self._record = NodeRecord(
             kind="orchestrator",
             node_id=self.orchestrator_id,
@@ -270,6 +292,8 @@ class Orchestrator:
         await self.events.close()
         await self._bridge.stop()
         await self.node_registry.stop(Draining(reason))
+        await self._fitness.stop()
+        await self.watchdog.stop()
         await self._housekeeping.stop()
         await self._sessions.stop(reason)
         self._book.stop()
@@ -375,6 +399,9 @@ class Orchestrator:
                 f"{self._kernel.undurable:,} events wait for the store: new runs are refused until it has caught up"
             )
 
+    def _has_no_space(self) -> bool:
+        return self._is_full
+
     def _is_able(self) -> bool:
         return not self._draining and not self._is_full and self._lost is None
 
@@ -419,7 +446,7 @@ class Orchestrator:
     def _command(self, run: Run, request: ControlRequest) -> Command:
         match request.action:
             case "pause":
-                return PauseRun(request.reason)
+                return PauseRun(request.reason, request.principal)
             case "resume":
                 return ResumeRun(request.reason)
             case "cancel":
@@ -459,6 +486,9 @@ class Orchestrator:
         self, namespace: str, workflow_type: str = "", states: Sequence[str] = (), cursor: str = "", limit: int = 100
     ) -> tuple[Sequence[RunSummary], str]:
         return await self._queries.list_runs(namespace, workflow_type, states, cursor, limit)
+
+    async def explain_runs(self, keys: Sequence[RunKey]) -> Sequence[BlockedRun]:
+        return await self._queries.explain(keys)
 
     async def measure_runs(self, namespace: str, workflow_type: str = "") -> RunMetrics:
         return await measure(self._kernel, namespace, workflow_type)
@@ -502,6 +532,10 @@ class Orchestrator:
         addresses = (*([own] if own and not self._draining else []), *self.other_addresses())
         return ShardMap(addresses, self.shard_count, {number: at for number, at in owners.items() if at})
 
+    def address_of(self, owner: str) -> str:
+        """Of an orchestrator that is there; else ""."""
+        return next((one.address for one in self._registry.members("orchestrator") if one.node_id == owner), "")
+
     async def refresh_definitions(self) -> None:
         """Know what was registered through other orchestrators."""
         await self._kernel.catalog.load()
@@ -529,14 +563,22 @@ class Orchestrator:
         registry = self._registry.health()
         if not registry.connected:
             details["registry"] = registry.detail or "not connected"
-        since = self._kernel.lane.pending_since
-        waited = asyncio.get_running_loop().time() - since if since else 0.0
-        if waited > SLOW_APPEND_SECONDS:
-            details["store"] = f"has not confirmed a write for {waited:.0f} s: nothing is acknowledged meanwhile"
+        details |= self._fitness.details()
         if self._is_full:
             details["store"] = "full: new runs are refused"
         if self._lost is not None:
             details["store"] = f"lost: {self._lost}"
         if self._draining:
             details["orchestrator"] = "draining"
-        return Health(serving=self._lost is None and not self._draining, details=details)
+        details |= self.watchdog.details()
+        return Health(
+            serving=self._lost is None and not self._draining, details=details, can_append=self._fitness.can_append()
+        )
+
+    async def can_append(self) -> bool:
+        """Does the store take what this orchestrator writes, as far as it knows?"""
+        return self._lost is None and self._fitness.can_append()
+
+
+def _nobody(address: str) -> Peer:
+    raise Unavailable(f"there is no way to {address}")

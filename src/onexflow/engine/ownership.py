@@ -56,7 +56,7 @@ class Ownership:
         self._record: NodeRecord | None = None
         #: Shards whose workers have still to say what they hold: when that is waited for no longer.
         self._adoptions: dict[Shard, asyncio.TimerHandle] = {}
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], Shard] = {}
         #: None: nobody else is at this store.
         self._placement: Placement | None = None
         if kernel.is_shared:
@@ -67,10 +67,14 @@ class Ownership:
                 orchestrator_id=orchestrator_id,
                 incarnation=incarnation,
                 lease_ttl=lease_ttl,
-                serve=self._begin,
+                serve=self.serve,
                 announce=self.announce,
             )
             kernel.locate = self._placement.locate
+
+    def free_since(self, number: int) -> float | None:
+        """Loop time since when a shard of others has been seen without an owner that lives."""
+        return self._placement.free_since(number) if self._placement is not None else None
 
     # ---- life
 
@@ -96,6 +100,24 @@ class Ownership:
         await self._registry.announce(
             [ShardAnnouncement(shard=one.id, owner=self._id, epoch=one.epoch, address=address) for one in shards]
         )
+
+    async def withdraw(self) -> None:
+        """Be no member until `rejoin`: the others claim the shards, and this one claims none."""
+        if self._placement is not None and self._record is not None:
+            self._placement.is_suspended = True
+            await self._registry.unregister("orchestrator", self._id)
+
+    async def rejoin(self) -> None:
+        """Be a member again."""
+        if self._placement is not None and self._record is not None:
+            await self._registry.register(self._record)
+            self._placement.is_suspended = False
+
+    async def believe_announcements(self) -> None:
+        """Learn who owns what from the registry, while the store cannot be asked."""
+        if self._placement is not None:
+            said = [(one.shard, one.epoch, one.owner) for one in await self._registry.announcements()]
+            self._placement.heard([one for one in said if one[2] != self._id])
 
     async def hand_over(self) -> None:
         """Give all shards to the others, if there may be some."""
@@ -123,10 +145,16 @@ class Ownership:
 
     # ---- a shard comes
 
-    def _begin(self, shard: Shard) -> None:
+    def unserved(self) -> list[Shard]:
+        """Owned shards that were not read back, and that nobody reads back."""
+        served = set(self._serving.values())
+        return [one for one in self._kernel.shards.values() if one.early is not None and one not in served]
+
+    def serve(self, shard: Shard) -> None:
+        """Read a claimed shard back, and see to it, in the background."""
         task = asyncio.get_running_loop().create_task(self._serve(shard), name=f"shard-{shard.id}")
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._serving[task] = shard
+        task.add_done_callback(self._serving.pop)
 
     async def _serve(self, shard: Shard) -> None:
         """It was claimed while others are served: read back what was at work, and see to it."""

@@ -79,6 +79,8 @@ class Placement:
         #: was not answered.
         self._unsure: set[int] = set()
         self._has_twin = False
+        #: It is no member for now: nothing is claimed.
+        self.is_suspended = False
         #: Loop time since when a shard (at that epoch) has had no living owner.
         self._free_since: dict[tuple[int, int], float] = {}
         self._asked_at = self._moved_at = 0.0
@@ -117,6 +119,17 @@ class Placement:
             return "", ""
         return owner, next((one.address for one in self._peers() if one.node_id == owner), "")
 
+    def heard(self, owners: Sequence[tuple[int, int, str]]) -> None:
+        """Others say that they own these shards at these epochs, and the store cannot be asked: what is later than what
+        is known was claimed there before. It is safe to believe: who is wrong about it loses a shard, and nothing else."""
+        later = [one for one in owners if one[1] > self._owners.get(one[0], (0, ""))[0]]
+        self._owners.update({number: (epoch, owner) for number, epoch, owner in later})
+        self._kernel.compare(later, 0.0)
+
+    def free_since(self, number: int) -> float | None:
+        """Loop time since when a shard has been seen without an owner that lives."""
+        return min((at for (shard, _), at in self._free_since.items() if shard == number), default=None)
+
     # ---- the loop
 
     def _on_member(self, event: MemberEvent) -> None:
@@ -148,8 +161,9 @@ class Placement:
             self._asked_at, self._is_stale = began, False
             self._owners = {number: (epoch, owner) for number, epoch, owner in owners}
             self._kernel.compare(owners, began)
-            await self._claim_free(began)
-        if began - self._moved_at >= MOVE_SECONDS:
+            if not self.is_suspended:
+                await self._claim_free(began)
+        if began - self._moved_at >= MOVE_SECONDS and not self.is_suspended:
             await self._move_one(began)
         await self._tell()
 

@@ -7,18 +7,21 @@ memory is taken at once and given out when everything that it shows is durable.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from onexflow.core.errors import Coded, InvalidArgument, OutOfRange, UnknownRun
+from onexflow.core.blocked import Blocked
+from onexflow.core.errors import Coded, InvalidArgument, OutOfRange, Unavailable, UnknownRun
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATE_INDEX, WORKFLOW_STATES
 from onexflow.core.queue_state import is_system_type
 from onexflow.engine import views
+from onexflow.engine.blocking import Blocking
 from onexflow.engine.cuts import earliest_kept
-from onexflow.engine.kernel import Kernel
+from onexflow.engine.kernel import READ_TOGETHER, Kernel
 from onexflow.engine.recovery import graph_of
+from onexflow.engine.run import Run
 from onexflow.engine.shard import Entity, Shard
-from onexflow.ports.client_link import EventView, RunSummary, RunView
+from onexflow.ports.client_link import BlockedRun, EventView, RunSummary, RunView
 from onexflow.ports.event_store import Row, RunFilter, RunRecord
 from onexflow.spi.exceptions import SPIError
 
@@ -28,18 +31,23 @@ FollowListener = Callable[[Sequence[EventView] | SPIError | None], None]
 PAGE = 1000
 #: An owner that shares its store reads nothing out when the store has not confirmed its epochs for so long.
 CONFIRMED_SECONDS = 1.5
+#: Who asks what runs wait for hears after so long that the store does not answer.
+STORE_SECONDS = 0.5
+_UNCONFIRMED = Blocked(kind="store", reason="it does not answer")
 
 
 class Queries:
     """Reads of one orchestrator."""
 
-    def __init__(self, kernel: Kernel, serves: views.Serves, owner: str) -> None:
+    def __init__(self, kernel: Kernel, blocking: Blocking, owner: str) -> None:
         self._kernel = kernel
-        self._serves = serves
+        self._blocking = blocking
         self._owner = owner
         self._wakes: dict[RunKey, set[asyncio.Event]] = {}
         self._followers: set[asyncio.Task[None]] = set()
         self._lost: Coded | None = None
+        #: The open runs that a task of a run has called.
+        self.called: Callable[[RunKey, str], Awaitable[tuple[str, ...]]] = _nothing
 
     def on_durable(self, runs: Sequence[tuple[Entity, int]]) -> None:
         """Wake the followers of runs that have new durable events."""
@@ -59,9 +67,13 @@ class Queries:
 
     async def describe(self, key: RunKey) -> RunView:
         run = await self._kernel.find(key)
-        view = views.view_of(run, self._serves, self._owner)
+        view = views.view_of(run, self._blocking.look(), self._owner)
         await self.durable(key)
-        return view
+        called = {}
+        for task in view.tasks:
+            if task.role == "orchestrator" and task.blocked is not None and task.blocked.kind == "running":
+                called[task.name] = await self.called(key, task.name)
+        return views.with_called(view, called) if any(called.values()) else view
 
     async def _record(self, key: RunKey) -> RunRecord:
         await self.durable(key)
@@ -129,6 +141,56 @@ class Queries:
             return record
         return record._replace(head=run.state.seq, updated_at=run.state.updated_at)
 
+    # ---- what is waited for
+
+    async def explain(self, keys: Sequence[RunKey]) -> list[BlockedRun]:
+        """What these runs wait for, as far as their shards are owned here: of the others, that their shard is moving."""
+        is_confirmed = True
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                await self._kernel.confirm(CONFIRMED_SECONDS)
+        except (Unavailable, TimeoutError):
+            is_confirmed = False
+        look = self._blocking.look()
+        found, absent = [], []
+        for key in keys:
+            number = self._kernel.number_of(key)
+            shard = self._kernel.shards.get(number)
+            if shard is None:
+                found.append(BlockedRun(key=key, state="", blocked=look.elsewhere(number)))
+            elif not is_confirmed:
+                found.append(BlockedRun(key=key, state="", blocked=_UNCONFIRMED))
+            elif (run := shard.by_key.get(key)) is None:
+                absent.append((shard, key))
+            elif (blocked := look.durable(run)) is not None:
+                found.append(_blocked_run(run, blocked))
+        for first in range(0, len(absent), READ_TOGETHER):
+            part = absent[first : first + READ_TOGETHER]
+            answers = await asyncio.gather(*(self._explain_absent(shard, key) for shard, key in part))
+            found.extend(answer for answer in answers if answer is not None)
+        return found
+
+    async def _explain_absent(self, shard: Shard, key: RunKey) -> BlockedRun | None:
+        """Of a run that is not in memory."""
+        store = self._kernel.store
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                record = await store.find_run(shard.id, key.to_bytes())
+                if record is None or is_system_type(key.workflow_type):
+                    return None
+                parked = await store.get_parked(shard.id, record.iid)
+                again = await store.find_run(shard.id, key.to_bytes())
+        except (Unavailable, TimeoutError):
+            return BlockedRun(key=key, state="", blocked=_UNCONFIRMED)
+        state = WORKFLOW_STATES[(again or record).state]
+        if state in TERMINAL_WORKFLOW_STATES:
+            return None
+        look, run = self._blocking.look(), shard.by_key.get(key)
+        if run is not None:
+            blocked = look.durable(run)
+            return None if blocked is None else _blocked_run(run, blocked)
+        return BlockedRun(key=key, state=state, blocked=look.absent(shard, record.iid, parked))
+
     # ---- follow
 
     def follow(self, key: RunKey, from_sequence: int, listener: FollowListener) -> Callable[[], None]:
@@ -186,3 +248,13 @@ class Queries:
         for follower in followers:
             follower.cancel()
         await asyncio.gather(*followers, return_exceptions=True)
+
+
+async def _nothing(*_: object) -> tuple[str, ...]:
+    """Until the orchestrator sets the real one."""
+    return ()
+
+
+def _blocked_run(run: Run, blocked: Blocked) -> BlockedRun:
+    is_durable = run.durable_seq == run.state.seq
+    return BlockedRun(key=run.key, state=run.state.status if is_durable else run.listed_state, blocked=blocked)

@@ -18,13 +18,13 @@ from onexflow.core.definition import MAX_SECONDS
 from onexflow.core.errors import Coded, InternalError, InvalidArgument, ShardMoved
 from onexflow.core.ids import RunKey
 from onexflow.core.queue import QueueTurn, Taker
-from onexflow.core.queue_state import SECOND, STREAMS, TaskSpec, queue_key
+from onexflow.core.queue_state import SECOND, STREAMS, QueueTask, TaskSpec, queue_key
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.node_entries import QueueTally
 from onexflow.engine.queries import CONFIRMED_SECONDS
 from onexflow.engine.queue import Queue
-from onexflow.engine.queue_bridge import QueueBridge
-from onexflow.engine.queue_views import figures, queue_tally, task_view, waiting_tasks
+from onexflow.engine.queue_bridge import QueueBridge, run_key
+from onexflow.engine.queue_views import figures, queue_tally, task_view, ticket_blocked, waiting_tasks
 from onexflow.engine.recovery import RecentRuns, id_time_ns
 from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import RequestRecord
@@ -202,7 +202,7 @@ class QueueBook:
             case SetStrategy():
                 return Answer(changed=core.set_strategy(turn, call.strategy))
             case GetTask():
-                return Answer(tasks=self._views(turn, call.task_id))
+                return Answer(tasks=(self._explained(turn, turn.task(call.task_id)),))
             case ListTasks():
                 return self._list(turn, call)
             case Measure():
@@ -213,14 +213,21 @@ class QueueBook:
     def _views(self, turn: QueueTurn, *task_ids: str) -> tuple[TaskView, ...]:
         return tuple(task_view(turn.task(task_id), turn.now) for task_id in task_ids)
 
+    def _explained(self, turn: QueueTurn, task: QueueTask) -> TaskView:
+        """The task with what it waits for."""
+        run = run_key(turn.state.key, task) if task.status == "running" else None
+        name = f"{run.workflow_type}/{run.instance_id}" if run is not None else ""
+        return task_view(task, turn.now, blocked=ticket_blocked(turn.state, task, turn.now, name, self._bridge.serves))
+
     def _list(self, turn: QueueTurn, call: ListTasks) -> Answer:
         if not 1 <= call.limit <= MAX_TASKS:
             raise InvalidArgument(f"limit must be between 1 and {MAX_TASKS:,}", field="limit")
         if call.which == "dependencies":
             known = (task_id for task_id in turn.task(call.task_id).spec.dependencies if task_id in turn.state.ids)
-            return Answer(tasks=_fitting(self._views(turn, *known)[: call.limit]))
+            found = [self._explained(turn, turn.task(task_id)) for task_id in known]
+            return Answer(tasks=_fitting(found[: call.limit]))
         tasks = waiting_tasks(turn.state, turn.now, ready=call.which == "ready")[: call.limit]
-        return Answer(tasks=_fitting([task_view(task, turn.now) for task in tasks]))
+        return Answer(tasks=_fitting([self._explained(turn, task) for task in tasks]))
 
     def _spec(self, turn: QueueTurn, call: Enqueue) -> TaskSpec:
         self._check_size(len(call.payload.data), "payload")
@@ -334,6 +341,15 @@ class QueueBook:
     def _loaded(self, queue: Queue) -> None:
         """It was read back."""
         self._bridge.adopt(queue)
+        self._turn(queue)
+
+    def is_late(self, queue: Queue) -> bool:
+        """Has a lease or a delay ended that nothing was armed for?"""
+        due = queue.index.next_due(self._kernel.store.now())
+        return bool(due) and queue.key not in self._timers
+
+    def look(self, queue: Queue) -> None:
+        """See to the leases and delays that have ended."""
         self._turn(queue)
 
     def _turn(self, queue: Queue) -> None:

@@ -194,6 +194,14 @@ class QueueBridge:
                 self._begin(self._keep(queue, queue.state.tasks[number]))
                 self._arm()  # is there a worker that has its handler?
 
+    def serves(self, role: str, handler: str) -> bool:
+        """Does a worker take tasks of that type and name by its stream?"""
+        return self._dispatcher.serves(role, handler)
+
+    def lacks(self, queue: Queue) -> bool:
+        """Does the queue's state have a lease of the streams that nothing is held for here?"""
+        return self._open and any((queue.key, number) not in self._held for number in queue.index.held.get(STREAMS, ()))
+
     def _keep(self, queue: Queue, task: QueueTask) -> _Held:
         held = self._held[queue.key, task.number] = _Held(queue.key, task)
         return held

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from onexflow.core.blocked import Blocked
 from onexflow.core.queue import shown_state
-from onexflow.core.queue_state import ENDED, MILLION, QUEUED, SECOND, QueueState, QueueTask
+from onexflow.core.queue_state import ENDED, MILLION, QUEUED, SECOND, STREAMS, QueueState, QueueTask
 from onexflow.engine.measures import percentile
 from onexflow.engine.node_entries import QueueTally
 from onexflow.ports.queue import Figures, QueueFigures, TaskView
 
 
-def task_view(task: QueueTask, now: int, *, with_token: bool = False) -> TaskView:
+def task_view(task: QueueTask, now: int, *, with_token: bool = False, blocked: Blocked | None = None) -> TaskView:
     spec = task.spec
     return TaskView(
         task_id=spec.task_id,
@@ -41,7 +42,42 @@ def task_view(task: QueueTask, now: int, *, with_token: bool = False) -> TaskVie
         not_before=task.due_at if task.due_at > task.created_at else 0,
         started_at=task.started_at,
         finished_at=task.finished_at,
+        blocked=blocked,
     )
+
+
+def ticket_blocked(
+    state: QueueState, task: QueueTask, now: int, run: str, serves: Callable[[str, str], bool]
+) -> Blocked | None:
+    """What a task waits for; None when it has ended. `run` does it while it is leased to the streams, and `serves` says
+    whether workers take tasks of that type and name."""
+    spec = task.spec
+    if task.status in ENDED:
+        return None
+    if task.status == "blocked":
+        done = (state.ids.get(name, 0) for name in spec.dependencies)
+        names = tuple(
+            name
+            for name, number in zip(spec.dependencies, done, strict=True)
+            if number not in state.tasks or state.tasks[number].status != "completed"
+        )
+        return Blocked(kind="dependencies", names=names)
+    if task.status == "running":
+        names = (run,) if task.worker == STREAMS else ()
+        return Blocked(
+            kind="leased", worker="" if names else task.worker, attempt=task.attempt, since=task.started_at, names=names,
+            until=task.lease_until, next_wake_at=task.lease_until,
+        )  # fmt: skip
+    if spec.queue in state.paused:
+        return Blocked(kind="paused", reason=f"the queue {spec.queue}")
+    if task.due_at > now and task.status == "retrying":
+        return Blocked(kind="retry", attempt=task.attempt + 1, until=task.due_at, next_wake_at=task.due_at)
+    if task.due_at > now:
+        return Blocked(kind="delayed", until=task.due_at, next_wake_at=task.due_at)
+    since = max(task.created_at, task.due_at)
+    if serves(spec.type, spec.name):
+        return Blocked(kind="no_slot", role=spec.type, handler=spec.name, since=since)
+    return Blocked(kind="unclaimed", role=spec.type, handler=spec.name, since=since)
 
 
 def waiting_tasks(state: QueueState, now: int, *, ready: bool) -> list[QueueTask]:

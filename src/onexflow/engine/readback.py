@@ -33,12 +33,13 @@ def timers_of(run: Run) -> Iterator[ArmTimer]:
     if state.status == "retrying":
         yield ArmTimer(state.retry_at, "run_retry")
     for task, index, item in open_items(run):
-        for timer in _item_timers(run, task, index, item):
+        for timer in item_timers(run, task, index, item):
             if not is_void(run.graph, state, task, item, timer.kind):
                 yield timer
 
 
-def _item_timers(run: Run, task: int, index: int, item: ItemState) -> Iterator[ArmTimer]:
+def item_timers(run: Run, task: int, index: int, item: ItemState) -> Iterator[ArmTimer]:
+    """Those of one item, void ones too."""
     state = run.state
     timeouts = run.graph.specs[task].timeouts
     token = (item.epoch, item.offset)

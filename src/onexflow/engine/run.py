@@ -52,7 +52,7 @@ class Run:
 
     __slots__ = (
         "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "listed_at",
-        "listed_seq", "listed_state", "pinned", "progress", "shard", "snapshot_after", "snapshot_seq", "start_hash",
+        "listed_seq", "listed_state", "looked_seq", "pinned", "progress", "shard", "snapshot_after", "snapshot_seq", "start_hash",
         "state",
     )  # fmt: skip
 
@@ -81,6 +81,8 @@ class Run:
         self.progress: dict[tuple[int, int], Payload] = {}
         #: The node that its register says it is assigned to (engine.pins).
         self.pinned = state.node
+        #: Its last event when the watchdog looked at it last.
+        self.looked_seq = 0
         #: Loop time since when nothing of it was under way.
         self.idle_since = 0.0
 

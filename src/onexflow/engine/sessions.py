@@ -375,6 +375,13 @@ class Sessions:
             if shard is not None:
                 session.send(ShardEpoch(number, shard.epoch))
 
+    def whose_orphan(self, attempt: Attempt) -> str | None:
+        """The incarnation of the worker that is out of sight and watched for this attempt, if there is one."""
+        for incarnation, orphans in self.orphans.items():
+            if orphans.get(attempt.token) is attempt and incarnation in self._watches:
+                return incarnation
+        return None
+
     def left(self, shard: Shard) -> None:
         """The shard is not owned any more: what hangs on workers out of sight is its next owner's to see to."""
         for incarnation, orphans in list(self.orphans.items()):

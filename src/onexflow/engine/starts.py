@@ -200,7 +200,9 @@ class Starts:
         request = msgspec.structs.replace(
             request, correlation_id=parent.state.correlation_id, causation_id=str(caller.run)
         )
-        if self._kernel.is_shared:  # it may be another's, and durable before its number is: its caller would not know it
+        if (
+            self._kernel.is_shared
+        ):  # it may be another's, and durable before its number is: its caller would not know it
             await self._kernel.lane.durable(parent.shard)
             self._start_anywhere(msgspec.structs.replace(request, caller=None), reply)
         elif is_new:

@@ -47,6 +47,12 @@ class Timers:
         heapq.heappush(self._heap, (due_at, next(self._number), run, command))
         self._arm()
 
+    def wake(self) -> None:
+        """Look at all that is due, whatever was armed."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._turn()
+
     def stop(self) -> None:
         if self._handle is not None:
             self._handle.cancel()

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from onexflow.codec.payload import told
 from onexflow.codec.rows import decode_row
+from onexflow.core.blocked import Blocked, sentence
 from onexflow.core.events import Event
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey
-from onexflow.core.machine import TERMINAL_TASK_STATES, TERMINAL_WORKFLOW_STATES, WORKFLOW_STATES
+from onexflow.core.machine import TERMINAL_TASK_STATES, WORKFLOW_STATES
 from onexflow.core.payload import Failure, Payload
 from onexflow.core.state import ItemState, RunState, TaskState
-from onexflow.core.turn import SECOND
+from onexflow.engine.blocking import Look
 from onexflow.engine.run import Attempt, Run
 from onexflow.ports.client_link import EventView, RunOutcome, RunSummary, RunView, TaskView
 from onexflow.ports.event_store import Row, RunRecord
-
-#: Does a worker with this (role, handler) take work now?
-Serves = Callable[[str, str], bool]
-
-
-def moment(at: int) -> str:
-    """A time in ns as RFC 3339, for sentences."""
-    return datetime.fromtimestamp(at / SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def outcome_of(key: RunKey, state: RunState) -> RunOutcome:
@@ -58,13 +50,13 @@ def summary_of(record: RunRecord) -> RunSummary:
     )
 
 
-def view_of(run: Run, serves: Serves, owner: str) -> RunView:
-    """The run as it stands, with what each open task waits for."""
+def view_of(run: Run, look: Look | None, owner: str) -> RunView:
+    """The run as it stands, with what it and each open task waits for; without a look, nothing is said of that."""
     state, graph = run.state, run.graph
     placed = {(attempt.task, attempt.item): attempt for attempt in run.attempts.values()}
     shown = [index for index in range(len(state.tasks)) if index < len(graph) or _undoes(run, index)]
-    tasks = tuple(_task_view(run, index, placed, serves) for index in shown)
-    why, wake = _run_blocked(state, tasks)
+    tasks = tuple(_task_view(run, index, placed, look) for index in shown)
+    blocked = look.run(run) if look is not None else None
     return RunView(
         key=run.key,
         version=state.version,
@@ -80,21 +72,39 @@ def view_of(run: Run, serves: Serves, owner: str) -> RunView:
         error=state.error or (outcome_of(run.key, state).error if run.is_over else None),
         tasks=tasks,
         reason=state.reason,
-        blocked_because=why,
-        next_wake_at=wake,
+        blocked_because=_in_words(blocked, tasks),
+        next_wake_at=blocked.next_wake_at if blocked is not None else 0,
         shard=run.shard.id,
         owner=owner,
         node_id=state.node,
         causation_id=state.causation_id,
         outcome=state.outcome,
+        blocked=blocked,
     )
+
+
+def with_called(view: RunView, called: Mapping[str, tuple[str, ...]]) -> RunView:
+    """The view, where these tasks, which run, wait for the runs that they have called."""
+
+    def waits(blocked: Blocked, task: str) -> Blocked:
+        return msgspec.structs.replace(blocked, kind="called_run", names=called[task])
+
+    def told(task: TaskView) -> TaskView:
+        if not called.get(task.name) or task.blocked is None:
+            return task
+        blocked = waits(task.blocked, task.name)
+        return msgspec.structs.replace(task, blocked=blocked, blocked_because=sentence(blocked))
+
+    tasks = tuple(map(told, view.tasks))
+    whole = view.blocked
+    if whole is not None and called.get(whole.task):
+        whole = waits(whole, whole.task)
+    return msgspec.structs.replace(view, tasks=tasks, blocked=whole, blocked_because=_in_words(whole, tasks))
 
 
 def past_view(run: Run, owner: str) -> RunView:
     """A run as it stood: nothing is said of what it waits for, since that is judged by what there is now."""
-    view = view_of(run, lambda _role, _handler: True, owner)
-    tasks = tuple(msgspec.structs.replace(task, blocked_because="", next_wake_at=0) for task in view.tasks)
-    return msgspec.structs.replace(view, tasks=tasks, blocked_because="", next_wake_at=0)
+    return view_of(run, None, owner)
 
 
 def _undoes(run: Run, index: int) -> bool:
@@ -102,32 +112,27 @@ def _undoes(run: Run, index: int) -> bool:
     return run.state.tasks[run.graph.undone[index - len(run.graph)]].status == "completed"
 
 
-def _run_blocked(state: RunState, tasks: tuple[TaskView, ...]) -> tuple[str, int]:
-    if state.status in TERMINAL_WORKFLOW_STATES:
-        return "", 0
-    if state.status == "pending":
-        return f"starts at {moment(state.start_at)}", state.start_at
-    if state.status == "paused":
-        return f"paused{': ' + state.reason if state.reason else ''}", state.timeout_at
-    if state.status == "retrying":
-        return f"the run is retried at {moment(state.retry_at)}", state.retry_at
-    open_tasks = [task for task in tasks if task.state not in TERMINAL_TASK_STATES and task.state != "blocked"]
-    wakes = [task.next_wake_at for task in open_tasks if task.next_wake_at]
-    if state.timeout_at and state.status != "compensating":
-        wakes.append(state.timeout_at)
-    reasons = [f"{task.name}: {task.blocked_because}" for task in open_tasks if task.blocked_because]
+def _in_words(blocked: Blocked | None, tasks: tuple[TaskView, ...]) -> str:
+    """What the run waits for: of one whose tasks are open, what these wait for."""
+    if blocked is None:
+        return ""
+    if not blocked.task:
+        return sentence(blocked)
+    reasons = [
+        f"{task.name}: {task.blocked_because}" for task in tasks if task.blocked_because and task.state != "blocked"
+    ]
     more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
-    return "; ".join(reasons[:3]) + more, min(wakes, default=0)
+    return "; ".join(reasons[:3]) + more
 
 
-def _task_view(run: Run, index: int, placed: dict[tuple[int, int], Attempt], serves: Serves) -> TaskView:
+def _task_view(run: Run, index: int, placed: dict[tuple[int, int], Attempt], look: Look | None) -> TaskView:
     spec, task = run.graph.specs[index], run.state.tasks[index]
     shown = _shown_item(task)
     status, worker = task.status, shown.worker if shown else ""
     attempt = placed.get((index, task.items.index(shown))) if shown else None
     if status == "scheduled" and attempt is not None and attempt.sent and attempt.session is not None:
         status, worker = "running", attempt.session.worker_id
-    why, wake = _task_blocked(run, index, shown, attempt, serves)
+    blocked = look.task(run, index) if look is not None else None
     mapped = bool(spec.map)
     return TaskView(
         name=run.graph.names[index],
@@ -143,8 +148,9 @@ def _task_view(run: Run, index: int, placed: dict[tuple[int, int], Attempt], ser
         finished_at=task.finished_at,
         result=None if mapped and task.status != "completed" else task.result,
         error=task.error or (shown.error if shown else None),
-        blocked_because=why,
-        next_wake_at=wake,
+        blocked_because=sentence(blocked) if blocked is not None else "",
+        next_wake_at=blocked.next_wake_at if blocked is not None else 0,
+        blocked=blocked,
         progress=run.progress.get((index, task.items.index(shown))) if shown and run.progress else None,
     )
 
@@ -154,41 +160,6 @@ def _shown_item(task: TaskState) -> ItemState | None:
     return next((item for item in task.items if item.status not in TERMINAL_TASK_STATES), None) or (
         task.items[0] if task.items else None
     )
-
-
-def _task_blocked(
-    run: Run, index: int, item: ItemState | None, attempt: Attempt | None, serves: Serves
-) -> tuple[str, int]:
-    state, graph, task = run.state, run.graph, run.state.tasks[index]
-    if task.status in TERMINAL_TASK_STATES:
-        return "", 0
-    if task.status == "blocked" and graph.is_undo(index):
-        first = state.undoable[-1]
-        return f"waits for {'the end of what runs' if state.awaited else graph.names[graph.undo[first]]}", 0
-    if task.status == "blocked":
-        waits = [graph.names[p] for p in graph.parents(index) if state.tasks[p].status not in TERMINAL_TASK_STATES]
-        return "waits for " + (", ".join(waits) or "the setup tasks"), 0
-    if task.status == "pending" or item is None:
-        return f"the run is {state.status}", state.retry_at
-    if item.status == "waiting_for_input":
-        return f"the outcome on {item.worker} is unknown: resolve it, or its own late result will", 0
-    if item.status == "retrying":
-        if not item.due_at:
-            return "waits for the run's own retry", state.retry_at
-        return f"attempt {item.attempt + 1} at {moment(item.due_at)}", item.due_at
-    if item.stopping:
-        return f"told to stop ({item.stopping}) on {item.worker}", 0
-    if attempt is not None and attempt.session is not None:
-        return f"running on {attempt.session.worker_id}", 0
-    if item.status == "running":
-        return f"worker {item.worker} is out of sight: waits for its return, its lease's end or proof of death", 0
-    spec = graph.specs[index]
-    handler = spec.handler or spec.name
-    if not run.may_dispatch(index):
-        return f"the run is {state.status}", state.retry_at
-    if not serves(spec.role, handler):
-        return f"no worker with {spec.role} handler {handler}", 0
-    return "waits for a free slot", 0
 
 
 # ---- events

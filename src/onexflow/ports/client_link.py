@@ -14,6 +14,7 @@ from uuid import UUID
 
 import msgspec
 
+from onexflow.core.blocked import Blocked
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import NULL, Failure, Payload
 from onexflow.ports.events import EventService
@@ -128,6 +129,7 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     blocked_because: str = ""
     next_wake_at: int = 0
     progress: Payload | None = None
+    blocked: Blocked | None = None  #: the same as data; None when it has ended
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +166,16 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     causation_id: str = ""
     #: "cancelled", "failed" or "timeout" of a run whose effects are undone, or were, or could not be; else empty.
     outcome: str = ""
+    #: What it waits for; of several open tasks, what says most about what is wrong. None when it has ended.
+    blocked: Blocked | None = None
+
+
+class BlockedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """An open run, and what it waits for."""
+
+    key: RunKey
+    state: str  #: "" when its owner does not answer
+    blocked: Blocked
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +243,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     serving: bool
     details: dict[str, str] = {}
+    #: Its store has answered lately, and no write waits for long.
+    can_append: bool = False
 
 
 class RunService(Protocol):
@@ -271,6 +285,11 @@ class RunService(Protocol):
         DefinitionConflict. Raises InvalidDefinition naming every problem's place."""
 
     async def list_nodes(self) -> Sequence[NodeView]: ...
+
+    async def explain_runs(self, keys: Sequence[RunKey]) -> Sequence[BlockedRun]:
+        """What these runs wait for. Those that have ended or are unknown are left out; of those whose owner does not
+        answer it is said that their shard is moving. Answers without the store when it is away: then all that is not in
+        memory is left out."""
 
 
 class ShardMap(NamedTuple):

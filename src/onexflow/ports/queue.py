@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from onexflow.core.blocked import Blocked
 from onexflow.core.ids import DEFAULT_NAMESPACE
 from onexflow.core.payload import NULL, Payload
 
@@ -47,6 +48,7 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     not_before: int = 0
     started_at: int = 0
     finished_at: int = 0
+    blocked: Blocked | None = None  #: what it waits for, where it was asked for by itself or in a list
 
 
 class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,7 +41,7 @@ _SERVICES: Final[Mapping[str, Mapping[str, Roles]]] = {
         "Connect": _CLIENT,
     },
     "WorkerService": {"Session": _WORKER},
-    "AdminService": {"ListNodes": _LOOK, "DrainNode": _OPERATOR, "GetHealth": _LOOK},
+    "AdminService": {"ListNodes": _LOOK, "DrainNode": _OPERATOR, "GetHealth": _LOOK, "ListBlocked": _CLIENT},
     "WorkQueueService": {
         "EnqueueTask": _CLIENT,
         "DequeueTasks": _CLIENT,

@@ -40,6 +40,7 @@ ROLE: Final = "onexflow.role"
 STATE: Final = "onexflow.state"
 OUTCOME: Final = "onexflow.outcome"
 REASON: Final = "onexflow.reason"
+WAITS_FOR: Final = "onexflow.waits_for"
 
 # ------------------------------------------------------------------------------------------------------------ spans
 START: Final = SpanName("start {}", "orchestrator: a run is created, until that is durable; child of the caller's span")
@@ -57,6 +58,14 @@ RUN_DURATION: Final = Metric(
     "onexflow.run.duration", "histogram", "s", "from creation to the terminal state", (WORKFLOW, STATE)
 )
 RUNS_ACTIVE: Final = Metric("onexflow.runs.active", "gauge", "{run}", "open runs held in memory")
+RUNS_WAITING: Final = Metric(
+    "onexflow.runs.waiting", "gauge", "{run}",
+    "open runs held in memory, by what they wait for (blocked.md), as counted after the last reading", (WAITS_FOR,),
+)  # fmt: skip
+STALLS: Final = Metric(
+    "onexflow.stalls.repaired", "sum", "{stall}", "runs and queues that nothing accounted for, repaired by the watchdog"
+)
+LOOP_LAG: Final = Metric("onexflow.loop.lag", "gauge", "s", "by how much the last measured turn of the loop was late")
 ATTEMPTS_ACTIVE: Final = Metric("onexflow.attempts.active", "gauge", "{attempt}", "attempts waiting or running")
 WORKERS: Final = Metric("onexflow.workers.connected", "gauge", "{worker}", "workers with an open stream")
 EVENTS: Final = Metric("onexflow.store.events", "sum", "{event}", "events made durable")
@@ -116,7 +125,7 @@ BRIDGE_LAG: Final = Metric(
 )
 
 METRICS: Final = (
-    RUNS_STARTED, RUNS_ENDED, RUN_DURATION, RUNS_ACTIVE, ATTEMPTS_ACTIVE, WORKERS, EVENTS, COMMITS, SUPERSEDED,
+    RUNS_STARTED, RUNS_ENDED, RUN_DURATION, RUNS_ACTIVE, RUNS_WAITING, STALLS, LOOP_LAG, ATTEMPTS_ACTIVE, WORKERS, EVENTS, COMMITS, SUPERSEDED,
     WORKER_SLOTS, WORKER_RESULTS, REGISTRY_RENEWAL, REGISTRY_LEASE, REGISTRY_RECONNECTS, REGISTRY_GAP,
     REGISTRY_AMBIGUOUS,
     BRIDGE_PUBLISHED, BRIDGE_REPEATED, BRIDGE_PARKED, BRIDGE_MISSED, BRIDGE_WAITING, BRIDGE_LAG,

@@ -130,6 +130,9 @@ class Cluster:
         self.lives: list[ClusterWorker] = []
         #: What the engine reported as the end of its store.
         self.fatal: Coded | None = None
+        #: What the watchdogs have repaired. A test that breaks something on purpose sets `expects_stalls`.
+        self.stalls: list[str] = []
+        self.expects_stalls = False
         self._payload_limit = payload_limit
         self._audited = audited
         self._engine: Orchestrator | None = None
@@ -157,6 +160,8 @@ class Cluster:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
+        if error is None:
+            assert self.expects_stalls or not self.stalls, f"the watchdog had to repair something: {self.stalls}"
         if error is None and self._audited:
             await self._audit()
 
@@ -233,6 +238,7 @@ class Cluster:
     def _take_down(self) -> tuple[Orchestrator, MemoryRegistry]:
         engine, registry = self.engine, self._registry
         assert registry is not None
+        self.stalls += [engine.watchdog.last] * engine.watchdog.repaired
         self._engine = self._registry = None
         self._up.clear()
         self._down.set()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
 from random import Random
 from types import TracebackType
@@ -198,6 +199,8 @@ class MultiCluster:
         self.lives: list[ClusterMember] = []
         self.workers: dict[str, MultiWorker] = {}
         self.fatal: list[Coded] = []
+        #: The test breaks something that a watchdog repairs.
+        self.expects_stalls = False
         self._beating: asyncio.Task[None] | None = None
         self._turn = 0
 
@@ -223,6 +226,10 @@ class MultiCluster:
             report = await audit(self.store)
             assert report.is_consistent, "the log is not consistent:\n" + "\n".join(map(str, report.findings[:20]))
             self.check_fencing()
+            stalls = {
+                member.id: member.engine.watchdog.last for member in self.lives if member.engine.watchdog.repaired
+            }
+            assert self.expects_stalls or not stalls, f"a watchdog had to repair something: {stalls}"
         await self.store.close()
 
     def check_fencing(self) -> None:
@@ -264,7 +271,7 @@ class MultiCluster:
             prober=_Prober(self),
             on_fatal=self.fatal.append,
             shared=True,
-            peers=self._peer,
+            peers=partial(self._peer, name),
         )
         member = ClusterMember(engine, registry, store)
         await engine.start()
@@ -275,8 +282,10 @@ class MultiCluster:
             self.connect(worker, member)
         return member
 
-    def _peer(self, address: str) -> Orchestrator:
+    def _peer(self, asking: str, address: str) -> Orchestrator:
         """What another orchestrator reaches at that address: itself, not its gateway."""
+        if (mine := self.members.get(asking)) is not None and mine.state == "frozen":
+            raise Unavailable(f"{asking} is frozen")
         member = self.members.get(address.partition(":")[0])
         if member is None:
             raise Unavailable(f"{address} refuses the connection")

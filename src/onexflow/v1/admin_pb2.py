@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from onexflow.v1 import common_pb2 as onexflow_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17onexflow/v1/admin.proto\x12\x0bonexflow.v1\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x11ListNodesResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.onexflow.v1.NodeView\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xed\x01\n\x08NodeView\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x10\n\x08handlers\x18\x06 \x03(\t\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x0f\n\x07running\x18\x08 \x01(\r\x12\x11\n\tconnected\x18\t \x01(\x08\x12\x12\n\nregistered\x18\n \x01(\x08\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x12\n\nstarted_at\x18\x0c \x01(\x03\x12\x0e\n\x06health\x18\r \x01(\t\"7\n\x10\x44rainNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"$\n\x11\x44rainNodeResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"\x12\n\x10GetHealthRequest\"\x92\x01\n\x11GetHealthResponse\x12\x0f\n\x07serving\x18\x01 \x01(\x08\x12<\n\x07\x64\x65tails\x18\x02 \x03(\x0b\x32+.onexflow.v1.GetHealthResponse.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xf2\x01\n\x0c\x41\x64minService\x12J\n\tListNodes\x12\x1d.onexflow.v1.ListNodesRequest\x1a\x1e.onexflow.v1.ListNodesResponse\x12J\n\tDrainNode\x12\x1d.onexflow.v1.DrainNodeRequest\x1a\x1e.onexflow.v1.DrainNodeResponse\x12J\n\tGetHealth\x12\x1d.onexflow.v1.GetHealthRequest\x1a\x1e.onexflow.v1.GetHealthResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17onexflow/v1/admin.proto\x12\x0bonexflow.v1\x1a\x18onexflow/v1/common.proto\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x11ListNodesResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.onexflow.v1.NodeView\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xed\x01\n\x08NodeView\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x10\n\x08handlers\x18\x06 \x03(\t\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x0f\n\x07running\x18\x08 \x01(\r\x12\x11\n\tconnected\x18\t \x01(\x08\x12\x12\n\nregistered\x18\n \x01(\x08\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x12\n\nstarted_at\x18\x0c \x01(\x03\x12\x0e\n\x06health\x18\r \x01(\t\"7\n\x10\x44rainNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"$\n\x11\x44rainNodeResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"\x12\n\x10GetHealthRequest\"\xa6\x01\n\x11GetHealthResponse\x12\x0f\n\x07serving\x18\x01 \x01(\x08\x12<\n\x07\x64\x65tails\x18\x02 \x03(\x0b\x32+.onexflow.v1.GetHealthResponse.DetailsEntry\x12\x12\n\ncan_append\x18\x03 \x01(\x08\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x88\x01\n\x12ListBlockedRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x15\n\rworkflow_type\x18\x02 \x01(\t\x12!\n\x04keys\x18\x03 \x03(\x0b\x32\x13.onexflow.v1.RunKey\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\"U\n\x13ListBlockedResponse\x12%\n\x04runs\x18\x01 \x03(\x0b\x32\x17.onexflow.v1.BlockedRun\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\nBlockedRun\x12 \n\x03key\x18\x01 \x01(\x0b\x32\x13.onexflow.v1.RunKey\x12\r\n\x05state\x18\x02 \x01(\t\x12%\n\x07\x62locked\x18\x03 \x01(\x0b\x32\x14.onexflow.v1.Blocked2\xc4\x02\n\x0c\x41\x64minService\x12J\n\tListNodes\x12\x1d.onexflow.v1.ListNodesRequest\x1a\x1e.onexflow.v1.ListNodesResponse\x12J\n\tDrainNode\x12\x1d.onexflow.v1.DrainNodeRequest\x1a\x1e.onexflow.v1.DrainNodeResponse\x12J\n\tGetHealth\x12\x1d.onexflow.v1.GetHealthRequest\x1a\x1e.onexflow.v1.GetHealthResponse\x12P\n\x0bListBlocked\x12\x1f.onexflow.v1.ListBlockedRequest\x1a .onexflow.v1.ListBlockedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,22 +34,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._loaded_options = None
   _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._serialized_options = b'8\001'
-  _globals['_LISTNODESREQUEST']._serialized_start=40
-  _globals['_LISTNODESREQUEST']._serialized_end=97
-  _globals['_LISTNODESRESPONSE']._serialized_start=99
-  _globals['_LISTNODESRESPONSE']._serialized_end=181
-  _globals['_NODEVIEW']._serialized_start=184
-  _globals['_NODEVIEW']._serialized_end=421
-  _globals['_DRAINNODEREQUEST']._serialized_start=423
-  _globals['_DRAINNODEREQUEST']._serialized_end=478
-  _globals['_DRAINNODERESPONSE']._serialized_start=480
-  _globals['_DRAINNODERESPONSE']._serialized_end=516
-  _globals['_GETHEALTHREQUEST']._serialized_start=518
-  _globals['_GETHEALTHREQUEST']._serialized_end=536
-  _globals['_GETHEALTHRESPONSE']._serialized_start=539
-  _globals['_GETHEALTHRESPONSE']._serialized_end=685
-  _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._serialized_start=639
-  _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._serialized_end=685
-  _globals['_ADMINSERVICE']._serialized_start=688
-  _globals['_ADMINSERVICE']._serialized_end=930
+  _globals['_LISTNODESREQUEST']._serialized_start=66
+  _globals['_LISTNODESREQUEST']._serialized_end=123
+  _globals['_LISTNODESRESPONSE']._serialized_start=125
+  _globals['_LISTNODESRESPONSE']._serialized_end=207
+  _globals['_NODEVIEW']._serialized_start=210
+  _globals['_NODEVIEW']._serialized_end=447
+  _globals['_DRAINNODEREQUEST']._serialized_start=449
+  _globals['_DRAINNODEREQUEST']._serialized_end=504
+  _globals['_DRAINNODERESPONSE']._serialized_start=506
+  _globals['_DRAINNODERESPONSE']._serialized_end=542
+  _globals['_GETHEALTHREQUEST']._serialized_start=544
+  _globals['_GETHEALTHREQUEST']._serialized_end=562
+  _globals['_GETHEALTHRESPONSE']._serialized_start=565
+  _globals['_GETHEALTHRESPONSE']._serialized_end=731
+  _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._serialized_start=685
+  _globals['_GETHEALTHRESPONSE_DETAILSENTRY']._serialized_end=731
+  _globals['_LISTBLOCKEDREQUEST']._serialized_start=734
+  _globals['_LISTBLOCKEDREQUEST']._serialized_end=870
+  _globals['_LISTBLOCKEDRESPONSE']._serialized_start=872
+  _globals['_LISTBLOCKEDRESPONSE']._serialized_end=957
+  _globals['_BLOCKEDRUN']._serialized_start=959
+  _globals['_BLOCKEDRUN']._serialized_end=1059
+  _globals['_ADMINSERVICE']._serialized_start=1062
+  _globals['_ADMINSERVICE']._serialized_end=1386
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class AdminServiceStub:
                 request_serializer=onexflow_dot_v1_dot_admin__pb2.GetHealthRequest.SerializeToString,
                 response_deserializer=onexflow_dot_v1_dot_admin__pb2.GetHealthResponse.FromString,
                 _registered_method=True)
+        self.ListBlocked = channel.unary_unary(
+                '/onexflow.v1.AdminService/ListBlocked',
+                request_serializer=onexflow_dot_v1_dot_admin__pb2.ListBlockedRequest.SerializeToString,
+                response_deserializer=onexflow_dot_v1_dot_admin__pb2.ListBlockedResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -77,6 +82,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBlocked(self, request, context):
+        """What the open runs wait for, whoever owns them. What is not durable is not told: such a run waits for the store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetHealth,
                     request_deserializer=onexflow_dot_v1_dot_admin__pb2.GetHealthRequest.FromString,
                     response_serializer=onexflow_dot_v1_dot_admin__pb2.GetHealthResponse.SerializeToString,
+            ),
+            'ListBlocked': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBlocked,
+                    request_deserializer=onexflow_dot_v1_dot_admin__pb2.ListBlockedRequest.FromString,
+                    response_serializer=onexflow_dot_v1_dot_admin__pb2.ListBlockedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class AdminService:
             '/onexflow.v1.AdminService/GetHealth',
             onexflow_dot_v1_dot_admin__pb2.GetHealthRequest.SerializeToString,
             onexflow_dot_v1_dot_admin__pb2.GetHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBlocked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onexflow.v1.AdminService/ListBlocked',
+            onexflow_dot_v1_dot_admin__pb2.ListBlockedRequest.SerializeToString,
+            onexflow_dot_v1_dot_admin__pb2.ListBlockedResponse.FromString,
             options,
             channel_credentials,
             insecure,

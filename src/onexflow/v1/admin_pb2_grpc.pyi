@@ -39,6 +39,8 @@ class AdminServiceStub:
     """Tell a worker to finish what it has and to take nothing new. NOT_FOUND when there is none of that name."""
     GetHealth: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetHealthRequest, _admin_pb2.GetHealthResponse]
     """How this orchestrator is. The standard grpc.health.v1 service answers yes or no; this one says why."""
+    ListBlocked: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListBlockedRequest, _admin_pb2.ListBlockedResponse]
+    """What the open runs wait for, whoever owns them. What is not durable is not told: such a run waits for the store."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -51,6 +53,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Tell a worker to finish what it has and to take nothing new. NOT_FOUND when there is none of that name."""
     GetHealth: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetHealthRequest, _admin_pb2.GetHealthResponse]  # type: ignore[assignment]
     """How this orchestrator is. The standard grpc.health.v1 service answers yes or no; this one says why."""
+    ListBlocked: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListBlockedRequest, _admin_pb2.ListBlockedResponse]  # type: ignore[assignment]
+    """What the open runs wait for, whoever owns them. What is not durable is not told: such a run waits for the store."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators ask."""
@@ -78,5 +82,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetHealthResponse, _abc.Awaitable[_admin_pb2.GetHealthResponse]]:
         """How this orchestrator is. The standard grpc.health.v1 service answers yes or no; this one says why."""
+
+    @_abc_1.abstractmethod
+    def ListBlocked(
+        self,
+        request: _admin_pb2.ListBlockedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListBlockedResponse, _abc.Awaitable[_admin_pb2.ListBlockedResponse]]:
+        """What the open runs wait for, whoever owns them. What is not durable is not told: such a run waits for the store."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

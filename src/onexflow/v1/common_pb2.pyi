@@ -23,8 +23,10 @@ Conventions of the whole API:
     the policy changes under it, it may end with UNAVAILABLE: open another.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -205,3 +207,93 @@ class RunKey(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunKey: _TypeAlias = RunKey  # noqa: Y015
+
+@_typing.final
+class Blocked(_message.Message):
+    """What something open waits for. The kinds, what ends each of them, and what to do about it: docs/blocked.md."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    HANDLER_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    NEXT_WAKE_AT_FIELD_NUMBER: _builtins.int
+    ENDED_BY_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """One of a closed list, such as "running", "no_worker", "paused". A newer orchestrator may know more of them."""
+    task: _builtins.str
+    """Of a run: the task that it is about, when it is about one."""
+    worker: _builtins.str
+    """The worker."""
+    attempt: _builtins.int
+    """The attempt."""
+    since: _builtins.int
+    """Since when."""
+    until: _builtins.int
+    """Until when."""
+    role: _builtins.str
+    """The role that is needed."""
+    handler: _builtins.str
+    """The handler that is needed."""
+    node: _builtins.str
+    """The node that it is assigned to."""
+    by: _builtins.str
+    """Who did it."""
+    reason: _builtins.str
+    """Why."""
+    owner: _builtins.str
+    """The orchestrator that owns the shard, or owned it."""
+    shard: _builtins.int
+    """The shard, when it is about one."""
+    next_wake_at: _builtins.int
+    """When the orchestrator looks again by itself; 0: when what is in ended_by has happened."""
+    ended_by: _builtins.str
+    """What ends it, in words."""
+    text: _builtins.str
+    """All of it in words."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks or runs that come first."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        task: _builtins.str = ...,
+        worker: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        since: _builtins.int = ...,
+        until: _builtins.int = ...,
+        role: _builtins.str = ...,
+        handler: _builtins.str = ...,
+        node: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        shard: _builtins.int | None = ...,
+        next_wake_at: _builtins.int = ...,
+        ended_by: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_shard", b"_shard", "shard", b"shard"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard", b"_shard", "attempt", b"attempt", "by", b"by", "ended_by", b"ended_by", "handler", b"handler", "kind", b"kind", "names", b"names", "next_wake_at", b"next_wake_at", "node", b"node", "owner", b"owner", "reason", b"reason", "role", b"role", "shard", b"shard", "since", b"since", "task", b"task", "text", b"text", "until", b"until", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__shard: _TypeAlias = _typing.Literal["shard"]  # noqa: Y015
+    _WhichOneofArgType__shard: _TypeAlias = _typing.Literal["_shard", b"_shard"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shard) -> _WhichOneofReturnType__shard | None: ...
+
+Global___Blocked: _TypeAlias = Blocked  # noqa: Y015

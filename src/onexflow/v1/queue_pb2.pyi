@@ -77,6 +77,7 @@ class QueueTask(_message.Message):
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Its name in the queue."""
     state: _builtins.str
@@ -135,6 +136,10 @@ class QueueTask(_message.Message):
     def result(self) -> _common_pb2.Payload:
         """Set when it is completed."""
 
+    @_builtins.property
+    def blocked(self) -> _common_pb2.Blocked:
+        """What it waits for, in the answers of GetTask and ListTasks."""
+
     def __init__(
         self,
         *,
@@ -164,10 +169,11 @@ class QueueTask(_message.Message):
         not_before: _builtins.int = ...,
         started_at: _builtins.int = ...,
         finished_at: _builtins.int = ...,
+        blocked: _common_pb2.Blocked | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "payload", b"payload", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "attempt", b"attempt", "capability", b"capability", "created_at", b"created_at", "dependencies", b"dependencies", "error", b"error", "finished_at", b"finished_at", "idempotency_key", b"idempotency_key", "instance_id", b"instance_id", "max_retries", b"max_retries", "name", b"name", "not_before", b"not_before", "payload", b"payload", "priority", b"priority", "progress", b"progress", "queue", b"queue", "result", b"result", "retry_count", b"retry_count", "started_at", b"started_at", "state", b"state", "task_id", b"task_id", "timeout", b"timeout", "token", b"token", "type", b"type", "worker", b"worker", "workflow_type", b"workflow_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "attempt", b"attempt", "blocked", b"blocked", "capability", b"capability", "created_at", b"created_at", "dependencies", b"dependencies", "error", b"error", "finished_at", b"finished_at", "idempotency_key", b"idempotency_key", "instance_id", b"instance_id", "max_retries", b"max_retries", "name", b"name", "not_before", b"not_before", "payload", b"payload", "priority", b"priority", "progress", b"progress", "queue", b"queue", "result", b"result", "retry_count", b"retry_count", "started_at", b"started_at", "state", b"state", "task_id", b"task_id", "timeout", b"timeout", "token", b"token", "type", b"type", "worker", b"worker", "workflow_type", b"workflow_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

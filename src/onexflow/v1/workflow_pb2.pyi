@@ -749,6 +749,7 @@ class RunView(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     CAUSATION_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of its definition."""
     state: _builtins.str
@@ -801,6 +802,10 @@ class RunView(_message.Message):
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskView]:
         """Its tasks, in the definition's order."""
 
+    @_builtins.property
+    def blocked(self) -> _common_pb2.Blocked:
+        """What it waits for. Of a run with several open tasks: what says most about what is wrong."""
+
     def __init__(
         self,
         *,
@@ -825,10 +830,11 @@ class RunView(_message.Message):
         node_id: _builtins.str = ...,
         causation_id: _builtins.str = ...,
         outcome: _builtins.str = ...,
+        blocked: _common_pb2.Blocked | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "input", b"input", "key", b"key", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "error", b"error", "input", b"input", "key", b"key", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_because", b"blocked_because", "causation_id", b"causation_id", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "error", b"error", "input", b"input", "key", b"key", "next_wake_at", b"next_wake_at", "node_id", b"node_id", "outcome", b"outcome", "owner", b"owner", "reason", b"reason", "result", b"result", "sequence", b"sequence", "shard", b"shard", "started_at", b"started_at", "state", b"state", "tasks", b"tasks", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "blocked_because", b"blocked_because", "causation_id", b"causation_id", "completed_at", b"completed_at", "correlation_id", b"correlation_id", "created_at", b"created_at", "error", b"error", "input", b"input", "key", b"key", "next_wake_at", b"next_wake_at", "node_id", b"node_id", "outcome", b"outcome", "owner", b"owner", "reason", b"reason", "result", b"result", "sequence", b"sequence", "shard", b"shard", "started_at", b"started_at", "state", b"state", "tasks", b"tasks", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -856,6 +862,7 @@ class TaskView(_message.Message):
     BLOCKED_BECAUSE_FIELD_NUMBER: _builtins.int
     NEXT_WAKE_AT_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     role: _builtins.str
@@ -894,6 +901,10 @@ class TaskView(_message.Message):
     def progress(self) -> _common_pb2.Payload:
         """What the handler reported last."""
 
+    @_builtins.property
+    def blocked(self) -> _common_pb2.Blocked:
+        """What it waits for."""
+
     def __init__(
         self,
         *,
@@ -913,10 +924,11 @@ class TaskView(_message.Message):
         blocked_because: _builtins.str = ...,
         next_wake_at: _builtins.int = ...,
         progress: _common_pb2.Payload | None = ...,
+        blocked: _common_pb2.Blocked | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "error", b"error", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "blocked_because", b"blocked_because", "error", b"error", "finished_at", b"finished_at", "handler", b"handler", "items", b"items", "items_done", b"items_done", "name", b"name", "next_wake_at", b"next_wake_at", "progress", b"progress", "result", b"result", "role", b"role", "scheduled_at", b"scheduled_at", "started_at", b"started_at", "state", b"state", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "blocked", b"blocked", "blocked_because", b"blocked_because", "error", b"error", "finished_at", b"finished_at", "handler", b"handler", "items", b"items", "items_done", b"items_done", "name", b"name", "next_wake_at", b"next_wake_at", "progress", b"progress", "result", b"result", "role", b"role", "scheduled_at", b"scheduled_at", "started_at", b"started_at", "state", b"state", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

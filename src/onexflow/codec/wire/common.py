@@ -7,6 +7,7 @@ from uuid import UUID
 
 import msgspec
 
+from onexflow.core.blocked import Blocked, sentence
 from onexflow.core.errors import BY_CODE, Coded, InternalError, InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey, Token
 from onexflow.core.payload import JSON, NULL, Failure, Payload
@@ -266,3 +267,53 @@ def error_to_pb(error: SPIError) -> pb.Error:
 
 def error(message: pb.Error) -> SPIError:
     return make_error(message.code, message.message, context_from_json(message.context_json))
+
+
+def blocked_to_pb(value: Blocked | None) -> pb.Blocked | None:
+    if value is None:
+        return None
+    message = pb.Blocked(
+        kind=value.kind,
+        task=value.task,
+        worker=value.worker,
+        attempt=value.attempt,
+        since=value.since,
+        until=value.until,
+        role=value.role,
+        handler=value.handler,
+        node=value.node,
+        names=value.names,
+        by=value.by,
+        reason=value.reason,
+        owner=value.owner,
+        next_wake_at=value.next_wake_at,
+        ended_by=value.ended_by,
+        text=sentence(value),
+    )
+    if value.shard >= 0:
+        message.shard = value.shard
+    return message
+
+
+def blocked(message: Any) -> Blocked | None:
+    """The field `blocked` of a message."""
+    if not message.HasField("blocked"):
+        return None
+    it = message.blocked
+    return Blocked(
+        kind=it.kind,
+        task=it.task,
+        worker=it.worker,
+        attempt=it.attempt,
+        since=it.since,
+        until=it.until,
+        role=it.role,
+        handler=it.handler,
+        node=it.node,
+        names=tuple(it.names),
+        by=it.by,
+        reason=it.reason,
+        owner=it.owner,
+        shard=it.shard if it.HasField("shard") else -1,
+        next_wake_at=it.next_wake_at,
+    )

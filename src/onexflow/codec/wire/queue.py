@@ -187,6 +187,7 @@ def task_to_pb(value: port.TaskView) -> pb.QueueTask:
         not_before=value.not_before,
         started_at=value.started_at,
         finished_at=value.finished_at,
+        blocked=common.blocked_to_pb(value.blocked),
     )
 
 
@@ -218,6 +219,7 @@ def _task(message: pb.QueueTask) -> port.TaskView:
         not_before=message.not_before,
         started_at=message.started_at,
         finished_at=message.finished_at,
+        blocked=common.blocked(message),
     )
 
 

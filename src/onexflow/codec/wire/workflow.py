@@ -251,6 +251,7 @@ def run_view_to_pb(value: link.RunView) -> pb.RunView:
         node_id=value.node_id,
         causation_id=value.causation_id,
         outcome=value.outcome,
+        blocked=common.blocked_to_pb(value.blocked),
     )
 
 
@@ -289,6 +290,7 @@ def run_view(message: pb.RunView) -> link.RunView:
         node_id=message.node_id,
         causation_id=message.causation_id,
         outcome=message.outcome,
+        blocked=common.blocked(message),
     )
 
 
@@ -310,6 +312,7 @@ def task_view_to_pb(value: link.TaskView) -> pb.TaskView:
         blocked_because=value.blocked_because,
         next_wake_at=value.next_wake_at,
         progress=common.optional_payload_to_pb(value.progress),
+        blocked=common.blocked_to_pb(value.blocked),
     )
 
 
@@ -331,6 +334,7 @@ def task_view(message: pb.TaskView) -> link.TaskView:
         blocked_because=message.blocked_because,
         next_wake_at=message.next_wake_at,
         progress=_payload(message, "progress"),
+        blocked=common.blocked(message),
     )
 
 
