@@ -1,7 +1,7 @@
 """Is a snapshot what the events up to it make? Then going on from it and folding everything give the same.
 
 What the engine counts for its own speed (`unresolved`, `ready`, `window`, …) is counted here anew from the states of the
-tasks. Left out is what no decision reads: texts of errors and reasons, and the times at which things ended.
+tasks. Left out is what no decision reads: texts of errors and reasons, who paused it, and the times at which things ended.
 """
 
 from __future__ import annotations
