@@ -25,7 +25,7 @@ from support.random_graphs import graphs, sagas
 
 #: What no decision reads: it is for people, or the events tell it again when it is asked for.
 LEFT_OUT = {
-    ("RunState", "reason", "paused_by"), ("RunState", "error"), ("RunState", "result"), ("TaskState", "error"),
+    ("RunState", "reason"), ("RunState", "paused_by"), ("RunState", "error"), ("RunState", "result"), ("TaskState", "error"),
     ("TaskState", "finished_at"), ("ItemState", "error"), ("ItemState", "finished_at"),
 }  # fmt: skip
 #: Read while a task waits for others, and not any more when it does not.
