@@ -136,10 +136,11 @@ class Sampler:
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + EVERY
-            await self._look()
+            await self.look()
             await asyncio.sleep(max(0.0, due - loop.time()))
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """One look at the open runs."""
         load = self._cluster.load
         keys = load.open_longest(AT_MOST)
         if not keys:

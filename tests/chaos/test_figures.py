@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID
 
+from onexflow.core.blocked import Blocked
+from onexflow.core.errors import Unavailable
 from onexflow.core.ids import RunKey
 
 from .figures import Figures, percentile, table
-from .reasons import Stretches
+from .reasons import Sampler, Stretches
 from .trail import Trail, overlapping
 
 
@@ -95,3 +100,45 @@ def test_a_broken_promise_about_reasons_is_told() -> None:
     seen.answered(4 * S, [ONE], set())
     figures.add("without a reason s", *seen.seconds({}))
     assert figures.broken()
+
+
+class Asked:
+    """A client: what it says of each run, or that nobody answers."""
+
+    def __init__(self, kinds: dict[RunKey, str] | None) -> None:
+        self.kinds = kinds
+
+    async def blocked(self, *, keys: Iterable[RunKey]) -> AsyncIterator[Any]:
+        if self.kinds is None:
+            raise Unavailable("nobody answers")
+        for key in keys:
+            if key in self.kinds:
+                yield SimpleNamespace(key=key, blocked=Blocked(kind=self.kinds[key]))
+
+    def get(self, workflow_type: str, instance_id: UUID) -> Any:
+        async def state() -> Any:
+            return SimpleNamespace(completed_at=1 if instance_id == LAST.instance_id else 0)
+
+        return SimpleNamespace(state=state)
+
+
+LAST = RunKey("default", "chain", UUID(int=3))
+
+
+async def test_a_sampler_asks_who_answers_and_tells_of_runs_that_are_left_out_or_stalled() -> None:
+    valid = RunKey("default", "chain", UUID(int=4))
+    keys = [ONE, OTHER, LAST, valid]
+    load = SimpleNamespace(open_longest=lambda at_most: keys[:at_most], is_open=keys.__contains__)
+    clients = [Asked(None), Asked({OTHER: "stalled", valid: "running"})]
+    sampler = Sampler(cast("Any", SimpleNamespace(load=load, askable=lambda: clients)))
+    await sampler.look()
+    await sampler.look()
+    clients.pop()
+    await sampler.look()
+    assert set(sampler.stretches.by_run) == {ONE, OTHER, LAST}
+    figures = Figures()
+    clients.append(Asked({}))
+    await sampler.report(figures)
+    assert len(figures.samples["without a reason s"]) == 2, "the last one had ended before it was left out"
+    assert figures.samples["samples of reasons"] == [8]
+    assert figures.samples["looks at reasons unanswered"] == [1]
