@@ -13,10 +13,11 @@ import pytest
 
 from onexflow.core.errors import StoreUnavailable, StoreUnusable
 from onexflow.ports.event_store import ParkedRecord, Row, RunFilter, ShardAppend
-from onexflow.storage.postgres import PostgresStore, schema
+from onexflow.storage.postgres import PostgresStore, reads, schema
 from onexflow.storage.postgres import store as store_module
 from onexflow.storage.postgres import writer as writer_module
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
+from onexflow.storage.postgres.links import READERS
 from onexflow.testing.conformance.store_kit import key, one_row, run_record
 from onexflow.testing.faults.relay import Relay
 from postgres_support import beside, new_schema, postgres, schema_of  # noqa: F401 - a fixture
@@ -378,6 +379,29 @@ async def test_a_frozen_owner_that_holds_every_lock_is_deposed_within_two_second
             claims = await asyncio.gather(*(successor.claim(shard, 1, "successor") for shard in range(12)))
             assert time.monotonic() - began < 2
             assert [claim and claim.epoch for claim in claims] == [2] * 12
+
+
+async def test_a_claim_that_waits_for_a_connection_of_its_own_ends_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+    postgres: EmbeddedPostgres,  # noqa: F811 - the fixture
+) -> None:
+    """Many claims at a time share a few connections: that is not the owner's fault, who may have handed over and live."""
+    url = new_schema(postgres)
+    async with opened(url) as owner, opened(url) as successor, beside(postgres, url) as connection:
+        await owner.claim(0, 0, "owner")
+        session = await connection.fetchval("SELECT session FROM shards WHERE shard = 0")
+        query = "SELECT pid FROM pg_stat_activity WHERE starts_with(application_name, $1) ORDER BY pid"
+        before = await connection.fetch(query, f"onexflow {session}")
+        busy = 3 * store_module.POLITE_SECONDS
+        monkeypatch.setattr(reads, "owners", lambda db: db.fetch("SELECT pg_sleep($1)", busy))
+        slow = [asyncio.ensure_future(successor.owners()) for _ in range(READERS)]
+        await asyncio.sleep(0)  # they are first
+        claim = await successor.claim(0, 1, "successor")
+        await asyncio.gather(*slow)
+        assert claim is not None
+        assert claim.epoch == 2
+        assert before
+        assert await connection.fetch(query, f"onexflow {session}") == before
 
 
 async def test_a_shard_that_stays_locked_is_unavailable_and_the_others_are_stored(

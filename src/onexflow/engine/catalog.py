@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from onexflow.codec.definitions import dump_definition, load_definition
@@ -20,11 +21,27 @@ class Catalog:
         self._now = now
         self._records: dict[tuple[str, str], dict[int, DefinitionRecord]] = {}
         self._graphs: dict[str, Graph] = {}
+        self._loading = asyncio.Lock()
+        #: The load that has not begun, for all who ask for one meanwhile.
+        self._next: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
         """Read what is stored: by earlier processes, or by other orchestrators."""
         for record in await self._store.load_definitions():
             self._keep(record)
+
+    async def refresh(self) -> None:
+        """Know all that was stored when this was called. Many who ask at once, as a takeover's shards do, wait for the
+        same load: for one that begins after all of them have asked. Raises as `load`, each of them."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._load_next(), name="catalog-refresh")
+            self._next.add_done_callback(_seen)
+        await asyncio.shield(self._next)
+
+    async def _load_next(self) -> None:
+        async with self._loading:
+            self._next = None
+            await self.load()
 
     def _keep(self, record: DefinitionRecord) -> None:
         self._records.setdefault((record.namespace, record.workflow_type), {})[record.version] = record
@@ -95,6 +112,11 @@ class Catalog:
             for record in versions.values()
         ]
         return [self.info(record) for record in sorted(records, key=lambda r: (r.workflow_type, r.version))]
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # who asked may have given up
 
 
 def _info(record: DefinitionRecord, definition: WorkflowDefinition, *, created: bool) -> DefinitionInfo:

@@ -144,7 +144,7 @@ class Kernel:
         many. Raises ShardMoved when it was lost meanwhile."""
         count = 0
         if self.is_shared:
-            await self.catalog.load()  # what its owner before has registered
+            await self.catalog.refresh()  # what its owner before has registered
         hot = await hot_runs(self.store, shard)
         shard.check()
         records = []

@@ -11,6 +11,7 @@ Nothing here is needed for safety: a claim is one compare-and-set in the store, 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
 from typing import Final
@@ -25,11 +26,16 @@ from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.placement")
 
-#: Seconds between looks at the peers; and at the store, when nothing else asks for it.
+#: Seconds between looks at what is to be claimed and moved; and at the store, when nothing else asks for it.
 LOOK_SECONDS: Final = 0.2
 CONFIRM_SECONDS: Final = 1.0
+#: Seconds between probes of the peers; and after one that was refused and does not prove death yet.
+PROBE_SECONDS: Final = 0.1
+PROBE_AGAIN_SECONDS: Final = 0.05
 #: Refused connections in a row that prove a peer's death.
 PROOFS: Final = 2
+#: Claims under way at a time: a takeover is many, and a store has few connections for them.
+CLAIMS_TOGETHER: Final = 8
 #: A member that has come is given shards after so long.
 SETTLED_SECONDS: Final = 10.0
 #: Seconds between shards that are handed over while their owner goes on.
@@ -44,6 +50,14 @@ def ranking(shard: int, members: Sequence[str]) -> list[str]:
     """The members in the order in which the shard should be theirs (rendezvous hashing): a member that comes or goes
     changes only what it gets or had."""
     return sorted(members, key=lambda member: blake2b(f"{shard}/{member}".encode(), digest_size=8).digest())
+
+
+async def _ask(prober: Prober, peer: NodeRecord) -> bool | None:
+    """Whether the peer is where it says it is; None when nothing was heard."""
+    try:
+        return await prober.probe(peer.liveness) == peer.incarnation
+    except Unavailable:
+        return None
 
 
 class Placement:
@@ -87,24 +101,27 @@ class Placement:
         self._is_stale = True
         self._announced: frozenset[tuple[int, int]] = frozenset()
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._unsubscribe: Callable[[], None] | None = None
 
     def start(self) -> None:
         """From now on shards are claimed. After this orchestrator has been registered."""
         self._unsure.update(range(self._kernel.store.shards))
         self._unsubscribe = self._registry.subscribe(self._on_member)
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="placement")
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._run(), name="placement"))
+        if self._prober is not None:  # beside it: a peer that is silent must not delay what the registry says
+            self._tasks.append(loop.create_task(self._watch(self._prober), name="placement-probes"))
 
     async def stop(self) -> None:
         """Claim and move nothing more. Idempotent."""
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def hand_over(self) -> None:
         """Give all shards to the others."""
@@ -139,13 +156,13 @@ class Placement:
 
     async def _run(self) -> None:
         while True:
+            self._wake.clear()  # before the look: what comes during it asks for the next
             try:
                 await self._look()
             except SPIError as error:
                 log.warning("placement.failed", error=str(error))
             except Exception:
                 log.exception("placement.failed")
-            self._wake.clear()
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._wake.wait()
@@ -153,9 +170,8 @@ class Placement:
                 pass
 
     async def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        await self._probe()
-        began = loop.time()
+        self._note_peers()
+        began = asyncio.get_running_loop().time()
         if self._is_stale or self._free_since or began - self._asked_at >= CONFIRM_SECONDS:
             owners = await self._kernel.store.owners()
             self._asked_at, self._is_stale = began, False
@@ -173,8 +189,8 @@ class Placement:
             if one.incarnation != self._incarnation and one.node_id != self._me
         ]  # fmt: skip
 
-    async def _probe(self) -> None:
-        """Learn who is there, and who is proven dead."""
+    def _note_peers(self) -> list[NodeRecord]:
+        """Learn who is there, and forget who is not."""
         now = asyncio.get_running_loop().time()
         peers = self._peers()
         for peer in peers:
@@ -184,21 +200,37 @@ class Placement:
         for gone in [incarnation for incarnation in self._seen_at if incarnation not in present]:
             del self._seen_at[gone]
             self._refused.pop(gone, None)
-        if self._prober is not None:
-            await asyncio.gather(*(self._probe_one(peer, self._prober) for peer in peers if peer.liveness))
+        return peers
 
-    async def _probe_one(self, peer: NodeRecord, prober: Prober) -> None:
-        try:
-            answer = await prober.probe(peer.liveness)
-        except Unavailable:
-            return  # silence proves nothing
-        if answer == peer.incarnation:
+    # ---- probes
+
+    async def _watch(self, prober: Prober) -> None:
+        """Learn who is proven dead."""
+        while True:
+            try:
+                await self._probe(prober)
+            except Exception:
+                log.exception("probe.failed")
+            in_doubt = any(count < PROOFS for count in self._refused.values())
+            await asyncio.sleep(PROBE_AGAIN_SECONDS if in_doubt else PROBE_SECONDS)
+
+    async def _probe(self, prober: Prober) -> None:
+        """One round. Its answers count together: whether none of several answers must not depend on which came first."""
+        peers = [peer for peer in self._note_peers() if peer.liveness]
+        answers = await asyncio.gather(*(_ask(prober, peer) for peer in peers))
+        for peer, is_there in zip(peers, answers, strict=True):
+            if is_there is not None and peer.incarnation in self._seen_at:  # silence proves nothing
+                self._answered(peer, is_there=is_there)
+
+    def _answered(self, peer: NodeRecord, *, is_there: bool) -> None:
+        if is_there:
             if self._refused.pop(peer.incarnation, 0) >= PROOFS:
                 self._seen_at[peer.incarnation] = asyncio.get_running_loop().time()  # as if it had come now
             return
         count = self._refused[peer.incarnation] = self._refused.get(peer.incarnation, 0) + 1
         if count == PROOFS:
             self._is_stale = True
+            self._wake.set()
             log.warning("peer.refused", peer=peer.node_id, incarnation=peer.incarnation)
 
     def _living(self) -> list[NodeRecord]:
@@ -215,6 +247,7 @@ class Placement:
         members = [peer.node_id for peer in living if peer.status == "ready"] + [self._me]
         names = {peer.node_id for peer in living}
         free: dict[tuple[int, int], float] = {}
+        due: deque[tuple[int, int, str]] = deque()
         for number, (epoch, owner) in self._owners.items():
             if number in self._kernel.shards or owner in names:
                 continue
@@ -226,9 +259,19 @@ class Placement:
                 continue
             rank = 0 if owner == self._me else ranking(number, members).index(self._me)
             if now - since >= rank * RANK_SECONDS:
-                await self._claim(number, epoch, owner)
-                free.pop((number, epoch))
+                due.append((number, epoch, owner))
         self._free_since = free
+        workers = (self._claim_each(due) for _ in range(min(CLAIMS_TOGETHER, len(due))))
+        for failure in await asyncio.gather(*workers, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
+    async def _claim_each(self, due: deque[tuple[int, int, str]]) -> None:
+        """Claim what nobody claims yet, one after the other, until one cannot be."""
+        while due and not self.is_suspended:
+            number, epoch, owner = due.popleft()
+            await self._claim(number, epoch, owner)
+            self._free_since.pop((number, epoch), None)
 
     def _is_gone(self, owner: str, missed: float) -> bool:
         """Is an owner dead that has been missed for so long among the members? One that was never seen may be about to

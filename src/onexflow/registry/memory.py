@@ -14,7 +14,7 @@ from onexflow.ports.clock import Clock
 from onexflow.ports.registry import NodeRecord, RegistryHealth
 from onexflow.registry import keys
 from onexflow.registry.base import BaseRegistry
-from onexflow.registry.view import Kv
+from onexflow.registry.view import Kv, wiped_hold
 
 
 class _LeaseGone(Exception):
@@ -171,7 +171,7 @@ class MemoryRegistry(BaseRegistry):
         """Load the hub's content and follow it. What is missing after an outage is held, as its owner may come back."""
         now = self._hub.clock.monotonic()
         if self._life and (self._life != self._hub.life or now - self._seen_at > 2 * self._hub.ttl / 3):
-            self._hold_until = now + self._hub.ttl + 3.0
+            self._hold_until = now + wiped_hold(self._hub.ttl)
             self.view.hold()
         self._life = self._hub.life
         self._seen_at = now

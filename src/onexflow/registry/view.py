@@ -8,7 +8,18 @@ ended that nobody chose to end, so what is missing stays shown until its owner h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+#: Beyond a lease, how long a registry that came back empty is not believed: with the time to notice it, those who died
+#: are shown for less than a lease and two seconds.
+WIPED_SECONDS: Final = 1.5
+#: How long after any other outage: those who live have registered again by then.
+RETURN_SECONDS: Final = 3.0
+
+
+def wiped_hold(ttl: float, return_time: float = RETURN_SECONDS) -> float:
+    """How long a view is held when the registry has come back empty."""
+    return max(ttl + WIPED_SECONDS, return_time)
 
 
 class Kv(NamedTuple):

@@ -10,6 +10,7 @@ import msgspec
 
 from onexflow.core.errors import InvalidConfiguration
 from onexflow.registry.etcd.access import Access
+from onexflow.registry.view import RETURN_SECONDS
 
 SCHEME: Final = "etcd3"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -37,7 +38,7 @@ class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True):
     #: The whole content is read again this often, against anything that a watch may ever miss.
     relist_interval: float = 60.0
     #: After an outage, what is missing is shown this long before it is believed: its owner may be registering.
-    return_time: float = 3.0
+    return_time: float = RETURN_SECONDS
 
     @property
     def prefix(self) -> str:

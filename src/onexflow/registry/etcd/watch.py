@@ -24,7 +24,7 @@ from onexflow.registry.etcd.access import EtcdError
 from onexflow.registry.etcd.client import TXN, WATCH, EtcdClient, last_write_is, prefix_end, put_op, range_op
 from onexflow.registry.etcd.v1 import etcd_pb2 as pb
 from onexflow.registry.keys import INCARNATION
-from onexflow.registry.view import Kv, View
+from onexflow.registry.view import Kv, View, wiped_hold
 from onexflow.telemetry import metrics, names
 
 _log = structlog.get_logger("onexflow.registry")
@@ -185,7 +185,7 @@ class Watcher:
             _log.warning("registry.wiped", incarnation=incarnation.decode(errors="replace"))
             self._life = life
             self._must_list = True
-            self._hold(self._settings.ttl + self._settings.return_time)
+            self._hold(wiped_hold(self._settings.ttl, self._settings.return_time))
         elif self._lost_at is not None and now - self._lost_at > 2 * self._settings.ttl / 3:
             self._hold(self._settings.return_time)
         self._gap = max(0, answer.header.revision - self._view.revision) if life == before else 0

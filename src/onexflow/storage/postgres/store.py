@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -262,12 +263,19 @@ class _Opened:
 
         Several may run at once, each on one of the readers' connections; the one that ends owners is never taken."""
         arguments = (shard, epoch, as_bytes(owner), self.session.id)
-        claiming = asyncio.get_running_loop().create_task(
-            self.readers.once(lambda db: db.fetchrow(sql.CLAIM, *arguments), _CLAIM_SECONDS), name="store-claim"
-        )
+        loop = asyncio.get_running_loop()
+        asked_at = inf  # not while it waits for a connection of ours: then nobody is in its way
+
+        async def claim(connection: Connection) -> Any:
+            nonlocal asked_at
+            asked_at = loop.time()
+            return await connection.fetchrow(sql.CLAIM, *arguments)
+
+        claiming = loop.create_task(self.readers.once(claim, _CLAIM_SECONDS), name="store-claim")
         try:
             while not (await asyncio.wait({claiming}, timeout=POLITE_SECONDS))[0]:
-                await self._end_owner(shard)
+                if loop.time() - asked_at >= POLITE_SECONDS / 2:
+                    await self._end_owner(shard)
         finally:
             await asyncio.wait({claiming})  # it ends by its own limit, and must not be left behind
         found = claiming.result()
