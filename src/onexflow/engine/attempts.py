@@ -197,12 +197,16 @@ class AttemptBook:
         token = attempt.token
         self.attempts.pop(token, None)
         attempt.run.attempts.pop(token, None)
+        self.take_away(attempt)
+        attempt.withdrawn = True
+
+    def take_away(self, attempt: Attempt) -> None:
+        """It is not for the worker any more on which it was placed, if it was: what has not left never will."""
         session = attempt.session
         if session is not None:
-            session.inflight.pop(token, None)
+            session.inflight.pop(attempt.token, None)
             if not (attempt.sent or attempt.withdrawn) and session.is_open:
                 self._return_credit(session, attempt.role)
-        attempt.withdrawn = True
 
     def _return_credit(self, session: WorkerSession, role: Role) -> None:
         """It was placed there and never leaves: the worker knows nothing of it, and will not give its slot again."""
