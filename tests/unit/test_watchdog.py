@@ -19,6 +19,7 @@ from onexflow.core.queue_state import STREAMS, queue_key
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.shard import Shard
+from onexflow.ports.worker_link import Credits
 from onexflow.spi import WorkTask
 from onexflow.testing import Cluster
 from onexflow.testing.clock import virtual_time
@@ -267,6 +268,28 @@ async def test_a_lease_that_nobody_ends() -> None:
         known = cluster.engine._kernel.known_queue(queue_key("default", "jobs"))
         assert known is not None
         await until(lambda: known.state.tasks[1].status != "running")
+
+
+@virtual_time
+async def test_a_slot_that_comes_free_while_a_run_waits_to_be_read_back_is_not_lost() -> None:
+    """Nothing may be decided about the run then, so its effect is placed when it is back."""
+    script = Script()
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("effect", "send"))
+        await until(lambda: "w1" in cluster.engine._sessions.by_worker)
+        session = cluster.engine._sessions.by_worker["w1"]
+        credits, session.credits = session.credits, {}
+        key = (await cluster.start("single", 7)).key
+        await cluster.engine._kernel.lane.durable()
+        run = run_of(cluster, key)
+        cluster.engine._kernel.lane.mark()  # so that it is not read back at once
+        cluster.engine._kernel.read_anew(run)
+        assert run.is_broken
+        session.credits = {}
+        session.on_message(Credits(credits))
+        assert session.credits == credits
+        assert await cluster.result(key) == 7
+        assert cluster.engine.watchdog.repaired == 0
 
 
 @virtual_time

@@ -239,8 +239,8 @@ class AttemptBook:
         run = attempt.run
         if attempt.withdrawn or attempt.session is not None:
             return False
-        if not run.may_dispatch(attempt.task):
-            self._forget(attempt)  # dispatched anew when the run is taken up
+        if run.is_broken or not run.may_dispatch(attempt.task):
+            self._forget(attempt)  # dispatched anew when the run is read back, or taken up
             return False
         if attempt.role == "effect":
             return self._place_effect(attempt, session)
