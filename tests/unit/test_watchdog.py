@@ -21,8 +21,9 @@ from onexflow.engine.run import Attempt, Run
 from onexflow.engine.shard import Shard
 from onexflow.ports.worker_link import Credits
 from onexflow.spi import WorkTask
+from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster
-from onexflow.testing.clock import virtual_time
+from onexflow.testing.clock import VirtualClock, virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
 from support.engine_kit import Script, ready, single, until
 
@@ -312,6 +313,28 @@ async def test_a_run_that_could_not_be_read_back_at_first_is_read_back_later(mon
         await cluster.clock.sleep(0.5)
         gate.set()
         assert await cluster.result(key) == 7
+
+
+@virtual_time
+async def test_a_checkpoint_names_the_runs_that_are_being_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an owner that died meanwhile would leave them to nobody."""
+    monkeypatch.setattr("onexflow.engine.shard.CHECKPOINT_EVENTS", 1)
+    script = Script()
+    clock = VirtualClock()
+    async with Cluster(clock=clock, store=MemoryStore(clock, shards=1)) as cluster:
+        await ready(cluster, script, single("effect", "send"), single("compute", "calc", "pure"))
+        key = (await cluster.start("single", 7, delay=5.0)).key
+        await cluster.engine._kernel.lane.durable()
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster.store, "load_snapshot", _unavailable)
+            cluster.engine._kernel.read_anew(run_of(cluster, key))
+            for number in range(3):
+                assert await cluster.run("pure", number) == number
+            assert cluster.engine._kernel.resident(key) is None
+            await cluster.crash_orchestrator()
+        await cluster.restart_orchestrator()
+        await cluster.clock.sleep(6.0)
+        assert script.count("send") == 1
 
 
 async def _unavailable(*_: object) -> None:
