@@ -194,7 +194,7 @@ def settle(ledger: Ledger[str], held: dict[str, int]) -> int:
             return messages
         for link, count in asked.items():
             ledger.give_back(link, max(0, min(count, ledger._accounts[link].granted - held.get(link, 0))))
-    raise AssertionError("credits go to and fro without end")
+    raise AssertionError("credits go back and forth without end")
 
 
 def test_one_credit_that_two_want_stays_where_it_is_until_it_is_used() -> None:

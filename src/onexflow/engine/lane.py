@@ -2,14 +2,16 @@
 
 One lane is one append in flight. An idle lane commits at once when somebody waits for it, a busy one in large batches.
 What nobody waits for (the start of a run whose end is waited for, a pure task's result in the middle of a run, an ack)
-lingers for LINGER_SECONDS at most, and goes with what comes (docs/decisions/0008-commits-that-nobody-waits-for.md). What must not be seen before it is durable (replies, acknowledgements, effects, cancels, query answers) is
-handed to `when_durable` and released, in order, by the commit that covers it.
+lingers for LINGER_SECONDS at most, and goes with what comes (docs/decisions/0008-commits-that-nobody-waits-for.md).
+What must not be seen before it is durable (replies, acknowledgements, effects, cancels, query answers) is handed to
+`when_durable` and released, in order, by the commit that covers it.
 
 Failures: space missing → the same batch again until it fits, and `on_full` refuses new work meanwhile. Unknown outcome
 → the same batch again: the store compares heads, so it is stored once. Clients whose answers wait for either are told
-so and may ask again (`answer_when_durable`): what was decided for them stays decided. A shard that another owner has claimed → that
-shard alone is given up (`on_moved`), and who waits for it gets the error; the others are stored. A store that can no
-longer be trusted → every waiting release gets the error, and `on_lost` ends this owner; nothing is undone in memory.
+so and may ask again (`answer_when_durable`): what was decided for them stays decided. A shard that another owner has
+claimed → that shard alone is given up (`on_moved`), and who waits for it gets the error; the others are stored. A store
+that can no longer be trusted → every waiting release gets the error, and `on_lost` ends this owner; nothing is undone in
+memory.
 """
 
 from __future__ import annotations
