@@ -95,6 +95,8 @@ class Load:
         self.avoid: set[str] = set()
         self.started: list[Started] = []
         self.failures: list[Failure] = []
+        #: Acknowledged, and not known to have ended; longest first.
+        self._open: dict[RunKey, Started] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._driver: asyncio.Task[None] | None = None
         self._began = 0
@@ -163,7 +165,9 @@ class Load:
             self._failed(one, "start", error, one.due_ns)
             return
         one.acked_ns = time.time_ns()
+        self._open[one.key] = one
         await self._result(one, handle)
+        del self._open[one.key]
 
     async def _result(self, one: Started, handle: RunHandle) -> None:
         while not one.done_ns:
@@ -201,6 +205,13 @@ class Load:
     def open_at(self, at_ns: int) -> list[Started]:
         """Runs that were acknowledged and had no result at that time."""
         return [one for one in self.started if 0 < one.acked_ns <= at_ns and not 0 < one.done_ns <= at_ns]
+
+    def open_longest(self, at_most: int) -> list[RunKey]:
+        """Runs that are open now, as far as their clients know."""
+        return list(itertools.islice(self._open, at_most))
+
+    def is_open(self, key: RunKey) -> bool:
+        return key in self._open
 
     def latencies_ms(self, since_ns: int = 0, until_ns: int = 1 << 62) -> list[float]:
         """From due to done, of the chains that were due in that time."""

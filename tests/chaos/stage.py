@@ -21,6 +21,7 @@ from onexflow.storage.postgres.embedded import DATABASE, USER
 from .cluster import ChaosCluster, Node
 from .figures import Figures
 from .load import RATE, Load, Started
+from .reasons import PROMISED, Sampler
 from .trail import Ran, Trail, overlapping
 
 #: Seconds of load before the first fault.
@@ -50,6 +51,7 @@ class Stage:
         self.cluster = cluster
         self.figures = Figures()
         self.trail = Trail(cluster.folder)
+        self.reasons = Sampler(self)
         self.clients: dict[str, Client] = {}
         #: Clients that know one orchestrator each.
         self._alone_at: dict[str, Client] = {}
@@ -71,9 +73,13 @@ class Stage:
             shards = len(await self.owners())
             self.load = Load(self.clients, shards, self.options.rate)
             await self.load.register()
+            self.figures.promise("without a reason s", PROMISED, "p99")
+            self.figures.promise("samples of reasons", 1, "min")
             self.load.begin()
+            self.reasons.begin()
             await asyncio.sleep(WARM)
         except BaseException as error:
+            await self.reasons.stop()
             await self._stack.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
@@ -85,6 +91,7 @@ class Stage:
             if error is None:
                 await self._settle()
             else:
+                await self.reasons.stop()
                 await self.load.stop(0.0)
                 for failure in self.load.failures[-10:]:
                     print(f"a client saw: {failure}", file=sys.stderr)
@@ -99,6 +106,7 @@ class Stage:
     async def _settle(self) -> None:
         """The load ends, and what was promised to every client holds."""
         await self.load.stop()
+        await self.reasons.stop()
         print(f"{self.name}: {self.load.summary()}", file=sys.stderr)
         lost = self.load.lost()
         for one in lost[:5]:
@@ -110,6 +118,7 @@ class Stage:
         self.figures.add("errors seen by clients", len(self.load.failures))
         self.figures.add("runs acknowledged", sum(bool(one.acked_ns) for one in self.load.started))
         self.figures.add("lost", 0)
+        await self.reasons.report(self.figures)
 
     async def _story(self, one: Started) -> str:
         """What a living orchestrator says of a run without result."""
@@ -123,6 +132,13 @@ class Stage:
     def at(self, orchestrator: str) -> Client:
         """A client of that orchestrator alone."""
         return self._alone_at[orchestrator]
+
+    def askable(self) -> list[Client]:
+        """Clients that begin with an orchestrator which lives, and which the load does not go past."""
+        names = [
+            name for name, node in self.cluster.orchestrators.items() if node.lives and name not in self.load.avoid
+        ]
+        return [self.clients[name] for name in names]
 
     def overlaps(self) -> list[list[Ran]]:
         """Effects whose body ran twice at the same time."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from onexflow.codec.wire.common import retry_after
 from onexflow.core.builder import workflow
 from onexflow.core.errors import Draining, ShardMoved, StoreFull, StoreUnavailable, Unavailable, UnknownRun
 from onexflow.core.ids import RunKey
@@ -224,7 +225,8 @@ async def test_a_start_is_told_that_the_store_is_away_and_is_made_once_when_it_i
         began = asyncio.get_running_loop().time()
         with pytest.raises(StoreUnavailable) as raised:
             await cluster.start("pair", 5, instance_id=instance)
-        assert raised.value.retryable
+        assert raised.value.code == "OXF-1102"
+        assert retry_after(raised.value) > 0, "the answer carries RetryInfo"
         assert 2.0 < asyncio.get_running_loop().time() - began < 3.0
         with pytest.raises(StoreUnavailable):  # at once
             await cluster.start("pair", 6)
@@ -246,8 +248,12 @@ async def test_a_start_that_finds_the_disk_full_is_told_so() -> None:
         await ready(cluster, script, pair())
         instance = cluster.ids.uuid()
         store.fail(Fault.FULL, times=None)
-        with pytest.raises(StoreFull):
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(StoreFull) as raised:
             await cluster.start("pair", 5, instance_id=instance)
+        assert asyncio.get_running_loop().time() - began < 1.0
+        assert raised.value.code == "OXF-1202"
+        assert retry_after(raised.value) > 0, "the answer carries RetryInfo"
         store.heal()
         await asyncio.sleep(1)
         assert await cluster.result((await cluster.start("pair", 5, instance_id=instance)).key) == 5

@@ -8,6 +8,7 @@ import pytest
 
 from onexflow.core.builder import workflow
 from onexflow.core.errors import RunFailed
+from onexflow.engine.sessions import RETURN_SECONDS
 from onexflow.ports.worker_link import Assignments, Cancel
 from onexflow.testing import Cluster, virtual_time
 from support.engine_kit import Script, ready, single, types, until
@@ -26,6 +27,27 @@ async def test_a_pure_task_of_a_killed_worker_runs_again_at_once() -> None:
         cluster.kill_worker("w1")
         await script.called("calc", 2)
         assert script.calls[1].worker == "w2"
+        assert script.calls[1].at - killed_at < RETURN_SECONDS, "it is proven dead, and nobody waits for its return"
+        gate.set()
+        assert await cluster.result(key) == 5
+
+
+@virtual_time
+async def test_a_pure_task_of_a_killed_worker_whose_port_answered_once_more_runs_again_within_300_ms() -> None:
+    script = Script()
+    gate = script.gate("calc")
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        key = (await cluster.start("single", 5)).key
+        await script.called("calc")
+        await cluster.add_worker(script.worker("w2"), "w2")
+        killed_at = asyncio.get_running_loop().time()
+        dying = cluster.workers["w1"]
+        cluster.kill_worker("w1")
+        dying.liveness = "alive"
+        await asyncio.sleep(RETURN_SECONDS / 2)
+        dying.liveness = "refused"
+        await script.called("calc", 2)
         assert script.calls[1].at - killed_at < 0.3
         gate.set()
         assert await cluster.result(key) == 5
@@ -94,7 +116,29 @@ async def test_three_killed_workers_end_the_task_with_their_names() -> None:
 
 
 @virtual_time
-async def test_a_cut_stream_runs_pure_tasks_elsewhere_at_once_and_the_first_result_wins() -> None:
+async def test_pure_tasks_stay_with_a_worker_that_is_back_in_a_moment_however_often() -> None:
+    script = Script()
+    gate = script.gate("calc")
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        key = (await cluster.start("single", 5)).key
+        await script.called("calc")
+        await cluster.add_worker(script.worker("w2"), "w2")
+        for _ in range(20):
+            cluster.cut("w1")
+            await asyncio.sleep(0.8 * RETURN_SECONDS)
+            cluster.reconnect("w1")
+            await asyncio.sleep(0.1 * RETURN_SECONDS)  # the grace of each cut is its own
+        await asyncio.sleep(1)
+        assert script.count("calc") == 1
+        gate.set()
+        assert await cluster.result(key) == 5
+        assert script.count("calc") == 1
+        assert not [event for event in types(await cluster.history(key)) if event.startswith("task.retry")]
+
+
+@virtual_time
+async def test_the_result_of_a_pure_task_that_ended_while_its_worker_was_away_for_a_moment_counts() -> None:
     script = Script()
     gate = script.gate("calc")
     async with Cluster() as cluster:
@@ -103,7 +147,27 @@ async def test_a_cut_stream_runs_pure_tasks_elsewhere_at_once_and_the_first_resu
         await script.called("calc")
         await cluster.add_worker(script.worker("w2"), "w2")
         cluster.cut("w1")
+        gate.set()
+        await asyncio.sleep(RETURN_SECONDS / 2)
+        cluster.reconnect("w1")
+        assert await cluster.result(key) == 5
+        await asyncio.sleep(1)
+        assert script.count("calc") == 1
+
+
+@virtual_time
+async def test_a_cut_stream_runs_pure_tasks_elsewhere_soon_and_the_first_result_wins() -> None:
+    script = Script()
+    gate = script.gate("calc")
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        key = (await cluster.start("single", 5)).key
+        await script.called("calc")
+        await cluster.add_worker(script.worker("w2"), "w2")
+        cut_at = asyncio.get_running_loop().time()
+        cluster.cut("w1")
         await script.called("calc", 2)
+        assert script.calls[1].at - cut_at < 0.3
         cluster.reconnect("w1")
         await asyncio.sleep(1)
         gate.set()

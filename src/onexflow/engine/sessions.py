@@ -1,8 +1,9 @@
 """The orchestrator's end of worker streams: who is connected, what each runs, and what becomes of it when one is gone.
 
 A stream that breaks is a suspicion, not a death. Its worker is probed at its own liveness address: refused, or another
-incarnation answering, is proof, and everything it ran is lost. Otherwise pure attempts are dispatched anew at once and
-effects wait: for the worker's return (it tells what it holds), for proof, or for the end of its lease.
+incarnation answering, is proof, and everything it ran is lost. Otherwise pure attempts are dispatched anew unless it is
+back in a moment, and effects wait: for the worker's return (it tells what it holds), for proof, or for the end of its
+lease.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ log = structlog.get_logger("onexflow.sessions")
 BATCH_TASKS = 64
 BATCH_BYTES = 1 << 20
 PROBE_SECONDS = 0.25
+#: How long the pure attempts of a worker whose stream broke wait for its return. A worker that lives connects anew at
+#: once and is back within some 50 ms: what it runs is then adopted, not run twice. Proof of death ends it before. What a
+#: killed worker ran is promised to run again within 300 ms, also when its port answers a last time: this must stay well
+#: below.
+RETURN_SECONDS = 0.1
 #: A worker that has said nothing for so long has not answered a ping.
 QUIET_SECONDS = 3.0
 
@@ -228,6 +234,8 @@ class Sessions:
         #: Attempts whose worker is out of sight, by its incarnation.
         self.orphans: dict[str, dict[Token, Attempt]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
+        #: Loop time until which those that are watched may come back to their pure attempts.
+        self._return_by: dict[str, float] = {}
         self._doubts: dict[str, asyncio.Task[None]] = {}
         self._unnamed: set[WorkerSession] = set()
         self._unsubscribe = registry.subscribe(self._on_member)
@@ -358,14 +366,16 @@ class Sessions:
         self, incarnation: str, worker: str, liveness: str, attempts: Iterable[Attempt], heard_at: float | None = None
     ) -> None:
         """Keep attempts of a worker that is out of sight until their fate is known. One that is in sight is asked.
-        `heard_at`: the loop time at which it was heard last, if that is known here."""
+        `heard_at`: the loop time at which it was heard last, if its stream to here has just broken."""
+        loop = asyncio.get_running_loop()
+        if incarnation not in self.orphans:  # else some are missing already, and what they were given holds for all
+            self._return_by[incarnation] = loop.time() + (0.0 if heard_at is None else RETURN_SECONDS)
         orphans = self.orphans.setdefault(incarnation, {})
         orphans.update({attempt.token: attempt for attempt in attempts})
         session = self.by_worker.get(worker)
         if session is not None and session.incarnation == incarnation:
             self.ask(session, {attempt.token.shard for attempt in orphans.values()})
         if incarnation not in self._watches:
-            loop = asyncio.get_running_loop()
             since = loop.time() if heard_at is None else heard_at
             self._watches[incarnation] = loop.create_task(self._watch(incarnation, worker, liveness, since))
 
@@ -420,6 +430,7 @@ class Sessions:
             await self._look_after(incarnation, worker, liveness, heard_at)
         finally:
             del self._watches[incarnation]  # in the same breath as the last look: the next orphan is watched anew
+            self._return_by.pop(incarnation, None)
 
     async def _look_after(self, incarnation: str, worker: str, liveness: str, silent_since: float) -> None:
         loop = asyncio.get_running_loop()
@@ -430,12 +441,14 @@ class Sessions:
                 return
             if answer == incarnation:
                 silent_since = loop.time()  # it lives: as good as a lease
-            self._release_pure(incarnation)
+            may_return = self._return_by.get(incarnation, 0.0) - loop.time()
+            if may_return <= 0:
+                self._release_pure(incarnation)
             registered = any(record.incarnation == incarnation for record in self._registry.members())
             if not registered and loop.time() - silent_since > self._lease_ttl:
                 self.declare_dead(incarnation, worker)
                 return
-            await asyncio.sleep(PROBE_SECONDS)
+            await asyncio.sleep(may_return if may_return > 0 else PROBE_SECONDS)
 
     async def _answer(self, liveness: str) -> str | None:
         """The incarnation that answers there, "" when the connection is refused; None: nothing is known."""
