@@ -380,3 +380,35 @@ async def test_an_effect_that_never_leaves_gives_its_slot_back() -> None:
         await asyncio.sleep(0.1)
         assert session.credits["effect"] == free
         assert script.count("send") == 0
+
+
+@virtual_time
+async def test_an_attempt_that_another_worker_still_runs_gives_its_slot_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was placed anew, and had not left when the worker that was out of sight came back with it."""
+    script = Script()
+    gate = script.gate("calc")
+    store, cluster = faulty()
+    async with cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        key = (await cluster.start("single", 5)).key
+        await script.called("calc")
+        await cluster.add_worker(script.worker("w2"), "w2")
+        await asyncio.sleep(1)
+        second = cluster.engine._sessions.by_worker["w2"]
+        free = second.credits["compute"]
+        monkeypatch.setattr("onexflow.engine.attempts.SPECULATION", -1)
+        store.hold()
+        other = Asked(cluster.start("single", 6, delay=60.0))
+        await asyncio.sleep(0.1)
+        cluster.cut("w1")
+        await asyncio.sleep(0.5)
+        assert second.credits["compute"] == free - 1
+        cluster.reconnect("w1")
+        await asyncio.sleep(0.5)
+        assert second.credits["compute"] == free
+        store.release()
+        await other.answer()
+        gate.set()
+        assert await cluster.result(key) == 5
+        await asyncio.sleep(1)
+        assert (script.count("calc"), second.credits["compute"]) == (1, free)

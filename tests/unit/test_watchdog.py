@@ -19,9 +19,11 @@ from onexflow.core.queue_state import STREAMS, queue_key
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.shard import Shard
+from onexflow.ports.worker_link import Credits
 from onexflow.spi import WorkTask
+from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster
-from onexflow.testing.clock import virtual_time
+from onexflow.testing.clock import VirtualClock, virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
 from support.engine_kit import Script, ready, single, until
 
@@ -270,6 +272,28 @@ async def test_a_lease_that_nobody_ends() -> None:
 
 
 @virtual_time
+async def test_a_slot_that_comes_free_while_a_run_waits_to_be_read_back_is_not_lost() -> None:
+    """Nothing may be decided about the run then, so its effect is placed when it is back."""
+    script = Script()
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("effect", "send"))
+        await until(lambda: "w1" in cluster.engine._sessions.by_worker)
+        session = cluster.engine._sessions.by_worker["w1"]
+        credits, session.credits = session.credits, {}
+        key = (await cluster.start("single", 7)).key
+        await cluster.engine._kernel.lane.durable()
+        run = run_of(cluster, key)
+        cluster.engine._kernel.lane.mark()  # so that it is not read back at once
+        cluster.engine._kernel.read_anew(run)
+        assert run.is_broken
+        session.credits = {}
+        session.on_message(Credits(credits))
+        assert session.credits == credits
+        assert await cluster.result(key) == 7
+        assert cluster.engine.watchdog.repaired == 0
+
+
+@virtual_time
 async def test_a_run_that_could_not_be_read_back_at_first_is_read_back_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was in no memory and paged out nowhere: nothing would have looked for it again."""
     script = Script()
@@ -289,6 +313,28 @@ async def test_a_run_that_could_not_be_read_back_at_first_is_read_back_later(mon
         await cluster.clock.sleep(0.5)
         gate.set()
         assert await cluster.result(key) == 7
+
+
+@virtual_time
+async def test_a_checkpoint_names_the_runs_that_are_being_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an owner that died meanwhile would leave them to nobody."""
+    monkeypatch.setattr("onexflow.engine.shard.CHECKPOINT_EVENTS", 1)
+    script = Script()
+    clock = VirtualClock()
+    async with Cluster(clock=clock, store=MemoryStore(clock, shards=1)) as cluster:
+        await ready(cluster, script, single("effect", "send"), single("compute", "calc", "pure"))
+        key = (await cluster.start("single", 7, delay=5.0)).key
+        await cluster.engine._kernel.lane.durable()
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster.store, "load_snapshot", _unavailable)
+            cluster.engine._kernel.read_anew(run_of(cluster, key))
+            for number in range(3):
+                assert await cluster.run("pure", number) == number
+            assert cluster.engine._kernel.resident(key) is None
+            await cluster.crash_orchestrator()
+        await cluster.restart_orchestrator()
+        await cluster.clock.sleep(6.0)
+        assert script.count("send") == 1
 
 
 async def _unavailable(*_: object) -> None:

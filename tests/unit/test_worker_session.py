@@ -11,6 +11,7 @@ from onexflow.core.errors import InvalidConfiguration
 from onexflow.core.ids import Token
 from onexflow.ports.worker_link import (
     Ack,
+    Assignments,
     AttemptResult,
     Cancel,
     Credits,
@@ -290,6 +291,24 @@ async def test_recall_takes_back_what_has_not_begun() -> None:
         assert running.statistics().running == {"compute": 1}
         gate.set()
         assert (await link.result(batch[0])).status == "completed"
+
+
+async def test_what_was_given_back_runs_when_it_comes_again_with_the_ack_of_that() -> None:
+    shop, assign = Shop(), Assigner()
+    async with serving(shop.worker, compute=1) as worker:
+        worker._lanes["compute"].ledger.mean = 0.004
+        link = connect(worker, acks=False)
+        first, second = (assign("compute", "fast", n) for n in range(2))
+        link.assign(first, second)
+        link.say(Recall("compute", 1))
+        await settle()
+        assert link.results[second.token].status == "returned"
+        link.say(Assignments([second], Ack([second.token])))
+        await settle()
+        assert [r.status for message in link.of(Results) for r in message.results if r.token == second.token] == [
+            "returned", "completed",
+        ]  # fmt: skip
+        link.say(Ack([first.token, second.token]))
 
 
 async def test_more_than_the_credits_is_returned() -> None:

@@ -197,12 +197,16 @@ class AttemptBook:
         token = attempt.token
         self.attempts.pop(token, None)
         attempt.run.attempts.pop(token, None)
+        self.take_away(attempt)
+        attempt.withdrawn = True
+
+    def take_away(self, attempt: Attempt) -> None:
+        """It is not for the worker any more on which it was placed, if it was: what has not left never will."""
         session = attempt.session
         if session is not None:
-            session.inflight.pop(token, None)
+            session.inflight.pop(attempt.token, None)
             if not (attempt.sent or attempt.withdrawn) and session.is_open:
                 self._return_credit(session, attempt.role)
-        attempt.withdrawn = True
 
     def _return_credit(self, session: WorkerSession, role: Role) -> None:
         """It was placed there and never leaves: the worker knows nothing of it, and will not give its slot again."""
@@ -235,8 +239,8 @@ class AttemptBook:
         run = attempt.run
         if attempt.withdrawn or attempt.session is not None:
             return False
-        if not run.may_dispatch(attempt.task):
-            self._forget(attempt)  # dispatched anew when the run is taken up
+        if run.is_broken or not run.may_dispatch(attempt.task):
+            self._forget(attempt)  # dispatched anew when the run is read back, or taken up
             return False
         if attempt.role == "effect":
             return self._place_effect(attempt, session)

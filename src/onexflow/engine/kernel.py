@@ -352,6 +352,7 @@ class Kernel:
                 except Exception as error:  # its events make no sense to this release, in whatever way
                     log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
                     self.unreadable[shard.id, record.iid] = f"{type(error).__name__}: {error}"
+                    shard.absent.add(record.iid)
                     return None
             finally:
                 is_outdated = record.iid in shard.outdated
@@ -364,6 +365,7 @@ class Kernel:
             if not is_outdated:  # else it was in memory meanwhile, and has gone on, and has left it again
                 break
         self.unreadable.pop((shard.id, record.iid), None)
+        shard.absent.discard(record.iid)
         if parked is not None:
             shard.unpark(record.iid)
             self.lane.mark()
@@ -506,6 +508,7 @@ class Kernel:
 
     def _reload(self, run: Run) -> None:
         run.shard.remove(run)
+        run.shard.absent.add(run.iid)
         task = asyncio.get_running_loop().create_task(self._read_again(run))
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)

@@ -162,6 +162,8 @@ class Shard:
         #: Runs that are being read back, and those of them that have got events since that began.
         self.reading: set[int] = set()
         self.outdated: set[int] = set()
+        #: Open runs that are neither in memory nor parked: they left it to be read back, or cannot be read here.
+        self.absent: set[int] = set()
         self._watches: dict[str, list[Watch]] = {}
         #: Held while a history of this shard is cut, from reading its rows until the cut is durable (engine.cuts).
         self.cutting = asyncio.Lock()
@@ -181,6 +183,7 @@ class Shard:
     def add(self, run: Run) -> None:
         self.runs[run.iid] = run
         self.by_key[run.key] = run
+        self.absent.discard(run.iid)
 
     def remove(self, run: Run) -> None:
         self.runs.pop(run.iid, None)
@@ -300,6 +303,7 @@ class Shard:
         if checkpoint and is_whole and (is_due or append.parked):
             self.checkpoint_offset, self.checkpoint_at = self.next, now
             hot = [iid for iid, run in self.runs.items() if not run.is_over]
+            hot.extend(self.absent)
             hot.extend(queue.iid for queue in self.queues.values())
             append.checkpoint = CheckpointRecord(self.next, msgspec.msgpack.encode(hot))
         return append

@@ -204,7 +204,7 @@ class Starts:
             self._kernel.is_shared
         ):  # it may be another's, and durable before its number is: its caller would not know it
             await self._kernel.lane.durable(parent.shard)
-            self._start_anywhere(msgspec.structs.replace(request, caller=None), reply)
+            self._start_anywhere(msgspec.structs.replace(request, caller=None, wait=False), reply)
         elif is_new:
             self._create(request, graph, key, digest, reply)
         else:

@@ -154,7 +154,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Assignments(msgspec.Struct, frozen=True):
-    """Attempts to run; and acknowledgements, as if the `Ack` came right after."""
+    """Attempts to run; and acknowledgements, as if the `Ack` came right before."""
 
     assignments: list[Assignment]
     ack: Ack | None = None

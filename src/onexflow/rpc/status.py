@@ -122,10 +122,6 @@ def to_status(error: SPIError) -> Status:
     return Status(code, message, ((DETAILS, status.SerializeToString()),))
 
 
-#: What gRPC says instead of the status of a stream that ends while a message is being written to it.
-_UNWRITTEN: Final = "Internal error from Core"
-
-
 def from_rpc_error(error: grpc.aio.AioRpcError) -> SPIError:
     """The error that a failed call tells of: the same class, with its context, that the server raised."""
     return from_status(error.code(), error.details() or "", error.trailing_metadata() or ())
@@ -143,8 +139,6 @@ def from_status(
     if code is grpc.StatusCode.INTERNAL and message == _BROKEN_WRITE:
         return Unavailable("The stream was ended by the other side while it was written to.", {"status": code.name})
     context = {"status": code.name}
-    if code is grpc.StatusCode.INTERNAL and message == _UNWRITTEN:
-        return Unavailable("The stream ended while a message was being written to it.", context)
     if (cls := _PLAIN.get(code)) is not None:
         return cls(message, context)
     return InternalError(message, context)

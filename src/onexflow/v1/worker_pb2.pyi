@@ -55,8 +55,8 @@ Orchestrations. An attempt of role "orchestrator" may make calls: StartWorkflow 
 
 Results and acks. Keep each result until an Ack names its token; send it again on every new stream of the shard's
 owner. "durable" and "discarded" (superseded or unknown) both mean: forget it. An attempt is reported once per stream.
-An Ack may come with Assignments, and credits may go with Results: each is as if it came right after in a message of
-its own.
+An Ack may come with Assignments, and credits may go with Results: the Ack is as if it came right before in a
+message of its own, the credits right after.
 
 Cancel. Stop the attempt and report "stopped", or its true result if that came first. Not known: report "returned".
 
@@ -911,7 +911,7 @@ class Assignments(_message.Message):
 
     @_builtins.property
     def ack(self) -> Global___Ack:
-        """As if this Ack came right after: one message costs less than two."""
+        """As if this Ack came right before: one message costs less than two."""
 
     def __init__(
         self,

@@ -288,9 +288,9 @@ class WorkerRuntime:
         """Do what a message asks."""
         match message:
             case Assignments():
-                self._assign(peer, message.assignments)
-                if message.ack is not None:
+                if message.ack is not None:  # it was said first, and what was given back may come again under its token
                     self._acknowledge(peer, message.ack)
+                self._assign(peer, message.assignments)
             case Ack():
                 self._acknowledge(peer, message)
             case Demand():
