@@ -12,6 +12,7 @@ from onexflow.core.errors import InvalidArgument, Overloaded
 from onexflow.engine.events import book as event_book
 from onexflow.engine.events import topics as event_topics
 from onexflow.engine.events.checks import MAX_STREAMS, MIN_ACK_TIMEOUT
+from onexflow.engine.events.reader import NOT_GIVEN
 from onexflow.ports.events import Consume, Filter
 from onexflow.rpc import consume_session
 from onexflow.rpc.consume_session import ConsumeStream
@@ -175,3 +176,24 @@ async def test_what_would_come_again_all_the_time_is_refused() -> None:
         for timeout in (1e-9, float("nan")):
             with pytest.raises(InvalidArgument):
                 cluster.engine.events.consume(Consume(filter=Filter(), ack_timeout=timeout), lambda _: None)
+
+
+async def test_a_rejection_counts_whatever_the_consumer_calls_it() -> None:
+    async with grpc_cluster() as client:
+        stub: Any = events_pb2_grpc.EventBusServiceStub(client._channels._channel())
+        await stub.PublishEvent(event(1))
+        call = stub.Consume()
+        opened = events_pb2.ConsumeOpen(group="g", start="earliest", max_deliveries=3)
+        await call.write(events_pb2.ConsumeRequest(open=opened))
+        error = common_pb2.Failure(type=NOT_GIVEN.type, message="so it says")
+        given = 0
+        async with asyncio.timeout(20):
+            while not (await stub.ListDeadLetters(events_pb2.ListDeadLettersRequest(group="g"))).dead_letters:
+                for delivery in (await call.read()).batch.deliveries if given < 3 else ():
+                    given += 1
+                    answers = events_pb2.ConsumeAnswers(
+                        rejects=[events_pb2.EventReject(position=delivery.position, error=error)]
+                    )
+                    await call.write(events_pb2.ConsumeRequest(answers=answers))
+        assert given == 3
+        call.cancel()

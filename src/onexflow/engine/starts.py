@@ -39,7 +39,7 @@ StartReply = Callable[[StartOutcome | SPIError], None]
 
 
 class Starts:
-    """Each start is answered once, when it is durable."""
+    """Each start is answered once: when it is durable, or at once when its caller waits for the run's end."""
 
     def __init__(
         self,

@@ -6,10 +6,14 @@ import asyncio
 from collections import deque
 from typing import ClassVar, Final
 
+import msgspec
+
 from onexflow.codec.wire import common
 from onexflow.codec.wire import events as wire
 from onexflow.codec.wire.worker import cut
 from onexflow.core.errors import Draining, ProtocolViolation
+from onexflow.engine.events.reader import NOT_GIVEN
+from onexflow.engine.gateway import FORWARDED
 from onexflow.ports.events import Begun, Consumer, Delivery, EventService, Left, Position, Reached, Told
 from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
 from onexflow.spi.exceptions import SPIError
@@ -68,7 +72,10 @@ class ConsumeStream(ServerStream):
         for place in (*acks, *(wire.position(one.position) for one in (*message.rejects, *message.buries))):
             self._deliveries.pop(place, None)
         for reject in message.rejects:
-            consumer.reject(*wire.reject(reject))
+            place, error, delay = wire.reject(reject)
+            if error.type == NOT_GIVEN.type and not FORWARDED.get():  # it would never be given up
+                error = msgspec.structs.replace(error, type="Rejected")
+            consumer.reject(place, error, delay)
         waiting = len(message.buries) + 1
         first: SPIError | None = None
 
