@@ -103,6 +103,8 @@ class RunStory:
         #: Of its start, its last event, and its end.
         self.started_at = self.at = self.ended_at = 0
         self.is_started = self.is_cancelled = self.is_failing = False
+        #: Event of the snapshot that the story goes on from.
+        self.resumed_at = -1
         self.retries = 0
         self.node = self.outcome = ""
         #: What it was created with.
@@ -133,6 +135,7 @@ class RunStory:
         """From a snapshot, of a run whose earlier events were cut."""
         story = cls(plan)
         story.status, story.seq = state.status, state.seq
+        story.resumed_at = state.seq
         story.start_at, story.timeout_at, story.retry_at = state.start_at, state.timeout_at, state.retry_at
         story.created_at, story.started_at, story.retries = state.created_at, state.started_at, state.retries
         story.at, story.ended_at = state.updated_at, state.completed_at
@@ -288,7 +291,8 @@ class RunStory:
         awaited = self._awaited()
         if not awaited and not self.undoable:
             complain("compensation", "compensation.started though there is nothing to undo")
-        if (event.kind == "cancelled") != self.is_cancelled:
+        # The word before it may have been cut: no snapshot has it.
+        if (event.kind == "cancelled") != self.is_cancelled and self.seq != self.resumed_at + 1:
             complain("compensation", f"compensation.started as {event.kind}, and workflow.cancelled says otherwise")
         for index, told in enumerate(self.statuses()):
             task = self.tasks[index]
