@@ -13,7 +13,7 @@ Implementations: `onexflow.storage.memory`, `onexflow.storage.sqlite`; one confo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -28,6 +28,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     iid: int  #: number of the run within its shard
     seq: int  #: sequence number of the first event in the run, from 1
     data: bytes
+
+    def __iter__(self) -> Iterator[object]:
+        """Its fields, as other records have them (store copies count and hash all alike)."""
+        return iter(msgspec.structs.astuple(self))
 
 
 class RunRecord(NamedTuple):
