@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import sys
@@ -70,8 +71,9 @@ class Owner:
 @asynccontextmanager
 async def an_owner(url: str, *mode: str) -> AsyncIterator[Owner]:
     pipe = asyncio.subprocess.PIPE
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(OWNER), url, *mode, stdin=pipe, stdout=pipe, stderr=pipe
+        sys.executable, str(OWNER), url, *mode, env=environment, stdin=pipe, stdout=pipe, stderr=pipe
     )
     try:
         yield Owner(process)

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import random
 import selectors
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
@@ -20,15 +21,20 @@ P = ParamSpec("P")
 #: Where virtual time begins, UTC ns: 2026-01-01T00:00:00Z.
 EPOCH_NS = 1_767_225_600_000_000_000
 
+#: Seconds of real time that one virtual loop may run.
+PATIENCE = 120.0
+
 
 class _JumpingSelector(selectors.SelectSelector):
     """Never waits: tells the loop how far it would have slept."""
 
-    def __init__(self, jump: Callable[[float | None], None]) -> None:
+    def __init__(self, jump: Callable[[float | None], None], look: Callable[[], None]) -> None:
         super().__init__()
         self._jump = jump
+        self._look = look
 
     def select(self, timeout: float | None = None) -> list[Any]:
+        self._look()
         ready = super().select(0)
         if not ready:
             self._jump(timeout)
@@ -36,14 +42,24 @@ class _JumpingSelector(selectors.SelectSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """`run_virtual` makes one; `loop.time()` is virtual seconds since its start."""
+    """`run_virtual` makes one; `loop.time()` is virtual seconds since its start. After `patience` seconds of real time it
+    raises RuntimeError: something turns round and round, and a test's own time limit may have been swallowed by a task."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
         self._virtual_now = 0.0
-        super().__init__(_JumpingSelector(self._jump))
+        self._patience = patience
+        self._ends_at = time.monotonic() + patience
+        super().__init__(_JumpingSelector(self._jump, self._look))
 
     def time(self) -> float:
         return self._virtual_now
+
+    def _look(self) -> None:
+        if time.monotonic() > self._ends_at:
+            self._ends_at = time.monotonic() + self._patience  # to cancel what is left
+            tasks = "; ".join(sorted(str(task.get_coro()) for task in asyncio.all_tasks(self)))
+            message = f"virtual time is {self._virtual_now} s, and no end in sight: {tasks}"
+            raise RuntimeError(message)
 
     def _jump(self, timeout: float | None) -> None:
         if timeout is None:
@@ -86,9 +102,10 @@ class SeededIds:
         return self._random.random()
 
 
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end on a virtual loop. A standstill raises RuntimeError in the caller."""
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+def run_virtual(main: Coroutine[Any, Any, T], patience: float = PATIENCE) -> T:
+    """Run a coroutine to its end on a virtual loop. A standstill raises RuntimeError in the caller, and so does one that has
+    not ended after `patience` seconds of real time."""
+    with asyncio.Runner(loop_factory=functools.partial(VirtualTimeLoop, patience)) as runner:
         return runner.run(main)
 
 
