@@ -340,7 +340,8 @@ async def test_the_store_is_readable_by_people(server: EmbeddedEtcd, make_scene:
 
 
 async def test_something_else_under_our_prefix_hurts_nobody(server: EmbeddedEtcd, make_scene: MakeScene) -> None:
-    async with etcd_harness(server.endpoint) as harness:
+    # A lease that outlives a busy machine: one that ends meanwhile would be told, too.
+    async with etcd_harness(server.endpoint, ttl=10.0, beat_limit=5.0, ping_interval=3.0) as harness:
         scene = await make_scene(harness)
         client = scene.content._client
         prefix = harness.settings.prefix.encode()
