@@ -221,6 +221,7 @@ def lost_wakeup(patch: pytest.MonkeyPatch) -> None:
 def read_too_early(patch: pytest.MonkeyPatch) -> None:
     """What a run does while its reading waits for the disk is not noticed: when the run leaves memory meanwhile, its old
     state comes back."""
+
     async def unmarked(store: EventStore, catalog: Catalog, shard: Shard, record: RunRecord) -> Run:
         shard.outdated.discard(record.iid)
         return await read_run(store, catalog, shard, record)
