@@ -38,7 +38,7 @@ READ_TOGETHER = 64
 
 
 #: A run that could not be read back is tried again after so long.
-AGAIN_SECONDS = 0.25
+READ_AGAIN_SECONDS = 0.25
 #: Keys whose shard is remembered.
 KEPT_PLACES = 4096
 #: How long a stop waits for the store to take what is decided.
@@ -525,7 +525,7 @@ class Kernel:
                     break
                 except Unavailable as error:
                     log.warning("run.not_read_back", run=str(run.key), error=str(error))
-                    await asyncio.sleep(AGAIN_SECONDS)
+                    await asyncio.sleep(READ_AGAIN_SECONDS)
         finally:
             self.reading.discard(place)
         return None
