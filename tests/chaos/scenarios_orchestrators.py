@@ -63,7 +63,10 @@ async def freeze_orchestrator(options: Options) -> Figures:
 
 
 async def freeze_orchestrator_unfenced(options: Options) -> Figures:
-    """The same with orchestrators that never look whether their shards are still theirs: the store refuses them."""
+    """The same with orchestrators that never look whether their shards are still theirs: the store refuses them.
+
+    How soon others take over is not judged: one that was deposed a round before believes that it owns what it lost, and
+    leaves that to those after it in the ranking."""
 
     async def away(stage: Stage, victim: Node) -> int:
         return victim.signal(signal.SIGSTOP)
@@ -98,7 +101,8 @@ async def _deposed(
             node.module = "chaos.unfenced_orchestrator"
     async with Stage(name, options, cluster) as stage:
         figures = stage.figures
-        figures.promise("all shards taken after s", LEASE_TTL + 1.0)
+        if not unfenced:
+            figures.promise("all shards taken after s", LEASE_TTL + 1.0)
         figures.promise("events appended by the old owner", 0)
         figures.promise("effects authorised by the old owner", 0)
         if unfenced:
