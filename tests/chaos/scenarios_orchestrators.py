@@ -65,8 +65,7 @@ async def freeze_orchestrator(options: Options) -> Figures:
 async def freeze_orchestrator_unfenced(options: Options) -> Figures:
     """The same with orchestrators that never look whether their shards are still theirs: the store refuses them.
 
-    How soon others take over is not judged: one that was deposed a round before believes that it owns what it lost, and
-    leaves that to those after it in the ranking."""
+    Each is replaced at the end of its round: it would believe for ever that it owns what it has lost."""
 
     async def away(stage: Stage, victim: Node) -> int:
         return victim.signal(signal.SIGSTOP)
@@ -101,8 +100,7 @@ async def _deposed(
             node.module = "chaos.unfenced_orchestrator"
     async with Stage(name, options, cluster) as stage:
         figures = stage.figures
-        if not unfenced:
-            figures.promise("all shards taken after s", LEASE_TTL + 1.0)
+        figures.promise("all shards taken after s", LEASE_TTL + 1.0)
         figures.promise("events appended by the old owner", 0)
         figures.promise("effects authorised by the old owner", 0)
         if unfenced:
@@ -137,5 +135,8 @@ async def _deposed(
             figures.add("events appended by the old owner", await stage.rows_below(epochs) - appended)
             figures.add("effects authorised by the old owner", len(late))
             figures.add("appends refused", victim.logged("shard.fenced"))
+            if unfenced:
+                await cluster.kill(victim)
+                await cluster.start(victim)
             stage.told(number)
     return stage.figures
