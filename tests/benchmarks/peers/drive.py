@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .peer import Figures, Peer, Plan, Wait
-from .tree import adopt_orphans, cpu_seconds, descendants, end
+from .tree import adopt_orphans, cpu_seconds, descendants, end, end_with_parent
 
 WARM = 20  #: single tasks, before anything is measured
 
@@ -91,6 +91,7 @@ class Driver:
 def main(module: str, output: str) -> None:
     plan = Plan(**json.load(sys.stdin))
     adopt_orphans()
+    end_with_parent()
     peer: Peer = importlib.import_module(f"benchmarks.peers.{module}").peer()
     try:
         with tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as folder:
