@@ -81,10 +81,14 @@ PEERS: Final = {
 
 @dataclass
 class Row:
-    """One system of the table."""
+    """One system of the table; of a peer also onexflow's figures right before and after it."""
 
     durable: str
     figures: list[Figures] = field(default_factory=list)
+    beside: list[Figures] = field(default_factory=list)
+
+    def of(self, title: str) -> list[Figures]:
+        return [one for one in self.figures if one.workload == title]
 
 
 def chosen(names: list[str]) -> dict[str, Entry]:
@@ -98,7 +102,7 @@ def chosen(names: list[str]) -> dict[str, Entry]:
 def main(names: list[str], rounds: int, write: str | None) -> int:
     """Measure these peers (all by default) beside onexflow, and print the table."""
     peers = chosen(names)
-    heading = f"{machine()}; one client process, everything on loopback"
+    heading = f"{machine()}, load average {os.getloadavg()[0]:.1f}; one client process, everything on this machine"
     _say(heading)
     text = f"{heading}\n\n{_text(asyncio.run(_compare(peers, rounds)))}\n"
     sys.stdout.write(text)
@@ -114,21 +118,22 @@ async def _compare(peers: dict[str, Entry], rounds: int) -> dict[str, Row]:
             entry.needs()
             python = await asyncio.to_thread(_environment, entry.module)
             async with _database(entry) as server:
-                await _onexflow(rows, server)
+                beside = await _onexflow(server)
                 versions, figures = await _drive(name, entry, python, rounds, server)
-                await _onexflow(rows, server)
+                beside += await _onexflow(server)
         except Skipped as why:
             _say(f"{name}: skipped: {why}")
         else:
-            rows[versions] = Row(entry.durable, figures)
+            own = "onexflow on PostgreSQL" if entry.on_postgres else "onexflow on SQLite"
+            rows.setdefault(own, Row("yes")).figures += beside
+            rows[versions] = Row(entry.durable, figures, beside)
             _say(f"{name}: {_summary(figures)}")
     return rows
 
 
-async def _onexflow(rows: dict[str, Row], server: EmbeddedPostgres | None) -> None:
-    """One round of the shipped binaries, added to their row."""
-    name = "onexflow on SQLite" if server is None else "onexflow on PostgreSQL"
-    row = rows.setdefault(name, Row("yes"))
+async def _onexflow(server: EmbeddedPostgres | None) -> list[Figures]:
+    """One round of the shipped binaries, on this PostgreSQL or else on SQLite."""
+    figures = []
     database = [] if server is None or server.pid is None else [server.pid]
     async with Cluster("" if server is None else server.url) as cluster:
         runner = await Onexflow.open(cluster, "compute")
@@ -139,9 +144,10 @@ async def _onexflow(rows: dict[str, Row], server: EmbeddedPostgres | None) -> No
                 before = cpu_seconds(database)
                 sample = await getattr(load, workload)(CALLS[workload])
                 cpu_us = sum(sample.cpu_us.values()) + (cpu_seconds(database) - before) / sample.tasks * 1e6
-                row.figures.append(Figures(sample.workload, sample.tasks, sample.seconds, cpu_us, sample.latencies_ms))
+                figures.append(Figures(sample.workload, sample.tasks, sample.seconds, cpu_us, sample.latencies_ms))
         finally:
             await runner.close()
+    return figures
 
 
 def _say(line: str) -> None:
@@ -226,9 +232,16 @@ def _last_line(text: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- the table
 
 
+_RATES: Final = ("W1 single", "W2 chain", "W3 fan")
+_LATENCY: Final = "W4 latency"
 _HEAD: Final = """\
 | system | durable | rounds | W1 single, tasks/s | W2 chain, tasks/s | W3 fan, tasks/s | W4 p50 / p99 ms | CPU µs/task W1 / W2 / W3 / W4 |
 |---|---|---|---|---|---|---|---|"""
+_TIMES_HEAD: Final = """
+onexflow right before and after each: its rate as a multiple of the peer's; the peer's p50 and CPU as multiples of its.
+
+| system | W1 single | W2 chain | W3 fan | W4 p50 | CPU W2 |
+|---|---|---|---|---|---|"""
 _NOTE: Final = f"""
 Medians of the rounds. No-op tasks in Python, payloads of about 100 bytes; W1: workflows of one task, up to {IN_FLIGHT} in \
 flight; W2: of {CHAIN}, one after the other; W3: one workflow of {WIDTH:,} parallel tasks and a reducer; W4: one task at a \
@@ -237,20 +250,39 @@ time. CPU is that of all processes: client, workers, server, database. Durable: 
 
 def _text(rows: dict[str, Row]) -> str:
     ordered = sorted(rows.items(), key=lambda item: not item[0].startswith("onexflow"))
-    return "\n".join([_HEAD, *(_line(name, row) for name, row in ordered), _NOTE])
+    figures = [_line(name, row) for name, row in ordered]
+    times = [_times(name, row) for name, row in ordered if row.beside]
+    return "\n".join([_HEAD, *figures, _TIMES_HEAD, *times, _NOTE])
 
 
 def _line(name: str, row: Row) -> str:
-    found = {title: [one for one in row.figures if one.workload == title] for title in WORKLOADS.values()}
-    rates = [f"{statistics.median(one.rate for one in found[title]):,.0f}" for title in list(WORKLOADS.values())[:3]]
-    cpu = " / ".join(f"{statistics.median(one.cpu_us for one in figures):,.0f}" for figures in found.values())
-    rounds = len(found["W4 latency"])
-    return f"| {name} | {row.durable} | {rounds} | {' | '.join(rates)} | {_latency(found['W4 latency'])} | {cpu} |"
+    rates = [f"{_rate(row.of(title)):,.0f}" for title in _RATES]
+    latency = " / ".join(f"{_latency(row.of(_LATENCY), share):.1f}" for share in (0.5, 0.99))
+    cpu = " / ".join(f"{_cpu(row.of(title)):,.0f}" for title in WORKLOADS.values())
+    return f"| {name} | {row.durable} | {len(row.of(_LATENCY))} | {' | '.join(rates)} | {latency} | {cpu} |"
 
 
-def _latency(figures: list[Figures]) -> str:
+def _times(name: str, row: Row) -> str:
+    ours = Row("yes", row.beside)
+    times = [
+        *(_rate(ours.of(title)) / _rate(row.of(title)) for title in _RATES),
+        _latency(row.of(_LATENCY), 0.5) / _latency(ours.of(_LATENCY), 0.5),
+        _cpu(row.of("W2 chain")) / _cpu(ours.of("W2 chain")),
+    ]
+    return f"| {name} | {' | '.join(f'{ratio:.1f}' for ratio in times)} |"
+
+
+def _rate(figures: list[Figures]) -> float:
+    return statistics.median(one.rate for one in figures)
+
+
+def _cpu(figures: list[Figures]) -> float:
+    return statistics.median(one.cpu_us for one in figures)
+
+
+def _latency(figures: list[Figures], share: float) -> float:
     latencies = sorted(value for one in figures for value in one.latencies_ms)
-    return " / ".join(f"{latencies[int(share * len(latencies))]:.1f}" for share in (0.5, 0.99))
+    return latencies[int(share * len(latencies))]
 
 
 def _summary(figures: list[Figures]) -> str:

@@ -7,9 +7,13 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from .peer import Wait
+
+# Read when it is imported.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would tell its makers
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it writes one into the user's home
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # no cluster of machines: it listens on loopback alone
+import ray
 
 _OBJECTS_BYTES = 100_000_000
 
@@ -30,11 +34,9 @@ def _wait_for(task: object) -> Wait:
 
 class _Ray:
     def prepare(self, folder: Path, url: str) -> str:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would tell its makers
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else it writes one into the user's home
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, object_store_memory=_OBJECTS_BYTES,
-            log_to_driver=False, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
+            log_to_driver=False, _temp_dir=str(folder),
         )  # fmt: skip
         return f"Ray {ray.__version__}"
 
