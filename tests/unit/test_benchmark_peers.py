@@ -109,8 +109,9 @@ def test_a_peer_that_needs_what_is_not_there_is_skipped_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    assert asyncio.run(comparison._compare(comparison.chosen(["celery"]), 1)) == {}
-    assert capsys.readouterr().err == "celery: skipped: it needs `redis-server` on PATH\n"
+    line = "celery: skipped: it needs `redis-server` on PATH"
+    assert asyncio.run(comparison._compare(comparison.chosen(["celery"]), 1)) == ({}, [line])
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_a_peer_that_there_is_not_is_refused_with_those_there_are() -> None:

@@ -20,6 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from onexflow.core.errors import Unavailable
 from onexflow.storage.postgres.embedded import EmbeddedPostgres, find_postgres
 
 from ..bench.machine import machine
@@ -104,15 +105,18 @@ def main(names: list[str], rounds: int, write: str | None) -> int:
     peers = chosen(names)
     heading = f"{machine()}, load average {os.getloadavg()[0]:.1f}; one client process, everything on this machine"
     _say(heading)
-    text = f"{heading}\n\n{_text(asyncio.run(_compare(peers, rounds)))}\n"
+    rows, skipped = asyncio.run(_compare(peers, rounds))
+    text = "\n".join([heading, "", _text(rows), *(f"\n{line}." for line in skipped), ""])
     sys.stdout.write(text)
     if write:
         Path(write).write_text(f"# Peers\n\n{text}")
     return 0
 
 
-async def _compare(peers: dict[str, Entry], rounds: int) -> dict[str, Row]:
+async def _compare(peers: dict[str, Entry], rounds: int) -> tuple[dict[str, Row], list[str]]:
+    """The rows, and a line for each peer that has none."""
     rows: dict[str, Row] = {}
+    skipped: list[str] = []
     for name, entry in peers.items():
         try:
             entry.needs()
@@ -121,14 +125,15 @@ async def _compare(peers: dict[str, Entry], rounds: int) -> dict[str, Row]:
                 beside = await _onexflow(server)
                 versions, figures = await _drive(name, entry, python, rounds, server)
                 beside += await _onexflow(server)
-        except Skipped as why:
-            _say(f"{name}: skipped: {why}")
+        except (Skipped, Unavailable, TimeoutError) as why:
+            skipped.append(f"{name}: skipped: {why or 'it took too long'}")
+            _say(skipped[-1])
         else:
             own = "onexflow on PostgreSQL" if entry.on_postgres else "onexflow on SQLite"
             rows.setdefault(own, Row("yes")).figures += beside
             rows[versions] = Row(entry.durable, figures, beside)
             _say(f"{name}: {_summary(figures)}")
-    return rows
+    return rows, skipped
 
 
 async def _onexflow(server: EmbeddedPostgres | None) -> list[Figures]:
