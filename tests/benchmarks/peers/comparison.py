@@ -14,6 +14,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -209,10 +210,11 @@ async def _drive(
     )  # fmt: skip
     output, log = CACHE / f"{name}.json", CACHE / f"{name}.log"
     output.unlink(missing_ok=True)
-    with log.open("wb") as file:
+    with log.open("wb") as file, tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as folder:
         process = await asyncio.create_subprocess_exec(
-            *(str(python), "-m", "benchmarks.peers.drive", entry.module, str(output)),
-            env={**os.environ, "PYTHONPATH": str(ROOT / "tests")}, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
+            *(str(python), "-m", "benchmarks.peers.drive", entry.module, folder, str(output)),
+            env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+            stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
         try:
             async with asyncio.timeout(PEER_SECONDS):

@@ -1,6 +1,6 @@
-"""Drives one peer through the workloads: `python -m benchmarks.peers.drive MODULE`, the plan on its standard input.
+"""Drives one peer through the workloads: `python -m benchmarks.peers.drive MODULE FOLDER OUTPUT`, the plan as its input.
 
-Writes the versions and the figures to the file that it is told, as JSON; a peer's own words go where they like.
+The peer may write to FOLDER. Versions and figures go to OUTPUT, as JSON; a peer's own words go where they like.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -88,18 +87,17 @@ class Driver:
         return sorted(latencies)
 
 
-def main(module: str, output: str) -> None:
+def main(module: str, folder: str, output: str) -> None:
     plan = Plan(**json.load(sys.stdin))
     adopt_orphans()
     end_with_parent()
     peer: Peer = importlib.import_module(f"benchmarks.peers.{module}").peer()
     try:
-        with tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as folder:
-            try:
-                versions = peer.prepare(Path(folder), plan.url)
-                figures = Driver(peer, plan).run()
-            finally:
-                peer.stop()
+        try:
+            versions = peer.prepare(Path(folder), plan.url)
+            figures = Driver(peer, plan).run()
+        finally:
+            peer.stop()
         Path(output).write_text(json.dumps({"versions": versions, "figures": [asdict(one) for one in figures]}))
     finally:
         end(descendants(os.getpid()))
