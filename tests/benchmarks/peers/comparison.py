@@ -127,7 +127,7 @@ async def _compare(peers: dict[str, Entry], rounds: int) -> tuple[dict[str, Row]
                 versions, figures = await _drive(name, entry, python, rounds, server)
                 beside += await _onexflow(server)
         except (Skipped, Unavailable, TimeoutError) as why:
-            skipped.append(f"{name}: skipped: {why or 'it took too long'}")
+            skipped.append(f"{name}: skipped: {str(why) or 'it took too long'}")
             _say(skipped[-1])
         else:
             own = "onexflow on PostgreSQL" if entry.on_postgres else "onexflow on SQLite"
