@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks import counting, store_append
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
 
+from ..peers import comparison
 from ..probe.client import Probe
 from .machine import machine
 from .processes import Cluster, memory_mib
@@ -32,6 +33,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--write", metavar="FILE", help="write the table to FILE as well (docs/measured/…)")
     parser.add_argument(
         "--counting", action="store_true", help="instead: what counting each worker's results costs, in turns with not"
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="PEER",
+        help=f"instead: other systems beside onexflow, of {', '.join(comparison.PEERS)} [all]",
     )
     arguments = parser.parse_args()
     for name in arguments.workloads:
@@ -85,6 +92,8 @@ def _memory(memory: dict[str, tuple[float, float]]) -> str:
 
 def main() -> int:
     arguments = _arguments()
+    if arguments.peers is not None:
+        return comparison.main(arguments.peers, arguments.rounds, arguments.write)
     if arguments.counting:
         return _report(arguments.write, f"{machine()}; one engine in process on SQLite, no gRPC", counting.table)
     if arguments.stores:
