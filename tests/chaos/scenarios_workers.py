@@ -131,12 +131,13 @@ async def _begun_again(stage: Stage, interrupted: list[Ran], since_ns: int) -> l
 
 
 async def cut_streams(options: Options) -> Figures:
-    """Every worker stream cut every 100 ms for a minute: no effect at the same time twice, pure tasks at most once more a
-    cut."""
+    """Every worker stream cut every 100 ms for a minute: no effect at the same time twice, of pure tasks at most one more
+    a cut."""
     seconds = 5.0 if options.quick else 60.0
     cluster = ChaosCluster("relays")
     async with Stage("cut-worker-streams", options, cluster, direct=True) as stage:
         figures = stage.figures
+        figures.promise("pure tasks begun again, a stream that was cut", 1.0)
         figures.promise("begun again by one pure task, a cut that it lived through", 1.0)
         for number in range(options.rounds):
             began_ns = time.time_ns()
@@ -152,9 +153,10 @@ async def cut_streams(options: Options) -> Figures:
             stage.trail.read()
             pure = stage.trail.again(frozenset({"compute"}), began_ns)
             effects = stage.trail.again(frozenset({"effect"}), began_ns)
-            figures.add("cuts", len(cuts))
             figures.add("tasks/s while streams are cut", stage_done)
-            figures.add("pure tasks begun again, a cut", sum(len(runs) - 1 for runs in pure) / len(cuts))
+            streams = len(cuts) * len(cluster.orchestrators) * len(cluster.workers)
+            figures.add("streams cut", streams)
+            figures.add("pure tasks begun again, a stream that was cut", sum(len(runs) - 1 for runs in pure) / streams)
             figures.add(
                 "begun again by one pure task, a cut that it lived through", *(_a_cut(runs, cuts) for runs in pure)
             )

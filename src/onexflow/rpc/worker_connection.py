@@ -1,20 +1,19 @@
 """The worker's end of its streams: one to every orchestrator, each kept up by itself.
 
 The first addresses are given; the others are learned from Welcome. A stream that is lost is opened again, at first
-within 50 ms, then after random pauses that grow to 1 s. Attempts go on meanwhile: they belong to the runtime.
+within 50 ms, then after random pauses that grow to 0.2 s, and to 1 s where nobody is. Attempts go on meanwhile: they belong to the runtime.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 import grpc
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from onexflow.codec.wire import worker as wire
 from onexflow.core.errors import Unavailable
@@ -30,9 +29,10 @@ from onexflow.v1 import worker_pb2_grpc
 WELCOME_WITHIN: Final = 5.0
 #: Seconds of silence before a ping of the connection, and those for its answer: how soon a dead one is left.
 PING: Final = (2.0, 3.0)
-#: A stream that broke sooner than this after its Welcome counts as a failed attempt, so that pauses grow. Short: the
-#: orchestrator lets others do what this worker holds after a tenth of a second (`engine.sessions.RETURN_SECONDS`).
-SETTLED_AFTER: Final = 0.05
+#: A stream that lived shorter than this counts as a failed attempt, so that pauses grow: to the first of these where there
+#: was a Welcome, as what the worker holds may run elsewhere soon (`engine.sessions.RETURN_SECONDS`); else to the second.
+SETTLED_AFTER: Final = 1.0
+PAUSES: Final = (0.2, 1.0)
 #: Seconds for what is queued when the worker closes the stream.
 FLUSH_WITHIN: Final = 1.0
 
@@ -140,24 +140,23 @@ class WorkerConnections:
         """Hold a stream to `address`, for as long as it is a good address."""
         again = True
         while again:
-            retrying = AsyncRetrying(
-                retry=retry_if_exception_type(SPIError), wait=wait_random_exponential(multiplier=0.05, max=1.0)
-            )
+            retrying = AsyncRetrying(retry=retry_if_exception_type(_NotSettledError), wait=_pause)
             async for attempt in retrying:
                 with attempt:
                     again = not self._closing and await self._one_stream(address)
 
     async def _one_stream(self, address: str) -> bool:
-        """A stream from Hello to its end. Raises the reason of a stream that never settled. False: never again."""
+        """A stream from Hello to its end. Raises _NotSettledError for one that never settled. False: never again."""
         async with open_channel(address, ping=self._ping, security=self._security) as channel:
             stream = _WorkerStream(self._runtime, channel, self._on_welcome, address)
             self._streams[address] = stream
+            began = asyncio.get_running_loop().time()
             try:
                 await stream.run()
             except SPIError as error:
                 self._ended(stream, error)
-                if asyncio.get_running_loop().time() < stream.settled_at:
-                    raise
+                if not (stream.orchestrator_id and asyncio.get_running_loop().time() - began > SETTLED_AFTER):
+                    raise _NotSettledError(was_welcomed=bool(stream.orchestrator_id)) from error
             finally:
                 if self._streams.get(address) is stream:
                     del self._streams[address]
@@ -184,6 +183,25 @@ class WorkerConnections:
         self._changed.set()
 
 
+class _NotSettledError(Exception):
+    """A stream that ended too soon; its cause says why."""
+
+    def __init__(self, *, was_welcomed: bool) -> None:
+        super().__init__()
+        self.was_welcomed = was_welcomed
+
+
+_PAUSES = {
+    welcomed: wait_random_exponential(multiplier=0.05, max=longest)
+    for welcomed, longest in zip((True, False), PAUSES, strict=True)
+}
+
+
+def _pause(attempts: RetryCallState) -> float:
+    error = attempts.outcome.exception() if attempts.outcome is not None else None
+    return _PAUSES[isinstance(error, _NotSettledError) and error.was_welcomed](attempts)
+
+
 class _WorkerStream:
     """One stream: a ports.worker_link.OrchestratorLink."""
 
@@ -193,8 +211,6 @@ class _WorkerStream:
         self._on_welcome = on_welcome
         self.address = address
         self.orchestrator_id = ""
-        #: Loop time.
-        self.settled_at = math.inf
         self.superseded = False
         self.said_goodbye = False
         self.over = asyncio.Event()
@@ -253,7 +269,6 @@ class _WorkerStream:
             message = wire.from_response(first)
             if type(message) is Welcome and not self.orchestrator_id:
                 self.orchestrator_id = message.orchestrator_id
-                self.settled_at = asyncio.get_running_loop().time() + SETTLED_AFTER
                 self._on_welcome(self, message)
             peer.on_message(message)
             first = await call.read()
