@@ -1,6 +1,6 @@
 """The orchestrator: one process's engine, as its clients and workers see it (`ports.client_link.OrchestratorService`).
 
-How a result becomes the next task (the hot path): `AttemptBook.on_results` (a message of results) → `Kernel.decide` for
+How a result becomes the next task (the hot path): `ResultIntake.on_results` (a message of results) → `Kernel.decide` for
 each run (core.decide) → `Shard.record` (offsets) → instructions: pure tasks leave with the flush at the end of this loop
 turn, everything else when `CommitLane` says that it is durable. No task of the event loop, no log line, no JSON for it.
 """
