@@ -68,8 +68,7 @@ class Turn:
         """Ask for items that this decision scheduled to be sent, as far as the task's window reaches. Held back while
         the run is not active."""
         window = self.state.tasks[task].window - first
-        if count > window:
-            count = window
+        count = min(count, window)
         if count > 0 and self.state.status in self.graph.active[task]:
             self.instructions.append(Dispatch(task, first, count, self.context.epoch, offset))
 

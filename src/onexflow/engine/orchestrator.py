@@ -355,14 +355,15 @@ class Orchestrator:
         return self._sessions.accept(link)
 
     def _carry_out(self, run: Run, turn: Turn) -> None:
-        if run.pinned != run.state.node or (run.pinned and run.is_over):
+        state, instructions = run.state, turn.instructions
+        if run.pinned != state.node or (run.pinned and run.is_over):
             self._pins.follow(run)
             if not run.is_over:
                 self._book.place_anew(run)
-        self._book.carry_out(run, turn)
-        if turn.instructions and isinstance(turn.instructions[-1], FinishRun) and run.is_over:
-            outcome = views.outcome_of(run.key, run.state)
-            state = run.state
+        if instructions:
+            self._book.carry_out(run, turn)
+        if instructions and type(instructions[-1]) is FinishRun and run.is_over:
+            outcome = views.outcome_of(run.key, state)
             calls = any(spec.role == "orchestrator" for spec in run.graph.specs)
             self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, calls, error), run.shard)
 

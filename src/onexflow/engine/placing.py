@@ -36,6 +36,8 @@ class Placing:
         self.dispatcher = Dispatcher(self._place)
         self._dirty: dict[WorkerSession, None] = {}
         self._flushing = False
+        #: Loop time of the turn of the loop in which the next flush was asked for.
+        self._marked_at = 0.0
         #: Called with an effect that was told to stop before it could leave: it never began.
         self.give_back: Callable[[Attempt], None] = _ignore
         #: Called in the next turn of the loop with a worker that has a credit back.
@@ -48,10 +50,14 @@ class Placing:
 
     def forget(self, attempt: Attempt) -> None:
         """It has ended, or is not wanted: know nothing more of it."""
-        token = attempt.token
+        token, session = attempt.token, attempt.session
         self.attempts.pop(token, None)
         attempt.run.attempts.pop(token, None)
-        self.take_away(attempt)
+        if session is not None:
+            if attempt.sent:
+                session.inflight.pop(token, None)
+            else:
+                self.take_away(attempt)
         attempt.withdrawn = True
 
     def take_away(self, attempt: Attempt) -> None:
@@ -73,7 +79,7 @@ class Placing:
         run = attempt.run
         if attempt.withdrawn or attempt.session is not None:
             return False
-        if run.is_broken or not run.may_dispatch(attempt.task):
+        if run.is_broken or run.state.status not in run.graph.active[attempt.task]:
             self.forget(attempt)  # dispatched anew when the run is read back, or taken up
             return False
         if attempt.role == "effect":
@@ -135,13 +141,10 @@ class Placing:
 
     def _let_go(self, attempt: Attempt, session: WorkerSession) -> None:
         """It leaves with the flush at the end of this turn of the loop."""
-        attempt.sent = True
-        attempt.sent_at = attempt.progress_at = loop_time()
-        session.outbox.append(self._assignment(attempt))
         if session not in self._dirty:
             self.mark(session)
-
-    def _assignment(self, attempt: Attempt) -> Assignment:
+        attempt.sent = True
+        attempt.sent_at = attempt.progress_at = self._marked_at
         run, task = attempt.run, attempt.task
         state, graph = run.state, run.graph
         item = state.tasks[task].items[attempt.item]
@@ -155,25 +158,16 @@ class Placing:
         timeouts = graph.specs[task].timeouts
         if timeouts.start_to_close or timeouts.heartbeat:
             self.arm_pure(attempt)
-        name = graph.names[task]
-        return Assignment(
-            token=attempt.token,
-            role=attempt.role,
-            handler=attempt.handler,
-            namespace=run.key.namespace,
-            workflow_type=run.key.workflow_type,
-            instance_id=run.instance_id,
-            task=name,
-            attempt=item.attempt,
-            input=payload,
-            idempotency_key=idempotency_key(run.key, name, attempt.item, state.causation_id)
-            if attempt.role == "effect"
-            else "",
-            timeout=timeouts.start_to_close,
-            heartbeat=timeouts.heartbeat,
-            trace=state.trace,
-            progress=run.progress.get((task, attempt.item)) if run.progress else None,
-        )
+        name, key, role = graph.names[task], run.key, attempt.role
+        session.outbox.append(
+            Assignment(
+                attempt.token, role, attempt.handler, key.namespace, key.workflow_type, run.instance_id, name,
+                item.attempt, payload,
+                idempotency_key(key, name, attempt.item, state.causation_id) if role == "effect" else "",
+                timeouts.start_to_close, timeouts.heartbeat, state.trace,
+                run.progress.get((task, attempt.item)) if run.progress else None,
+            )
+        )  # fmt: skip
 
     def arm_pure(self, attempt: Attempt) -> None:
         """A pure attempt is with a worker: nothing in the log says so, its timers are the engine's own."""
@@ -191,6 +185,7 @@ class Placing:
         self._dirty[session] = None
         if not self._flushing:
             self._flushing = True
+            self._marked_at = loop_time()
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
