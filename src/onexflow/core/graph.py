@@ -90,6 +90,8 @@ class Graph:
     output: InputRule | None
     #: States of the run in which attempts of the task may leave.
     active: tuple[frozenset[str], ...]
+    #: Has it orchestrations, which call other runs?
+    calls: bool
     #: Task → the task that undoes it. Those come behind all tasks of the definition, in every tuple but `indegree`, and
     #: are part of a run only when it is compensated.
     undo: dict[int, int]
@@ -202,6 +204,7 @@ class _Compiler:
             maps=tuple(rule[2] for rule in rules),
             output=output,
             active=tuple(_active(spec) for spec in self.specs) + (_UNDO,) * len(undone),
+            calls=any(spec.role == "orchestrator" for spec in specs),
             undo={task: len(self.specs) + place for place, task in enumerate(undone)},
             undone=undone,
         )

@@ -273,7 +273,8 @@ class Kernel:
 
     def shard_of(self, key: RunKey) -> Shard:
         """Raises ShardMoved, with its owner as far as is known, when it is not owned here."""
-        return self.owned(self.number_of(key))
+        shard = self.shards.get(self._places.get(key, -1))
+        return self.owned(self.number_of(key)) if shard is None else shard
 
     def owned(self, number: int) -> Shard:
         """The shard of that number. Raises ShardMoved as `shard_of`."""

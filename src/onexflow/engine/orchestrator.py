@@ -364,7 +364,7 @@ class Orchestrator:
             self._book.carry_out(run, turn)
         if instructions and type(instructions[-1]) is FinishRun and run.is_over:
             outcome = views.outcome_of(run.key, state)
-            calls = any(spec.role == "orchestrator" for spec in run.graph.specs)
+            calls = run.graph.calls
             self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, calls, error), run.shard)
 
     def _finish(self, state: RunState, outcome: RunOutcome, calls: bool, error: Coded | None) -> None:

@@ -1,8 +1,9 @@
 """The worker's stream: messages of `ports.worker_link` ↔ `onexflow.v1` SessionRequest and SessionResponse.
 
 Hot: batches of assignments, results and acks; in their loops a token is written into its place field by field, since a
-message of its own that is copied, or a call for each, costs twice as much. One message of a port may become several on the wire (64 entries, 1 MiB).
-A result that breaks a limit does not end the stream, since it would come again on the next one: it becomes a failure.
+message of its own that is copied, or a call for each, costs twice as much. One message of a port may become several on
+the wire (64 entries, 1 MiB). A result that breaks a limit does not end the stream, since it would come again
+on the next one: it becomes a failure.
 """
 
 from __future__ import annotations
