@@ -20,11 +20,13 @@ from onexflow.core.state import ItemState
 from onexflow.core.turn import Turn
 from onexflow.engine import attempts as engine_attempts
 from onexflow.engine import kernel as engine_kernel
+from onexflow.engine import results as engine_results
 from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.catalog import Catalog
 from onexflow.engine.lane import CommitLane
 from onexflow.engine.outcomes import Outcomes
+from onexflow.engine.placing import Placing
 from onexflow.engine.readback import open_items
 from onexflow.engine.recovery import read_run
 from onexflow.engine.run import Run
@@ -148,14 +150,14 @@ def doubled_append(patch: pytest.MonkeyPatch) -> None:
 
 def effect_before_its_event(patch: pytest.MonkeyPatch) -> None:
     """An effect is sent at once, while its `task.started` is on the way to the disk."""
-    place = AttemptBook._place_effect
+    place = Placing._place_effect
 
-    def eager(self: AttemptBook, *arguments: Any) -> bool:
+    def eager(self: Placing, *arguments: Any) -> bool:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(self._kernel.lane, "when_durable", lambda release, shard=None, **_: release(None))
             return place(self, *arguments)
 
-    patch.setattr(AttemptBook, "_place_effect", eager)
+    patch.setattr(Placing, "_place_effect", eager)
 
 
 # ---- takeovers
@@ -243,7 +245,7 @@ def any_result(patch: pytest.MonkeyPatch) -> None:
         return next(((task, index) for task, index, _ in open_items(run) if index == token.item), None)
 
     patch.setattr(core_attempts, "_accepted", accepted)
-    patch.setattr(engine_attempts, "_item_of", item_of)
+    patch.setattr(engine_results, "_item_of", item_of)
 
 
 def stale_snapshot(patch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from onexflow.core.events import (
 from onexflow.core.graph import Graph
 from onexflow.core.instructions import CancelAttempt, SendAuthorised
 from onexflow.core.machine import TERMINAL_TASK_STATES, TERMINAL_WORKFLOW_STATES
-from onexflow.core.mapping import MappingError, condition, map_items, task_input
+from onexflow.core.mapping import MappingError, condition, map_items, passed_on, task_input
 from onexflow.core.payload import NULL, Failure
 from onexflow.core.retry import DEFAULT_RETRY, NO_RETRY, ORCHESTRATION_RETRY, delay, may_retry
 from onexflow.core.state import COMPENSATION, ItemState, RunState
@@ -53,8 +53,11 @@ SCHEDULE_BYTES = 256 * 1024
 
 def schedule(turn: Turn, task: int) -> None:
     """Decide what becomes of a task that waits for nothing any more: skipped, scheduled, or failed in its mapping."""
-    graph, spec = turn.graph, turn.graph.specs[task]
-    values, codec = RunValues(turn.state), turn.context.codec
+    graph = turn.graph
+    if (passed := passed_on(graph, task, turn.state)) is not None:
+        dispatch_new(turn, task, 0, 1, turn.emit(TaskScheduled(task, source=passed)))
+        return
+    spec, values, codec = graph.specs[task], RunValues(turn.state), turn.context.codec
     try:
         if spec.when and not condition(graph, task, values, codec):
             turn.emit(StateTransitioned("task.skipped", "pending", "skipped", [task], reason=spec.when))

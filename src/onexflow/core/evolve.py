@@ -9,7 +9,7 @@ or `skipped` when a hard parent has no result, and so do those behind it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from onexflow.core.errors import InternalError
 from onexflow.core.events import (
@@ -69,7 +69,7 @@ def evolve(graph: Graph, state: RunState, event: Event, epoch: int, offset: int,
     """
     state.seq += 1
     state.updated_at = at
-    fold = _FOLDS.get(type(event))
+    fold = FOLDS.get(type(event))
     if fold is not None:
         fold(graph, state, event, epoch, offset, at)
     return state
@@ -90,7 +90,7 @@ def _on_started(graph: Graph, state: RunState, event: WorkflowStarted, epoch: in
     for task in graph.roots if not graph.gated else ():
         _become_pending(state, task)
     for task in graph.gated:
-        _resolve_parent(graph, state, task, doomed=False, at=at)
+        _resolve_parent(graph, state, task, False, at)
 
 
 def _on_paused(graph: Graph, state: RunState, event: WorkflowPaused, epoch: int, offset: int, at: int) -> None:
@@ -180,9 +180,18 @@ def _on_compensation_completed(
 # ---- tasks and items
 
 
+#: States that an item may come from, of the two moves that every task makes.
+_BEFORE_RUNNING: Final = frozenset(origin for origin, target in TASK_EDGES if target == "running")
+_BEFORE_COMPLETED: Final = frozenset(origin for origin, target in TASK_EDGES if target == "completed")
+
+
+def _refuse_item(graph: Graph, state: RunState, task: int, item: ItemState, target: str) -> None:
+    check_task_edge(item.status, target, str(state.key), graph.names[task])
+
+
 def _move_item(graph: Graph, state: RunState, task: int, item: ItemState, target: str) -> None:
     if (item.status, target) not in TASK_EDGES:
-        check_task_edge(item.status, target, str(state.key), graph.names[task])
+        _refuse_item(graph, state, task, item, target)
     item.status = target
     owner = state.tasks[task]
     if owner.of == 1:
@@ -205,14 +214,7 @@ def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: in
     if first == len(task.items):
         for index in range(event.count):
             task.items.append(
-                ItemState(
-                    epoch=epoch,
-                    offset=offset,
-                    source=event.source,
-                    input=inline[index] if inline else None,
-                    first_scheduled_at=at,
-                    scheduled_at=at,
-                )
+                ItemState("scheduled", 1, 1, epoch, offset, event.source, inline[index] if inline else None, at, at)
             )
         return
     for index in range(first, first + event.count):
@@ -230,29 +232,35 @@ def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: in
 def _on_task_started(graph: Graph, state: RunState, event: TaskStarted, epoch: int, offset: int, at: int) -> None:
     task = state.tasks[event.task]
     authorises = graph.specs[event.task].role == "effect"
-    if not event.items and task.of == 0:
-        task.status = "running"
     for index in event.items:
         item = task.items[index]
-        _move_item(graph, state, event.task, item, "running")
+        if item.status not in _BEFORE_RUNNING:
+            _refuse_item(graph, state, event.task, item, "running")
+        item.status = "running"
         item.worker, item.incarnation = event.worker, event.incarnation
         item.started_at = event.started_at or at
         item.idempotent = event.idempotent
         if authorises:
             item.epoch, item.offset = epoch, offset
+    # All of no items run; of several, the task does when the first one does.
+    if task.of == 0 or (event.items and (task.of == 1 or task.status == "scheduled")):
+        task.status = "running"
 
 
 def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoch: int, offset: int, at: int) -> None:
     task = state.tasks[event.task]
     for index, result in zip(event.items, event.results, strict=True):
         item = task.items[index]
-        _move_item(graph, state, event.task, item, "completed")
+        if item.status not in _BEFORE_COMPLETED:
+            _refuse_item(graph, state, event.task, item, "completed")
+        item.status = "completed"
         item.result = result
         item.error = None
         item.stopping = ""
         item.finished_at = at
         task.done += 1
-    task.window = min(task.of, task.window + len(event.items))
+    if task.window < task.of:
+        task.window = min(task.of, task.window + len(event.items))
     if task.done < task.of:
         return
     if graph.specs[event.task].map:
@@ -365,9 +373,9 @@ def _end_task(graph: Graph, state: RunState, task: int, at: int) -> None:
             state.open_setup -= 1
         without_result = task_state.status != "completed"
         for child in graph.hard_children[index]:
-            _resolve_parent(graph, state, child, doomed=without_result, at=at, ended=ended)
+            _resolve_parent(graph, state, child, without_result, at, ended)
         for child in graph.soft_children[index]:
-            _resolve_parent(graph, state, child, doomed=False, at=at, ended=ended)
+            _resolve_parent(graph, state, child, False, at, ended)
 
 
 def _end_while_compensating(graph: Graph, state: RunState, task: int, at: int) -> None:
@@ -380,15 +388,17 @@ def _end_while_compensating(graph: Graph, state: RunState, task: int, at: int) -
 
 
 def _resolve_parent(
-    graph: Graph, state: RunState, task: int, *, doomed: bool, at: int, ended: list[int] | None = None
+    graph: Graph, state: RunState, task: int, doomed: bool, at: int, ended: list[int] | None = None
 ) -> None:
     child = state.tasks[task]
     child.unresolved -= 1
-    child.doomed = child.doomed or doomed
+    if doomed:
+        child.doomed = True
     if child.unresolved:
         return
     if not child.doomed:
-        _become_pending(state, task)
+        child.status = "pending"
+        state.ready[task] = True
         return
     child.status = "skipped"
     if ended is None:
@@ -401,7 +411,8 @@ def _on_created(graph: Graph, state: RunState, event: WorkflowCreated, epoch: in
     raise InternalError("workflow.created can only be a run's first event", {"run": str(state.key), "seq": state.seq})
 
 
-_FOLDS: dict[type[Event], Callable[[Graph, RunState, Any, int, int, int], None]] = {
+#: What folds an event of each type, once it is counted.
+FOLDS: Final[dict[type[Event], Callable[[Graph, RunState, Any, int, int, int], None]]] = {
     WorkflowCreated: _on_created,
     WorkflowStarted: _on_started,
     WorkflowPaused: _on_paused,

@@ -82,11 +82,16 @@ class Graph:
     #: One topological order.
     order: tuple[int, ...]
     inputs: tuple[InputRule | None, ...]
+    #: Of a plain task without a condition whose input is the run's or one task's result, unchanged: RUN_INPUT or that
+    #: task; else None.
+    sources: tuple[int | None, ...]
     conditions: tuple[Rule | None, ...]
     maps: tuple[Rule | None, ...]
     output: InputRule | None
     #: States of the run in which attempts of the task may leave.
     active: tuple[frozenset[str], ...]
+    #: Has it orchestrations, which call other runs?
+    calls: bool
     #: Task → the task that undoes it. Those come behind all tasks of the definition, in every tuple but `indegree`, and
     #: are part of a run only when it is compensated.
     undo: dict[int, int]
@@ -194,13 +199,23 @@ class _Compiler:
             sinks=sinks,
             order=tuple(self.order),
             inputs=tuple(rule[0] for rule in rules),
+            sources=tuple(self._source(task, rules[task][0]) for task in tasks) + (None,) * len(undone),
             conditions=tuple(rule[1] for rule in rules),
             maps=tuple(rule[2] for rule in rules),
             output=output,
             active=tuple(_active(spec) for spec in self.specs) + (_UNDO,) * len(undone),
+            calls=any(spec.role == "orchestrator" for spec in specs),
             undo={task: len(self.specs) + place for place, task in enumerate(undone)},
             undone=undone,
         )
+
+    def _source(self, task: int, rule: InputRule | None) -> int | None:
+        parents = self.hard[task] + self.soft[task]
+        if self.specs[task].when or self.specs[task].map or (rule is None and len(parents) > 1):
+            return None
+        if rule is None:
+            return parents[0] if parents else RUN_INPUT
+        return rule.whole.source if rule.whole is not None and rule.whole.source != INLINE else None
 
     # ---- names and edges
 

@@ -29,7 +29,7 @@ class RunKey(msgspec.Struct, frozen=True, order=True, cache_hash=True, gc=False)
 
     def to_bytes(self) -> bytes:
         """The key as stored: 16 bytes of id, then namespace and type, parted by a null byte."""
-        return self.instance_id.bytes + self.namespace.encode() + b"\0" + self.workflow_type.encode()
+        return self.instance_id.int.to_bytes(16, "big") + f"{self.namespace}\0{self.workflow_type}".encode()
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> RunKey:
@@ -84,7 +84,13 @@ def instance_of_request(request_id: str) -> UUID:
         given = UUID(request_id)
     except ValueError:
         return derived_uuid(f"request:{request_id}")
-    return given if given.version == 7 else derived_uuid(f"request:{request_id}")
+    return given if is_uuid7(given) else derived_uuid(f"request:{request_id}")
+
+
+def is_uuid7(given: UUID) -> bool:
+    """As `given.version == 7`, which asks the same of the same bits at five times the price."""
+    bits = given.int
+    return bits >> 76 & 0xF == 7 and bits >> 62 & 0x3 == 2
 
 
 def derived_uuid(text: str) -> UUID:

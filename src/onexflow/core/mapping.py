@@ -71,6 +71,16 @@ def task_input(graph: Graph, task: int, values: Values, codec: PayloadCodec) -> 
     return source, None
 
 
+def passed_on(graph: Graph, task: int, state: RunState) -> int | None:
+    """`task_input` of a task that gets the run's input or its parent's result as it is, where nothing is to be said
+    about it; None: ask `task_input`."""
+    source = graph.sources[task]
+    if source is None:
+        return None
+    payload = state.input if source == RUN_INPUT else state.tasks[source].result
+    return None if payload is None or len(payload.data) > MAX_MADE else source
+
+
 def condition(graph: Graph, task: int, values: Values, codec: PayloadCodec) -> bool:
     """Whether the task is to run, by JMESPath's truth. A task without a condition is."""
     rule = graph.conditions[task]

@@ -9,7 +9,7 @@ import msgspec
 from onexflow.core.commands import TimerKind
 from onexflow.core.errors import TaskTimedOut
 from onexflow.core.events import Event, WorkflowCreated
-from onexflow.core.evolve import create, evolve
+from onexflow.core.evolve import FOLDS, create
 from onexflow.core.graph import Graph
 from onexflow.core.instructions import ArmTimer, Dispatch, Instruction
 from onexflow.core.payload import Failure, Payload, PayloadCodec
@@ -51,10 +51,12 @@ class Turn:
         return turn
 
     def emit(self, event: Event) -> int:
-        """Decide that `event` happens. Returns its offset."""
-        context, events = self.context, self.events
+        """Decide that `event` happens, and fold it as `evolve` does. Returns its offset."""
+        context, events, state, now = self.context, self.events, self.state, self.now
         offset = context.offset + len(events)
-        evolve(self.graph, self.state, event, context.epoch, offset, self.now)
+        state.seq += 1
+        state.updated_at = now
+        FOLDS[type(event)](self.graph, state, event, context.epoch, offset, now)
         events.append(event)
         return offset
 
@@ -65,8 +67,9 @@ class Turn:
     def dispatch(self, task: int, first: int, count: int, offset: int) -> None:
         """Ask for items that this decision scheduled to be sent, as far as the task's window reaches. Held back while
         the run is not active."""
-        count = min(count, self.state.tasks[task].window - first)
-        if count > 0 and self.is_active(task):
+        window = self.state.tasks[task].window - first
+        count = min(count, window)
+        if count > 0 and self.state.status in self.graph.active[task]:
             self.instructions.append(Dispatch(task, first, count, self.context.epoch, offset))
 
     def dispatch_held(self, task: int, index: int) -> None:

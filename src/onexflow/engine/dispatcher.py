@@ -46,7 +46,7 @@ class HandlerQueue:
     def free_session(self, role: str) -> WorkerSession | None:
         """A worker with a credit: the one last filled, else the next in rotation."""
         sessions = self.sessions
-        for _ in range(len(sessions)):
+        for _ in sessions:
             session = sessions[self._cursor % len(sessions)]
             if session.credits.get(role, 0) > 0 and session.takes_work:
                 return session
@@ -71,8 +71,10 @@ class Dispatcher:
 
     def enqueue(self, attempt: Attempt, *, first: bool = False) -> None:
         """Place the attempt on a worker now, or keep it until a credit comes: last in its band, or first."""
-        queue = self._queue_of(attempt)
         role = attempt.role
+        queue = self._queues.get((role, attempt.handler, ""))
+        if queue is None or attempt.run.state.node:
+            queue = self._queue_of(attempt)
         session = queue.free_session(role)
         if session is None:
             band = queue.bands[BANDS[attempt.run.graph.specs[attempt.task].priority]]

@@ -273,7 +273,8 @@ class Kernel:
 
     def shard_of(self, key: RunKey) -> Shard:
         """Raises ShardMoved, with its owner as far as is known, when it is not owned here."""
-        return self.owned(self.number_of(key))
+        shard = self.shards.get(self._places.get(key, -1))
+        return self.owned(self.number_of(key)) if shard is None else shard
 
     def owned(self, number: int) -> Shard:
         """The shard of that number. Raises ShardMoved as `shard_of`."""
@@ -445,7 +446,7 @@ class Kernel:
         shard = self.shard_of(key)
         now = self.now()
         try:
-            turn = start(graph, command, self._context(shard, now))
+            turn = start(graph, command, Context(now, shard.epoch, shard.next, self._codec, self._jitter))
         except SPIError:
             raise
         except Exception as error:
@@ -470,9 +471,9 @@ class Kernel:
             raise shard.moved
         if run.is_broken:
             raise Unavailable(f"run {run.key} is being read back", {"run": str(run.key)})
-        seq = state.seq
+        seq, now = state.seq, max(self._now or self.now(), state.updated_at)
         try:
-            turn = decide(run.graph, state, command, self._context(shard, state.updated_at))
+            turn = decide(run.graph, state, command, Context(now, shard.epoch, shard.next, self._codec, self._jitter))
         except SPIError as error:
             if state.seq != seq or isinstance(error, InternalError):  # refused halfway: a bug
                 self._quarantine(run)
@@ -488,10 +489,6 @@ class Kernel:
             self.lane.mark()
         self.carry_out(run, turn)
         return turn
-
-    def _context(self, shard: Shard, not_before: int) -> Context:
-        now = self.now()
-        return Context(max(not_before, now), shard.epoch, shard.next, self._codec, self._jitter)
 
     def is_reading(self, shard: Shard, iid: int) -> bool:
         """Is the run on its way into memory?"""

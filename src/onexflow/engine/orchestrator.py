@@ -1,6 +1,6 @@
 """The orchestrator: one process's engine, as its clients and workers see it (`ports.client_link.OrchestratorService`).
 
-How a result becomes the next task (the hot path): `AttemptBook.on_results` (a message of results) → `Kernel.decide` for
+How a result becomes the next task (the hot path): `ResultIntake.on_results` (a message of results) → `Kernel.decide` for
 each run (core.decide) → `Shard.record` (offsets) → instructions: pure tasks leave with the flush at the end of this loop
 turn, everything else when `CommitLane` says that it is durable. No task of the event loop, no log line, no JSON for it.
 """
@@ -355,15 +355,16 @@ class Orchestrator:
         return self._sessions.accept(link)
 
     def _carry_out(self, run: Run, turn: Turn) -> None:
-        if run.pinned != run.state.node or (run.pinned and run.is_over):
+        state, instructions = run.state, turn.instructions
+        if run.pinned != state.node or (run.pinned and run.is_over):
             self._pins.follow(run)
             if not run.is_over:
                 self._book.place_anew(run)
-        self._book.carry_out(run, turn)
-        if turn.instructions and isinstance(turn.instructions[-1], FinishRun) and run.is_over:
-            outcome = views.outcome_of(run.key, run.state)
-            state = run.state
-            calls = any(spec.role == "orchestrator" for spec in run.graph.specs)
+        if instructions:
+            self._book.carry_out(run, turn)
+        if instructions and type(instructions[-1]) is FinishRun and run.is_over:
+            outcome = views.outcome_of(run.key, state)
+            calls = run.graph.calls
             self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, calls, error), run.shard)
 
     def _finish(self, state: RunState, outcome: RunOutcome, calls: bool, error: Coded | None) -> None:

@@ -17,7 +17,7 @@ from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import WorkflowCreated
 from onexflow.core.evolve import create, evolve
 from onexflow.core.graph import Graph
-from onexflow.core.ids import RunKey
+from onexflow.core.ids import RunKey, is_uuid7
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES, WORKFLOW_STATES
 from onexflow.core.state import RunState
 from onexflow.engine.catalog import Catalog
@@ -128,7 +128,7 @@ async def hot_runs(store: EventStore, shard: Shard) -> list[RunRecord]:
 
 def id_time_ns(instance: UUID) -> int | None:
     """When a UUIDv7 was minted, in ns; None for any other UUID."""
-    return (instance.int >> 80) * 1_000_000 if instance.version == 7 else None
+    return (instance.int >> 80) * 1_000_000 if is_uuid7(instance) else None
 
 
 class RecentRuns:
@@ -160,10 +160,12 @@ class RecentRuns:
 
     def must_be_new(self, key: RunKey, now: int) -> bool:
         """Is it certain that no run with this key exists?"""
+        if key in self._seen:
+            return False
         if not self.complete_since:
-            return key not in self._seen
+            return True
         minted = id_time_ns(key.instance_id)
-        return minted is not None and self.complete_since < minted <= now and key not in self._seen
+        return minted is not None and self.complete_since < minted <= now
 
     @classmethod
     def is_premature(cls, instance: UUID, now: int) -> bool:

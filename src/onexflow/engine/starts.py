@@ -94,8 +94,7 @@ class Starts:
         if request.caller is not None:
             self._in_background(self._start_called(request, request.caller, graph, key, digest, reply), reply)
             return
-        known = self._kernel.known_start(key)
-        if known is None and self._kernel.must_be_new(key):
+        if self._kernel.must_be_new(key):
             self._create(request, graph, key, digest, reply)
         else:
             self._in_background(self._start_known(request, graph, key, digest, reply), reply)

@@ -134,7 +134,7 @@ class ShardEpoch(msgspec.Struct, frozen=True):
     epoch: int
 
 
-class Assignment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Assignment(msgspec.Struct, frozen=True, gc=False):
     """One attempt to run. Unique by its token."""
 
     token: Token

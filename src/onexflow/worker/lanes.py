@@ -244,12 +244,22 @@ def pause() -> Generator[None, None, None]:
     yield
 
 
-@types.coroutine
-def within(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Await a coroutine in a `contextvars` context of its own, without a task: what it sets does not leak."""
-    is_discarded = False
+async def within(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Await a coroutine in a `contextvars` context of its own, without a task: what it sets does not leak. One that
+    waits for nothing is over with its first step."""
     try:
         step = context.run(coroutine.send, None)
+    except StopIteration as end:
+        return end.value
+    except GeneratorExit as error:
+        raise RuntimeError(f"the handler raised GeneratorExit({error})") from error
+    return await _go_on(context, coroutine, step)
+
+
+@types.coroutine
+def _go_on(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
+    is_discarded = False
+    try:
         while True:
             try:
                 value = yield step

@@ -385,7 +385,7 @@ class WorkerRuntime:
                 outbox.repeat(token)
                 continue
             known = ready.get((assignment.role, assignment.handler))
-            if lane is None or known is None or not self._is_ready(assignment):
+            if lane is None or known is None or (self._states and not self._is_ready(assignment)):
                 outbox.add(self._unknown(assignment))
             elif not credited or self._draining:
                 self._uncredited += not self._draining

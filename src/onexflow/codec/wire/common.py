@@ -94,6 +94,15 @@ def payload(message: pb.Payload, field: str) -> Payload:
     return Payload(data)
 
 
+def is_plain_json(data: bytes) -> bool:
+    """Is it JSON, all of it ASCII?"""
+    try:
+        _raw.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return data.isascii()
+
+
 def payload_or_null(parent: Any, attribute: str, field: str) -> Payload:
     return payload(getattr(parent, attribute), field) if parent.HasField(attribute) else NULL
 
@@ -120,15 +129,6 @@ def token(message: pb.Token) -> Token:
 
 def token_to_pb(value: Token) -> pb.Token:
     return pb.Token(shard=value.shard, epoch=value.epoch, offset=value.offset, item=value.item)
-
-
-def fill_token(message: pb.Token, value: Token) -> None:
-    """Write a token into its place: half the price of making one and copying it."""
-    message.shard = value.shard
-    message.epoch = value.epoch
-    message.offset = value.offset
-    if value.item:
-        message.item = value.item
 
 
 def fill_payload(message: pb.Payload, value: Payload) -> None:
