@@ -58,6 +58,7 @@ async def serve(settings: OrchestratorSettings) -> int:
         prober=TcpProber(here=is_loopback(settings.listen)),
         lease_ttl=settings.registry.lease_ttl,
         payload_limit=settings.limits.payload,
+        speculation=settings.speculation,
         on_fatal=on_fatal,
         shared=shared,
         peers=peers if shared else None,

@@ -180,6 +180,9 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
     cluster: str = "local"
     #: Seconds that a stop (SIGTERM) leaves to calls under way, once the streams of clients and workers are closed.
     drain_timeout: float = 5.0
+    #: Send computes and reducers to workers before what they were scheduled by is on disk (docs/guarantees.md): a chain
+    #: of them then waits for no commit between its steps. Off, every task waits for its commit, as effects always do.
+    speculation: bool = True
     #: Offer gRPC reflection (tools such as grpcurl). For development.
     reflection: bool = False
     tls: ServerTls = ServerTls()

@@ -61,9 +61,10 @@ class _Answer:
 class AttemptBook:
     """All attempts of this orchestrator, by token."""
 
-    def __init__(self, kernel: Kernel, watch: Watch) -> None:
+    def __init__(self, kernel: Kernel, watch: Watch, *, speculation: bool) -> None:
         self._kernel = kernel
         self._watch = watch
+        self._speculates = speculation
         #: What is dispatched now was dispatched before: it goes ahead of what never was.
         self._repeating = False
         #: Where workers find the orchestrators: this one, and the others (told in Welcome).
@@ -247,7 +248,8 @@ class AttemptBook:
         attempt.session = session
         session.inflight[attempt.token] = attempt
         # An orchestration makes calls as soon as it runs: what it was scheduled by must be durable by then.
-        if attempt.role == "orchestrator" or run.state.seq - run.durable_seq > SPECULATION:
+        ahead = SPECULATION if self._speculates else 0
+        if attempt.role == "orchestrator" or run.state.seq - run.durable_seq > ahead:
             self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error), run.shard)
         elif session.is_open:
             self._let_go(attempt, session)

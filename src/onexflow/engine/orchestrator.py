@@ -104,11 +104,13 @@ class Orchestrator:
         prober: Prober | None = None,
         lease_ttl: float = 5.0,
         payload_limit: int = PAYLOAD_LIMIT,
+        speculation: bool = True,
         on_fatal: Callable[[Coded], None] | None = None,
         shared: bool = False,
         peers: Peers | None = None,
     ) -> None:
-        """`shared`: several orchestrators own shards of this store; `peers` finds the others, for calls about theirs."""
+        """`shared`: several orchestrators own shards of this store; `peers` finds the others, for calls about theirs.
+        `speculation`: pure tasks leave before what they were scheduled by is durable (rule 5 of the protocol)."""
         self.orchestrator_id = orchestrator_id
         self.incarnation = incarnation
         self._clock = clock
@@ -117,7 +119,7 @@ class Orchestrator:
         self._on_fatal = on_fatal
         self._is_full = False
         self._kernel = Kernel(store, codec, ids.random, on_full=self._on_full, on_lost=self._on_lost, shared=shared)
-        self._book = AttemptBook(self._kernel, self._watch)
+        self._book = AttemptBook(self._kernel, self._watch, speculation=speculation)
         self._book.others = self.other_addresses
         self._sessions = Sessions(
             self._book,
