@@ -28,6 +28,7 @@ from onexflow.core.ids import Token, idempotency_key
 from onexflow.core.instructions import ArmTimer, CancelAll, CancelAttempt, Dispatch, SendAuthorised
 from onexflow.core.payload import NULL, Failure
 from onexflow.core.turn import SECOND, Turn
+from onexflow.engine.admission import Admission
 from onexflow.engine.dispatcher import Dispatcher
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import open_items, timers_of
@@ -81,6 +82,8 @@ class AttemptBook:
         #: Called when a worker has joined, has given credits, or has gone.
         self.on_room: Callable[[Literal["joined", "credits", "gone"]], None] = _ignore
         self.tallies = Tallies()
+        #: Is told how long results are on their way.
+        self.admission = Admission()
         #: Results of attempts that the log does not wait for.
         self.superseded = 0
 
@@ -472,6 +475,7 @@ class AttemptBook:
         group: list[ItemResult] = []
         tokens: list[Token] = []
         first: Attempt | None = None
+        last: Attempt | None = None
         started_at = 0
         worker, incarnation = session.worker_id, session.incarnation
         ended: list[AttemptResult] = []
@@ -492,6 +496,7 @@ class AttemptBook:
                 continue
             self._forget(attempt)
             ended.append(result)
+            last = attempt
             if status == "completed":
                 if first is None:
                     first, started_at = attempt, result.started_at
@@ -502,6 +507,10 @@ class AttemptBook:
         if first is not None:
             command = CompleteItems(first.task, group, worker, incarnation, started_at)
             self._decide(first.run, command, tokens, answer)
+        if last is not None and last.sent:  # one of a message tells of all
+            took = (ended[-1].finished_at - ended[-1].started_at) / SECOND
+            waiting = len(self.dispatcher.queue(last.role, last.handler))
+            self.admission.heard(_loop_time(), last.sent_at, took, waiting / (len(session.inflight) + len(ended)))
         session.tally.add(ended)
         self._acknowledge(session, answer)
 

@@ -197,6 +197,7 @@ class Orchestrator:
             self._cluster,
             ids=self._ids,
             payload_limit=payload_limit,
+            admission=self._book.admission,
             refuse=self._refuse_if_unable,
             carry_out=self._carry_out,
             in_background=self._in_background,
@@ -371,6 +372,7 @@ class Orchestrator:
     def _finish(self, state: RunState, outcome: RunOutcome, calls: bool, error: Coded | None) -> None:
         if error is not None:
             return
+        self._book.admission.ended(state.created_at)
         self._observed.ended(state, outcome)
         self._outcomes.ended(outcome)
         if state.node:

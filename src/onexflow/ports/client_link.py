@@ -60,6 +60,9 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     #: The caller will wait for the run's end, and believes in nothing before: a new run's start is answered at once,
     #: durable or not, and its commit may go with what follows.
     wait: bool = False
+    #: Seconds that it has been in this process before anybody looked at it, and how many others of its stream are.
+    waited: float = 0.0
+    behind: int = 0
 
 
 class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):

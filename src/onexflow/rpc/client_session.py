@@ -2,13 +2,17 @@
 
 Each call is a small object in a dictionary, no task: the engine answers by callback, and the answers of a turn of the
 loop leave in one message.
+
+The calls of a message are begun as it comes. Under a flood (one full message after the other) only a few are begun for each
+message that is read, so that what waits then waits here, where the engine is told for how long, and not unseen in the
+network and in the client.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Final, TypeAlias
 
 from onexflow.codec.wire import common
@@ -33,6 +37,10 @@ PROTOCOL_VERSION: Final = 1
 WINDOW: Final = 8192
 #: Answers that may wait before the stream is no longer read.
 MAX_ANSWERS: Final = 1024
+#: So many full messages in a row are a flood; calls that are begun for each then, and in so many seconds without one.
+FLOOD: Final = 4
+FLOOD_CALLS: Final = 16
+FLOOD_SECONDS: Final = 0.002
 #: Bytes of an answer that still fits into a message with what surrounds it.
 _LARGEST: Final = common.MAX_MESSAGE * 3 // 4
 
@@ -80,6 +88,12 @@ class ClientStream(ServerStream):
         self._welcomed = False
         self._told = ShardMap()
         self._calls: dict[int, _Call] = {}
+        #: Calls that are not begun, with the loop time at which they came; what was abandoned, in its place among them.
+        self._arrived: deque[tuple[float, pb.StartCall | pb.WaitCall | Sequence[int]]] = deque()
+        #: How long the one that is begun now has been among them.
+        self._waited = 0.0
+        self._full_messages = 0
+        self._later: asyncio.Handle | None = None
         self._answers: deque[tuple[int, Outcome]] = deque()
         self._control: list[pb.ConnectResponse] = []
         self._wake = asyncio.Event()
@@ -158,13 +172,58 @@ class ClientStream(ServerStream):
                 f"A batch has {len(batch.starts) + len(batch.waits)} calls; {common.MAX_BATCH} is the most.",
                 {"field": "batch"},
             )
-        for call_id in batch.abandoned:
+        is_full = len(batch.starts) + len(batch.waits) == common.MAX_BATCH
+        self._full_messages = self._full_messages + 1 if is_full else 0
+        now = self._loop.time()
+        if batch.abandoned:
+            self._arrived.append((now, batch.abandoned))
+        for start in batch.starts:
+            self._arrived.append((now, start))
+        for wait in batch.waits:
+            self._arrived.append((now, wait))
+        if len(self._arrived) >= self._window:
+            self._has_room.clear()
+        self._work()
+
+    def _work(self) -> None:
+        """Begin what has arrived, or some of it; refusals cost little, and do not count."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        is_flood = self._full_messages >= FLOOD
+        room = FLOOD_CALLS if is_flood else common.MAX_BATCH
+        looked = 0
+        now, arrived = self._loop.time(), self._arrived
+        while arrived and room and looked < 2 * common.MAX_BATCH and not self._end.done():
+            looked += 1
+            came_at, item = arrived.popleft()
+            if isinstance(item, pb.StartCall):
+                self._waited = now - came_at
+                self._begin(item.call_id, self._start, item)
+            elif isinstance(item, pb.WaitCall):
+                self._begin(item.call_id, self._wait, item)
+            else:
+                self._abandon(item)
+                continue
+            room -= item.call_id in self._calls
+        if arrived:
+            self._later = self._loop.call_later(FLOOD_SECONDS if is_flood else 0.0, self._go_on)
+        if len(arrived) < self._window and len(self._answers) < MAX_ANSWERS:
+            self._has_room.set()
+        if self._half_closed:
+            self._wake.set()
+
+    def _go_on(self) -> None:
+        self._later = None
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001 - as in the reader: it ends this stream and no other
+            self.end(judged(error, self.method))
+
+    def _abandon(self, call_ids: Sequence[int]) -> None:
+        for call_id in call_ids:
             if (call := self._calls.pop(call_id, None)) is not None and call.give_up is not None:
                 call.give_up()
-        for start in batch.starts:
-            self._begin(start.call_id, self._start, start)
-        for wait in batch.waits:
-            self._begin(wait.call_id, self._wait, wait)
 
     def _begin(self, call_id: int, begin: Callable[[_Call, Any], None], message: Any) -> None:
         if call_id == 0 or call_id in self._calls:
@@ -182,7 +241,8 @@ class ClientStream(ServerStream):
     def _start(self, call: _Call, message: pb.StartCall) -> None:
         if not message.HasField("start"):
             raise InvalidArgument("A start has no run.", field="start")
-        request = wire.start(message.start, principal=self._caller_of(message).name)
+        principal = self._caller_of(message).name
+        request = wire.start(message.start, principal=principal, waited=self._waited, behind=len(self._arrived))
         self._service.start_run(request, call.started if message.start.wait else call.answer)
 
     def _wait(self, call: _Call, message: pb.WaitCall) -> None:
@@ -222,7 +282,7 @@ class ClientStream(ServerStream):
                 await self._send(message)
             if self._finished:
                 return
-            if self._half_closed and not self._calls:
+            if self._half_closed and not self._calls and not self._arrived:
                 self.end()
                 return
             self._wake.clear()
@@ -240,7 +300,7 @@ class ClientStream(ServerStream):
                 break
             self._answers.popleft()
             wire.fill_answer(messages.add(), call_id, outcome if needed <= _LARGEST else _too_large(needed))
-        if len(self._answers) < MAX_ANSWERS:
+        if len(self._answers) < MAX_ANSWERS and len(self._arrived) < self._window:
             self._has_room.set()
         return response
 
@@ -251,6 +311,9 @@ class ClientStream(ServerStream):
     def _ended(self) -> None:
         calls = list(self._calls.values())
         self._calls.clear()
+        self._arrived.clear()
+        if self._later is not None:
+            self._later.cancel()
         for call in calls:
             if call.give_up is not None:
                 call.give_up()

@@ -13,6 +13,7 @@ from benchmarks import counting, store_append
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
 
 from ..probe.client import Probe
+from . import overload
 from .machine import machine
 from .processes import Cluster, memory_mib
 from .rounds import CALLS, Rounds
@@ -84,6 +85,8 @@ def _memory(memory: dict[str, tuple[float, float]]) -> str:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["overload"]:
+        return overload.main(sys.argv[2:])
     arguments = _arguments()
     if arguments.counting:
         return _report(arguments.write, f"{machine()}; one engine in process on SQLite, no gRPC", counting.table)
