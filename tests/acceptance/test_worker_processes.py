@@ -37,7 +37,7 @@ HANDLERS = """
     @worker.effect("slow", idempotent=True)
     def slow(contract):
         pathlib.Path("begun").touch()
-        time.sleep(contract["seconds"])
+        time.sleep(contract["seconds"])  # the handler's work
         return "done"
 """
 
@@ -158,7 +158,7 @@ async def test_without_their_parent_none_stays(folder: Path, way: str) -> None:
                     worker.wait(5)
                 else:
                     worker.send_signal(signal.SIGTERM)
-                    await asyncio.sleep(0.5)
+                    await asyncio.sleep(0.5)  # a process that stops too early does so at once
                     assert worker.poll() is None, "it waits for what runs"
                     worker.send_signal(signal.SIGINT)
                     assert worker.wait(5) == 128 + signal.SIGINT

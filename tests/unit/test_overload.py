@@ -9,8 +9,9 @@ import pytest
 from onexflow.codec.wire.common import retry_after
 from onexflow.core.errors import Overloaded
 from onexflow.core.turn import SECOND
-from onexflow.engine.admission import AGAIN, FRESH_RUNS, FRESH_SECONDS, HEARD_SECONDS, LATE_SECONDS, Admission
-from onexflow.testing import Cluster, virtual_time
+from onexflow.engine.admission import AGAIN, FRESH_RUNS, FRESH_SECONDS, HEARD_SECONDS, WAITED_SECONDS, Admission
+from onexflow.testing.clock import virtual_time
+from onexflow.testing.cluster import Cluster
 from support.narrow_way import Handler, Load, serve
 
 RATE = 1000.0
@@ -61,7 +62,7 @@ async def test_runs_without_a_worker_are_taken() -> None:
         await cluster.stop_worker("w1")
         load = Load(cluster)
         for _ in range(2000):
-            load.start()
+            _ = load.start()
         await asyncio.sleep(1)
         assert load.open == 2000
 
@@ -95,20 +96,18 @@ def admission(fresh: int, *, at: float = 100.0) -> Admission:
 
 
 def test_it_takes_both_many_runs_and_late_results() -> None:
-    admission(FRESH_RUNS - 1).check(100.0)
-    with pytest.raises(Overloaded, match="late: no new one"):
-        admission(FRESH_RUNS).check(100.0)
+    assert admission(FRESH_RUNS - 1).refusal(100.0) is None
+    assert "1000 ms late: no new one" in str(admission(FRESH_RUNS).refusal(100.0))
     many = admission(FRESH_RUNS)
     many.heard(100.001, 100.0, 0.0, 0.0)
-    many.check(100.001)
+    assert many.refusal(100.001) is None
 
 
 def test_starts_that_wait_unseen_count_as_runs_and_as_late() -> None:
     idle = Admission()
-    idle.check(100.0, waited=2 * LATE_SECONDS, behind=FRESH_RUNS - 1)
-    idle.check(100.0, waited=LATE_SECONDS / 2, behind=FRESH_RUNS)
-    with pytest.raises(Overloaded):
-        idle.check(100.0, waited=2 * LATE_SECONDS, behind=FRESH_RUNS)
+    assert idle.refusal(100.0, waited=2 * WAITED_SECONDS, behind=FRESH_RUNS - 1) is None
+    assert idle.refusal(100.0, waited=WAITED_SECONDS / 2, behind=FRESH_RUNS) is None
+    assert isinstance(idle.refusal(100.0, waited=2 * WAITED_SECONDS, behind=FRESH_RUNS), Overloaded)
 
 
 def test_runs_that_have_ended_or_are_old_do_not_count() -> None:
@@ -143,9 +142,9 @@ def refused(found: Admission, now: float, times: int) -> float:
     pauses = []
     for _ in range(times):
         found.heard(now, now - 1.001, 0.0, 0.0)
-        with pytest.raises(Overloaded) as error:
-            found.check(now)
-        pauses.append(retry_after(error.value))
+        error = found.refusal(now)
+        assert error is not None
+        pauses.append(retry_after(error))
     return max(pauses)
 
 

@@ -29,6 +29,8 @@ FRESH_RUNS: Final = 256
 FRESH_SECONDS: Final = 5
 #: Results that are later than this have stood in a queue. A worker alone may keep a pure task for 20 ms.
 LATE_SECONDS: Final = 0.05
+#: A start that nobody has looked at for so long stands in a queue.
+WAITED_SECONDS: Final = 0.02
 #: The least lateness in so many seconds is what stands; one late message says nothing.
 WINDOW_SECONDS: Final = 0.02
 #: What was heard is forgotten when nothing more has been for so many seconds.
@@ -37,6 +39,8 @@ HEARD_SECONDS: Final = 0.5
 AGAIN: Final = (0.1, 5.0)
 #: That pause is spread over a quarter, so that not all who were refused come at once.
 SPREAD: Final = 16
+#: For so many seconds the same errors are given out.
+ERRORS_SECONDS: Final = 0.05
 #: Seconds between lines of the log that say the same.
 _SAID_EVERY: Final = 10.0
 
@@ -61,6 +65,8 @@ class Admission:
         self._pause = AGAIN[0]
         self._pause_at = -math.inf
         self._said_at = -math.inf
+        self._errors: list[Overloaded] = []
+        self._errors_at = -math.inf
 
     # ---- what is told
 
@@ -107,22 +113,36 @@ class Admission:
             return 0.0
         return min(self._latest)
 
-    def check(self, now: float, waited: float = 0.0, behind: int = 0) -> None:
-        """May a run be begun now, whose start has waited so long, with so many others behind it? Raises Overloaded, with
-        `retry_after` in its context."""
-        if self.fresh + behind < FRESH_RUNS or (late := max(waited, self.late(now))) <= LATE_SECONDS:
-            return
+    def refusal(self, now: float, waited: float = 0.0, behind: int = 0) -> Overloaded | None:
+        """Why no run is begun now for a start that has waited so long, with so many others behind it; None: it may be."""
+        if self.fresh + behind < FRESH_RUNS:
+            return None
+        late = self.late(now)
+        if late <= LATE_SECONDS:
+            if waited <= WAITED_SECONDS:
+                return None
+            late = waited
         self.refused += 1
         self._refused += 1
-        pause = self._pause_of(now) * (1 + self.refused % SPREAD / (4 * SPREAD))
+        if now - self._errors_at > ERRORS_SECONDS:
+            self._renew(now, late, behind)
+        return self._errors[self.refused % SPREAD]
+
+    def _renew(self, now: float, late: float, behind: int) -> None:
+        """The errors that are given out for a moment: to make one for each would cost more than all else about it."""
+        self._errors_at = now
+        pause = self._pause_of(now)
+        text = (
+            f"{self.fresh + behind} runs are under way and {late * 1e3:.0f} ms late: no new one is begun until they have "
+            "moved on"
+        )
+        self._errors = [
+            Overloaded(text, {"late": round(late, 3), "retry_after": round(pause * (1 + part / (4 * SPREAD)), 3)})
+            for part in range(SPREAD)
+        ]
         if now - self._said_at > _SAID_EVERY:
             self._said_at = now
             log.warning("starts.refused", late=round(late, 3), open=self.fresh, behind=behind, ever=self.refused)
-        raise Overloaded(
-            f"{self.fresh + behind} runs are under way and {late * 1e3:.0f} ms late: no new one is begun until they have "
-            "moved on",
-            {"open": self.fresh, "late": round(late, 3), "retry_after": round(pause, 3)},
-        )
 
     def _pause_of(self, now: float) -> float:
         """As long as it takes until as many come again as end. Grows while more come."""

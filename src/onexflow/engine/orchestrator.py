@@ -403,6 +403,9 @@ class Orchestrator:
                 f"{self._kernel.undurable:,} events wait for the store: new runs are refused until it has caught up"
             )
 
+    def refusal(self, waited: float, behind: int) -> SPIError | None:
+        return self._book.admission.refusal(asyncio.get_running_loop().time(), waited, behind)
+
     def _has_no_space(self) -> bool:
         return self._is_full
 

@@ -123,8 +123,11 @@ class Starts:
 
     def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
         if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
+            refusal = self._admission.refusal(asyncio.get_running_loop().time())
+            if refusal is not None:
+                reply(refusal)
+                return
             try:
-                self._admission.check(asyncio.get_running_loop().time(), request.waited, request.behind)
                 self._lifecycles.check(key.workflow_type, graph)
             except SPIError as error:
                 reply(error)

@@ -60,9 +60,6 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     #: The caller will wait for the run's end, and believes in nothing before: a new run's start is answered at once,
     #: durable or not, and its commit may go with what follows.
     wait: bool = False
-    #: Seconds that it has been in this process before anybody looked at it, and how many others of its stream are.
-    waited: float = 0.0
-    behind: int = 0
 
 
 class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -334,6 +331,10 @@ class OrchestratorService(RunService, Protocol):
         """Tell a worker to finish and take nothing new. False when it already drains."""
 
     def health(self) -> Health: ...
+
+    def refusal(self, waited: float, behind: int) -> SPIError | None:
+        """Why a client's start that has been in this process for so many seconds, with so many behind it, is refused
+        unseen; None: it is to be looked at."""
 
     def shard_map(self) -> ShardMap:
         """For clients that ask the owners themselves."""

@@ -29,7 +29,7 @@ class FakeChild:
     async def start(self) -> None:
         self.began_at = asyncio.get_running_loop().time()
         self.pid = 7
-        await asyncio.sleep(self._after)
+        await asyncio.sleep(self._after)  # virtual time
         if self._fails:
             self.pid = None
             raise StartFailed(self._name, self._fails, "")
@@ -151,7 +151,7 @@ for number in range(4000):
     print("x" * 100)
 print("said it all", flush=True)
 print("done", file=sys.stderr, flush=True)
-time.sleep(60)
+time.sleep(60)  # until it is stopped
 """
 
 

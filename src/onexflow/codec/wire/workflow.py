@@ -22,9 +22,7 @@ _VIEW: Final = common.MAX_MESSAGE * 7 // 8  #: bytes of a run's view
 # ---- starts and ends
 
 
-def start(
-    message: pb.StartWorkflowRequest, *, trace: str = "", principal: str = "", waited: float = 0.0, behind: int = 0
-) -> link.StartRequest:
+def start(message: pb.StartWorkflowRequest, *, trace: str = "", principal: str = "") -> link.StartRequest:
     """The start that is asked for. Raises InvalidArgument naming the field."""
     return link.StartRequest(
         namespace=common.name(message.namespace, "namespace", default=DEFAULT_NAMESPACE),
@@ -41,8 +39,6 @@ def start(
         principal=principal,
         caller=_caller(message.caller) if message.HasField("caller") else None,
         wait=message.wait,
-        waited=waited,
-        behind=behind,
     )
 
 
