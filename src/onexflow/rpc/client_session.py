@@ -187,7 +187,7 @@ class ClientStream(ServerStream):
         if len(self._arrived) >= self._window:
             self._has_room.clear()
         self._messages += 1
-        if not self._is_flooded:
+        if not self._is_flooded or (self._later is None and len(self._arrived) <= FLOOD_BEGINS):
             self._work()
         elif self._later is None:
             self._look_later()
