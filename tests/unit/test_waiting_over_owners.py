@@ -84,8 +84,8 @@ async def test_a_called_run_is_cancelled_with_its_caller_whoever_dies_meanwhile(
 
 @virtual_time
 async def test_a_called_run_waits_for_room_where_clients_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller has begun already: it is not failed because much is under way."""
-    refused = 0
+    """The caller has begun already: it neither fails nor is it run again because much is under way."""
+    refused = begun = 0
 
     def refusal(self: Admission, now: float, waited: float = 0.0, behind: int = 0) -> Overloaded | None:
         nonlocal refused
@@ -98,6 +98,8 @@ async def test_a_called_run_waits_for_room_where_clients_are_refused(monkeypatch
 
         @conductor.orchestrator("conduct")
         async def conduct(contract: Any, ctx: Context) -> Any:
+            nonlocal begun
+            begun += 1
             return await ctx.run("single", contract)
 
         leading = workflow("leading")
@@ -107,4 +109,4 @@ async def test_a_called_run_waits_for_room_where_clients_are_refused(monkeypatch
         monkeypatch.setattr(Admission, "refusal", refusal)
         assert await cluster.result(await cluster.start("leading", 7)) == 7
         assert refused >= 6
-        assert script.count("charge") == 1
+        assert (begun, script.count("charge")) == (1, 1)
