@@ -250,7 +250,7 @@ async def measure(seconds: float) -> tuple[str, bool]:
         rows = [
             ("closed loop of 200", f"{peak:,.0f} runs/s, p50 / p99 {_ms(normal, 0.5)} / {_ms(normal, 0.99)} ms"),
             ("CPUs in it", cpu_closed),
-            ("open loop", f"{offered:,.0f} starts/s offered for {seconds:.0f} s"),
+            ("open loop", f"{offered:,.0f} starts/s offered for {seconds:.0f} s, {peak * TIMES:,.0f} wanted"),
             ("CPUs in it", cpu_open),
             ("accepted", f"{len(accepted):,} ({len(accepted) / seconds:,.0f}/s), of these failed: {sum(load.failed.values())}"),
             ("refused", f"{sum(refused.codes.values()):,}, codes {dict(refused.codes)}, RetryInfo {pauses} s"),
