@@ -172,7 +172,7 @@ def configuration() -> str:
             "A value comes from, in rising order: the default, the TOML file (`--config FILE`), the environment, a flag. "
             "`--show-config` prints each with its origin. Unknown names are errors. In TOML the parts of a name are tables; "
             "in the environment it is `ONEXFLOW_` and the name in upper case with `__` between the parts; as a flag the dots "
-            "and underscores are dashes. Lists are parted by commas."
+            "and underscores are dashes, and what is on by default is turned off by `--no-NAME`. Lists are parted by commas."
         ),
     ]
     programs = (

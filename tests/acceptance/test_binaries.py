@@ -140,6 +140,7 @@ def test_the_settings_are_shown_with_their_origin(tmp_path: Path) -> None:
         "--config=o.toml",
         "--show-config",
         "--drain-timeout=3",
+        "--no-speculation",
         cwd=tmp_path,
         ONEXFLOW_NODE_ID="o9",
     )
@@ -148,6 +149,7 @@ def test_the_settings_are_shown_with_their_origin(tmp_path: Path) -> None:
     assert shown["store.url"] == "sqlite:a.db (file o.toml)"
     assert shown["node_id"] == "o9 (environment ONEXFLOW_NODE_ID)"
     assert shown["drain_timeout"] == "3.0 (flag --drain-timeout)"
+    assert shown["speculation"] == "False (flag --no-speculation)"
     assert shown["listen"] == "127.0.0.1:7411 (default)"
 
 

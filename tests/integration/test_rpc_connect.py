@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from onexflow.core.errors import Overloaded
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.ports.client_link import RunOutcome
@@ -127,6 +128,51 @@ async def test_calls_beyond_the_window_are_refused_and_the_others_go_on(
     assert set(await answers(stream, 2)) == {1, 2}
     await stream.write(batch(starts=[start(4)]))
     assert set(await answers(stream, 1)) == {4}
+
+
+async def test_a_start_is_refused_unseen_and_an_orchestrations_call_is_not(kit: Kit) -> None:
+    kit.service.refuses = Overloaded("Enough.", {"retry_after": 0.3})
+    caller = pb.Caller(run=common_pb2.RunKey(workflow_type="w", instance_id=str(RUN)), task="t", number="1")
+    stream = await kit.open()
+    await stream.write(batch(starts=[start(1), start(2, caller=caller)], waits=[wait(3, "echo")]))
+    found = await answers(stream, 3)
+    assert found[1].error.code == "OXF-1201"
+    assert found[1].error.retry_after == pytest.approx(0.3)
+    assert found[2].WhichOneof("answer") == "started"
+    assert found[3].WhichOneof("answer") == "ended"
+    assert len(kit.service.starts) == 1
+    kit.service.refuses = None
+    await stream.write(batch(starts=[start(1)]))
+    assert (await answers(stream, 1))[1].WhichOneof("answer") == "started", "its id is free"
+
+
+async def test_a_flood_is_read_first_and_begun_a_few_at_a_time(kit: Kit) -> None:
+    stream = await kit.open()
+    for first in range(1, 301, 60):
+        await stream.write(batch(waits=[wait(number) for number in range(first, first + 60)]))
+    for first in range(1000, 1640, 64):
+        await stream.write(batch(starts=[start(number) for number in range(first, first + 64)]))
+    found = await answers(stream, 640)
+    assert {answer.WhichOneof("answer") for answer in found.values()} == {"started"}
+    assert len(kit.service.asked) == 640
+    assert max(behind for _, behind in kit.service.asked) >= 64 - client_session.FLOOD_BEGINS
+    assert max(waited for waited, _ in kit.service.asked) > 0
+
+
+async def test_few_calls_are_begun_as_they_come(kit: Kit) -> None:
+    stream = await kit.open()
+    await stream.write(batch(starts=[start(number) for number in range(1, 65)]))
+    await answers(stream, 64)
+    assert [behind for _, behind in kit.service.asked] == [*range(63, -1, -1)], "in one go"
+
+
+async def test_a_client_that_says_its_last_in_a_flood_gets_all_its_answers(kit: Kit) -> None:
+    stream = await kit.open()
+    for first in range(1, 641, 64):
+        await stream.write(batch(starts=[start(number) for number in range(first, first + 64)]))
+    await stream.done_writing()
+    assert len(await answers(stream, 640)) == 640
+    assert await stream.read() is grpc.aio.EOF
 
 
 async def test_an_abandoned_call_is_given_up_and_its_id_is_free(kit: Kit) -> None:

@@ -68,8 +68,14 @@ class FakeService:
         self.given_up = 0
         self.serving = True
         self.explodes = False
+        self.refuses: SPIError | None = None
+        self.asked: list[tuple[float, int]] = []
         self.followers: list[Callable[[Any], None]] = []
         self.changed = asyncio.Event()
+
+    def refusal(self, waited: float, behind: int) -> SPIError | None:
+        self.asked.append((waited, behind))
+        return self.refuses
 
     def shard_map(self) -> cl.ShardMap:
         return cl.ShardMap()

@@ -9,7 +9,9 @@ import pytest
 
 from onexflow.client.calls import MAX_CALLS, Calls
 from onexflow.codec.wire import common as wire_common
-from onexflow.core.errors import DeadlineExceeded, Draining, Unavailable, UnknownRun
+from onexflow.core.errors import DeadlineExceeded, Draining, Overloaded, StoreFull, Unavailable, UnknownRun
+from onexflow.spi.exceptions import SPIError
+from onexflow.testing.clock import virtual_time
 from onexflow.v1 import common_pb2
 from onexflow.v1 import workflow_pb2 as pb
 
@@ -149,3 +151,47 @@ async def test_closing_ends_everything(calls: Calls) -> None:
             await task
     with pytest.raises(Unavailable, match="closed"):
         await calls.call(start=request())
+
+
+def refusals(error: SPIError, *ids: int) -> pb.AnswerBatch:
+    return pb.AnswerBatch(answers=[pb.Answer(call_id=one, error=wire_common.error_to_pb(error)) for one in ids])
+
+
+@virtual_time
+async def test_who_is_refused_for_overload_comes_again_after_the_pause_that_it_is_told() -> None:
+    calls = Calls()
+    calls.connected(window=1000)
+    [task] = await waiting(calls, request(), timeout=30.0)
+    assert ids(calls.next_batch()) == [1]
+    for pause in (0.3, 2.0):
+        calls.answered(refusals(Overloaded("Enough.", {"retry_after": pause}), 1))
+        await asyncio.sleep(pause - 0.01)
+        assert calls.next_batch() is None
+        await asyncio.sleep(0.02)
+        assert ids(calls.next_batch()) == [1]
+    calls.answered(answers(1))
+    assert (await task).started.version == 1
+
+
+@virtual_time
+async def test_who_is_refused_until_its_time_is_over_is_told_why() -> None:
+    calls = Calls()
+    calls.connected(window=1000)
+    [task] = await waiting(calls, request(), timeout=1.0)
+    calls.next_batch()
+    calls.answered(refusals(Overloaded("Enough.", {"retry_after": 5.0}), 1))
+    with pytest.raises(Overloaded, match="Enough"):
+        await task
+    await asyncio.sleep(10)
+    assert calls.next_batch() is None
+
+
+@virtual_time
+async def test_a_store_without_space_is_told_at_once() -> None:
+    calls = Calls()
+    calls.connected(window=1000)
+    [task] = await waiting(calls, request())
+    calls.next_batch()
+    calls.answered(refusals(StoreFull(), 1))
+    with pytest.raises(StoreFull):
+        await task

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from onexflow.core.builder import workflow
+from onexflow.core.errors import Overloaded
 from onexflow.core.ids import RunKey
+from onexflow.engine.admission import Admission
 from onexflow.ports.client_link import ControlRequest
 from onexflow.testing.clock import virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
@@ -78,3 +80,33 @@ async def test_a_called_run_is_cancelled_with_its_caller_whoever_dies_meanwhile(
         gateway = next(iter(cluster.members.values())).engine.gateway
         found, _ = await gateway.list_runs("default", "single")
         assert (await cluster.wait(found[0].key)).state == "cancelled"
+
+
+@virtual_time
+async def test_a_called_run_waits_for_room_where_clients_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller has begun already: it neither fails nor is it run again because much is under way."""
+    refused = begun = 0
+
+    def refusal(self: Admission, now: float, waited: float = 0.0, behind: int = 0) -> Overloaded | None:
+        nonlocal refused
+        refused += 1
+        return Overloaded("Enough.") if 1 < refused <= 5 else None  # the first is the caller's own start
+
+    script = Script()
+    async with MultiCluster(seed=5) as cluster:
+        conductor = Worker("conductor")
+
+        @conductor.orchestrator("conduct")
+        async def conduct(contract: Any, ctx: Context) -> Any:
+            nonlocal begun
+            begun += 1
+            return await ctx.run("single", contract)
+
+        leading = workflow("leading")
+        leading.orchestrator("lead", handler="conduct")
+        await three(cluster, script, leading, single("effect", "charge"))
+        await cluster.add_worker(conductor, "conductor")
+        monkeypatch.setattr(Admission, "refusal", refusal)
+        assert await cluster.result(await cluster.start("leading", 7)) == 7
+        assert refused >= 6
+        assert (begun, script.count("charge")) == (1, 1)

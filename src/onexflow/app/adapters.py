@@ -1,9 +1,8 @@
-"""From settings to the adapters that they name: stores and registries; and what the programs know of this machine."""
+"""From settings to the adapters that they name: stores and registries."""
 
 from __future__ import annotations
 
 import importlib.util
-import socket
 import sys
 from typing import Final
 
@@ -70,11 +69,6 @@ def registry_of(settings: RegistrySettings, cluster: str, clock: Clock) -> Regis
         password=settings.password,
     )
     return open_registry(url, clock=clock, cluster=cluster, access=access)
-
-
-def host() -> str:
-    """A short name of this machine."""
-    return socket.gethostname().partition(".")[0] or "localhost"
 
 
 def make_importable(folder: str) -> None:

@@ -152,13 +152,15 @@ def _parser(
             continue
         if kind is Secret:
             continue  # whoever lists the machine's processes would read it
-        flag = f"--{path.replace('.', '-').replace('_', '-')}"
+        name = path.replace(".", "-").replace("_", "-")
+        value: object = defaults
+        for part in path.split("."):
+            value = getattr(value, part)
         if kind is bool:
-            parser.add_argument(flag, dest=path, action="store_const", const="true", help=text)
+            flag, const = (f"--no-{name}", "false") if value else (f"--{name}", "true")
+            text = f"Turn off: {text}" if value else text
+            parser.add_argument(flag, dest=path, action="store_const", const=const, help=text)
         else:
-            value: object = defaults
-            for name in path.split("."):
-                value = getattr(value, name)
             shown = f" [{value}]" if value not in ("", ()) else ""
-            parser.add_argument(flag, dest=path, metavar=path.rpartition(".")[2].upper(), help=text + shown)
+            parser.add_argument(f"--{name}", dest=path, metavar=path.rpartition(".")[2].upper(), help=text + shown)
     return parser

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from onexflow import __version__
-from onexflow.app import adapters, exits, telemetry
+from onexflow.app import exits, system, telemetry
 from onexflow.app.signals import StopSignals
 from onexflow.app.tuning import settle_memory
 from onexflow.bridge.bridge import Bridge, Plan
@@ -27,7 +27,7 @@ _log = structlog.get_logger("onexflow.bridge")
 
 async def serve(settings: BridgeSettings) -> int:
     """Publish until a signal. Raises what made a start impossible, and what ended it."""
-    name = f"bridge-{adapters.host()}-{os.getpid()}"
+    name = f"bridge-{system.host()}-{os.getpid()}"
     logging.configure(settings.log.level, settings.log.format, node=name)
     end_telemetry = telemetry.wire("onex-bridge", name)
     if importlib.util.find_spec("nats") is None:

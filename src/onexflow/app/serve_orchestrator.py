@@ -9,7 +9,7 @@ from typing import Any, Final
 import structlog
 
 from onexflow import __version__
-from onexflow.app import adapters, exits, security, telemetry
+from onexflow.app import adapters, exits, security, system, telemetry
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
@@ -58,6 +58,7 @@ async def serve(settings: OrchestratorSettings) -> int:
         prober=TcpProber(here=is_loopback(settings.listen)),
         lease_ttl=settings.registry.lease_ttl,
         payload_limit=settings.limits.payload,
+        speculation=settings.speculation,
         on_fatal=on_fatal,
         shared=shared,
         peers=peers if shared else None,
@@ -108,7 +109,7 @@ async def serve(settings: OrchestratorSettings) -> int:
 
 def _name(listen: str, *, shared: bool) -> str:
     """The name of an orchestrator that was given none. Those that share a store on one machine need one each."""
-    name = f"orchestrator-{adapters.host()}"
+    name = f"orchestrator-{system.host()}"
     _, port = split_address(listen) or ("", 0)
     return f"{name}-{port}" if shared and port else name
 

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from onexflow import __version__
-from onexflow.app import adapters, exits, telemetry
+from onexflow.app import adapters, exits, system, telemetry
 from onexflow.app.calling import caller_over
 from onexflow.app.handlers import check_serves, load_workers
 from onexflow.app.signals import StopSignals
@@ -42,7 +42,7 @@ _TOLD_WITHIN: Final = 1.0
 async def serve(settings: WorkerSettings) -> int:
     """Serve until a signal. Raises what made a start impossible."""
     clock, ids = SystemClock(), SystemIds()
-    name = settings.worker_id or f"worker-{adapters.host()}-{os.getpid()}"
+    name = settings.worker_id or f"worker-{system.host()}-{os.getpid()}"
     incarnation = ids.uuid().hex
     logging.configure(settings.log.level, settings.log.format, node=name)
     end_telemetry = telemetry.wire("onex-worker", name)

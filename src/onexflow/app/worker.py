@@ -18,7 +18,8 @@ SUMMARY = "Run the handlers of one or more modules for the cluster."
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the worker until it is told to stop; return the exit code."""
-    return launch.run("onex-worker", SUMMARY, _tree, _serve, argv, positional="modules")
+    arguments = sys.argv[1:] if argv is None else argv
+    return launch.run("onex-worker", SUMMARY, _tree, lambda: _serve(arguments), arguments, positional="modules")
 
 
 def _tree() -> type[WorkerSettings]:
@@ -27,8 +28,15 @@ def _tree() -> type[WorkerSettings]:
     return WorkerSettings
 
 
-def _serve() -> Callable[[WorkerSettings], Coroutine[Any, Any, int]]:
-    from onexflow.app.serve_worker import serve
+def _serve(arguments: Sequence[str]) -> Callable[[WorkerSettings], Coroutine[Any, Any, int]]:
+    def serve(settings: WorkerSettings) -> Coroutine[Any, Any, int]:
+        from onexflow.app import worker_processes
+
+        if worker_processes.number(settings) > 1:
+            return worker_processes.serve(settings, arguments)
+        from onexflow.app import serve_worker
+
+        return serve_worker.serve(settings)
 
     return serve
 

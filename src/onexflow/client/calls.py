@@ -13,7 +13,7 @@ from typing import Final
 
 from onexflow.codec.wire import common as wire_common
 from onexflow.codec.wire.common import MAX_PAYLOAD
-from onexflow.core.errors import DeadlineExceeded, Draining, InvalidArgument, ShardMoved
+from onexflow.core.errors import DeadlineExceeded, Draining, InvalidArgument, Overloaded, ShardMoved, StoreFull
 from onexflow.core.identity import ON_BEHALF
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import common_pb2
@@ -25,8 +25,10 @@ MAX_BYTES: Final = 1 << 20
 OVERHEAD: Final = 24
 #: No call is larger: a payload, and room for names. A message beyond gRPC's own limit would end the stream of all.
 MAX_CALL: Final = MAX_PAYLOAD + (64 << 10)
-#: Answers that say nothing of the call itself, only that this orchestrator is not the one to ask now.
-ASK_AGAIN: Final = (Draining, ShardMoved)
+#: Answers that say nothing of the call itself, only that this orchestrator has no room for it now; and that it is not the one
+#: to ask.
+ASK_LATER: Final = (Overloaded,)
+ASK_AGAIN: Final = (*ASK_LATER, Draining, ShardMoved)
 #: Seconds before such a call is sent again.
 ASK_AGAIN_AFTER: Final = 0.1
 
@@ -34,7 +36,7 @@ ASK_AGAIN_AFTER: Final = 0.1
 class Call:
     """A start (then `start` is set) or a wait for a run's end."""
 
-    __slots__ = ("future", "id", "key", "principal", "size", "start")
+    __slots__ = ("future", "id", "key", "principal", "refusal", "size", "start")
 
     def __init__(
         self,
@@ -51,6 +53,8 @@ class Call:
         self.key = key
         self.size = size
         self.principal = principal
+        #: Why it waits to be sent again.
+        self.refusal: SPIError | None = None
 
 
 class Calls:
@@ -87,7 +91,8 @@ class Calls:
         timeout: float | None = None,
     ) -> pb.Answer:
         """The answer to a start or a wait. Raises the error that the orchestrator answered, DeadlineExceeded, or
-        Unavailable. Cancelling gives the call up: a start may have happened all the same."""
+        Unavailable. Overloaded is raised when it was the last answer within `timeout`: until then the call is sent again,
+        after the pause that was asked for. Cancelling gives the call up: a start may have happened all the same."""
         if self._closed is not None:
             raise self._closed
         what = start if start is not None else key
@@ -110,7 +115,8 @@ class Calls:
 
     def _expire(self, call: Call, timeout: float) -> None:
         if not call.future.done():
-            call.future.set_exception(DeadlineExceeded(f"no answer within {timeout:g} s"))
+            refusal = call.refusal if isinstance(call.refusal, Overloaded) else None
+            call.future.set_exception(refusal or DeadlineExceeded(f"no answer within {timeout:g} s"))
             self._give_up(call)
 
     def _give_up(self, call: Call) -> None:
@@ -166,7 +172,8 @@ class Calls:
                 continue
             if not answer.HasField("error"):
                 call.future.set_result(answer)
-            elif isinstance(error := wire_common.error(answer.error), self._ask_again):
+            elif _is(error := wire_common.error(answer.error), self._ask_again):
+                call.refusal = error
                 self._loop.call_later(answer.error.retry_after or ASK_AGAIN_AFTER, self._again, call)
             else:
                 call.future.set_exception(error)
@@ -174,6 +181,7 @@ class Calls:
             self.work.set()
 
     def _again(self, call: Call) -> None:
+        call.refusal = None
         if self._closed is not None and not call.future.done():
             call.future.set_exception(self._closed)
         self._queue.append(call)
@@ -192,6 +200,11 @@ class Calls:
         """End every call, and every later one, with `error`."""
         self._closed = error
         self.fail_all(error)
+
+
+def _is(error: SPIError, kinds: tuple[type[SPIError], ...]) -> bool:
+    """A store without space is for people to see to: it is told at once."""
+    return isinstance(error, kinds) and not isinstance(error, StoreFull)
 
 
 def _principal() -> pb.Principal | None:

@@ -100,7 +100,8 @@ class Client:
     """What programs ask of a cluster. Make it with `connect`; one a process is enough, for any number of tasks.
 
     Of several orchestrators it knows all as soon as it is connected to one, and asks the owners of its runs. Any of them may
-    die: calls are repeated at another one, within their time.
+    die: calls are repeated at another one, within their time. A start that is refused because too much is under way is made
+    again after the pause that was asked for; Overloaded is raised when it was refused until its time was over.
 
     Every method raises the errors of `onexflow.core.errors`, the same as on the orchestrator, with their context.
     """

@@ -12,7 +12,7 @@ import asyncio
 from typing import Final
 from uuid import UUID
 
-from onexflow.client.calls import Calls
+from onexflow.client.calls import ASK_LATER, Calls
 from onexflow.client.channels import Channels
 from onexflow.client.stream import ConnectStream
 from onexflow.core.errors import Unavailable
@@ -29,7 +29,7 @@ class _Line:
     """The stream to one owner."""
 
     def __init__(self, channels: Channels, client_id: str) -> None:
-        self.calls = Calls(ask_again=())
+        self.calls = Calls(ask_again=ASK_LATER)
         self._stream = ConnectStream(self.calls, channels, client_id=client_id, patience=0.0)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="onexflow-client-line")
 

@@ -15,6 +15,8 @@ from onexflow.core.secret import Secret
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7411"
 MIB: Final = 1024 * 1024
+#: Of one worker.
+MOST_PROCESSES: Final = 256
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "pretty", "json"]
@@ -180,6 +182,9 @@ class OrchestratorSettings(Settings, frozen=True, kw_only=True):
     cluster: str = "local"
     #: Seconds that a stop (SIGTERM) leaves to calls under way, once the streams of clients and workers are closed.
     drain_timeout: float = 5.0
+    #: Send computes and reducers to workers before what they were scheduled by is on disk (docs/guarantees.md): a chain
+    #: of them then waits for no commit between its steps. Off, every task waits for its commit, as effects always do.
+    speculation: bool = True
     #: Offer gRPC reflection (tools such as grpcurl). For development.
     reflection: bool = False
     tls: ServerTls = ServerTls()
@@ -231,10 +236,14 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     orchestrators: tuple[str, ...] = ()
     #: Serve only handlers of these roles; empty: all.
     roles: tuple[Role, ...] = ()
+    #: Worker processes under one parent, for handlers that keep more than one CPU busy; 0: one a CPU. Of several each is a
+    #: node of its own, NAME-1, NAME-2 …, with all slots (but one a CPU among them all where `slots.compute` is 0).
+    processes: int = 1
     #: Name in the cluster; empty: worker-HOST-PID.
     worker_id: str = ""
     #: host:port of the liveness port, by which others prove that this process has died; port 0 takes any free one. An
-    #: address of this machine alone (127.0.0.1) proves nothing to an orchestrator that others can reach.
+    #: address of this machine alone (127.0.0.1) proves nothing to an orchestrator that others can reach. Of several
+    #: `processes` the first has this port, the others have the next ones.
     liveness: str = "127.0.0.1:0"
     #: Name of the cluster, as the orchestrators have it.
     cluster: str = "local"
@@ -254,6 +263,10 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
         found += _token_problems(self.token, self.token_file)
         for address in self.orchestrators:
             found += _address_problems("orchestrators", address)
+        if not 0 <= self.processes <= MOST_PROCESSES:
+            found.append(("processes", f"{self.processes} is not within 0 and {MOST_PROCESSES}"))
+        elif (port := (split_address(self.liveness) or ("", 0))[1]) + self.processes > 65536:
+            found.append(("processes", f"there are no {self.processes} ports from {port} on (liveness)"))
         if not self.modules:
             found.append(("modules", "no module is named: give one, for example `onex-worker my_handlers`"))
         return found

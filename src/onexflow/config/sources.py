@@ -73,7 +73,8 @@ def load(
         put(path, value, f"environment {name}")
     for path, value in (flags or {}).items():
         if value is not None:
-            put(path, value, f"flag --{path.replace('.', '-').replace('_', '-')}")
+            prefix = "--no-" if known[path] is bool and value == "false" else "--"
+            put(path, value, f"flag {prefix}{path.replace('.', '-').replace('_', '-')}")
 
     settings = _build(tree, values)
     for path, problem in _problems(settings):

@@ -62,8 +62,10 @@ EXPLANATIONS: Final[dict[str, Explanation]] = {
         "Check `nats.url`, and that the server runs with JetStream. Start the bridge again, or let its supervisor do it.",
     ),
     "OXF-1201": Explanation(
-        "More was asked at once than a limit allows: calls in flight, open waits, or the size of a queue.",
-        "Wait as long as the error's retry delay says, then repeat; send less at once.",
+        "More was asked at once than a limit allows: calls in flight, open waits, the size of a queue, or runs under way "
+        "while the orchestrator cannot keep up.",
+        "Wait as long as the error's retry delay says, then repeat, with the same request_id; send less at once. The client "
+        "library does so by itself with starts.",
     ),
     "OXF-1202": Explanation(
         "The disk of the event log is full, or the database has reached its size limit. New work is refused; what was "

@@ -15,7 +15,8 @@ from onexflow.core.commands import FireTimer
 from onexflow.core.errors import Coded
 from onexflow.core.ids import Token
 from onexflow.core.instructions import ArmTimer, CancelAll, CancelAttempt, Dispatch, SendAuthorised
-from onexflow.core.turn import SECOND, Turn
+from onexflow.core.turn import Turn
+from onexflow.engine.admission import Admission
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.placing import Placing, loop_time
 from onexflow.engine.readback import open_items, timers_of
@@ -30,6 +31,9 @@ from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.attempts")
 
+#: Events of a run that may be undurable while its next pure task leaves: bounds the depth of speculation.
+SPECULATION = 64
+
 #: Keeps attempts of a worker that is out of sight: (incarnation, worker, liveness address, attempts).
 Watch = Callable[[str, str, str, Iterable[Attempt]], None]
 
@@ -37,15 +41,17 @@ Watch = Callable[[str, str, str, Iterable[Attempt]], None]
 class AttemptBook:
     """All attempts of this orchestrator, by token."""
 
-    def __init__(self, kernel: Kernel, watch: Watch) -> None:
+    def __init__(self, kernel: Kernel, watch: Watch, *, speculation: bool) -> None:
         self._kernel = kernel
         self._watch = watch
         #: Where workers find the orchestrators: this one, and the others (told in Welcome).
         self.address = ""
         self.others: Callable[[], Iterable[str]] = tuple
         self.timers = Timers(kernel.now, self._fire, _is_resident)
-        self._placing = Placing(kernel, self.timers)
-        self._results = ResultIntake(kernel, self._placing)
+        #: Is told how long results are on their way.
+        self.admission = Admission()
+        self._placing = Placing(kernel, self.timers, ahead=SPECULATION if speculation else 0)
+        self._results = ResultIntake(kernel, self._placing, self.admission)
         self._placing.give_back = self._results.give_back
         self._placing.on_returned = self._pump
         self.attempts = self._placing.attempts

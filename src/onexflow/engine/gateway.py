@@ -500,6 +500,9 @@ class Gateway:
     def health(self) -> Health:
         return self.local.health()
 
+    def refusal(self, waited: float, behind: int) -> SPIError | None:
+        return self.local.refusal(waited, behind)
+
     def shard_map(self) -> ShardMap:
         return self.local.shard_map()
 

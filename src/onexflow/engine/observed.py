@@ -40,6 +40,7 @@ class Observed:
             names.EVENTS: lambda: kernel.lane.events,
             names.COMMITS: lambda: kernel.lane.commits,
             names.SUPERSEDED: lambda: book.superseded,
+            names.REFUSED: lambda: book.admission.refused,
             names.LOOP_LAG: lambda: fitness.lag,
             names.STALLS: lambda: watchdog.repaired,
         }

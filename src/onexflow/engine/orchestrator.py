@@ -104,11 +104,13 @@ class Orchestrator:
         prober: Prober | None = None,
         lease_ttl: float = 5.0,
         payload_limit: int = PAYLOAD_LIMIT,
+        speculation: bool = True,
         on_fatal: Callable[[Coded], None] | None = None,
         shared: bool = False,
         peers: Peers | None = None,
     ) -> None:
-        """`shared`: several orchestrators own shards of this store; `peers` finds the others, for calls about theirs."""
+        """`shared`: several orchestrators own shards of this store; `peers` finds the others, for calls about theirs.
+        `speculation`: pure tasks leave before what they were scheduled by is durable (rule 5 of the protocol)."""
         self.orchestrator_id = orchestrator_id
         self.incarnation = incarnation
         self._clock = clock
@@ -117,7 +119,7 @@ class Orchestrator:
         self._on_fatal = on_fatal
         self._is_full = False
         self._kernel = Kernel(store, codec, ids.random, on_full=self._on_full, on_lost=self._on_lost, shared=shared)
-        self._book = AttemptBook(self._kernel, self._watch)
+        self._book = AttemptBook(self._kernel, self._watch, speculation=speculation)
         self._book.others = self.other_addresses
         self._sessions = Sessions(
             self._book,
@@ -195,6 +197,7 @@ class Orchestrator:
             self._cluster,
             ids=self._ids,
             payload_limit=payload_limit,
+            admission=self._book.admission,
             refuse=self._refuse_if_unable,
             carry_out=self._carry_out,
             in_background=self._in_background,
@@ -370,6 +373,7 @@ class Orchestrator:
     def _finish(self, state: RunState, outcome: RunOutcome, calls: bool, error: Coded | None) -> None:
         if error is not None:
             return
+        self._book.admission.ended(state.created_at)
         self._observed.ended(state, outcome)
         self._outcomes.ended(outcome)
         if state.node:
@@ -399,6 +403,9 @@ class Orchestrator:
             raise Overloaded(
                 f"{self._kernel.undurable:,} events wait for the store: new runs are refused until it has caught up"
             )
+
+    def refusal(self, waited: float, behind: int) -> SPIError | None:
+        return self._book.admission.refusal(asyncio.get_running_loop().time(), waited, behind)
 
     def _has_no_space(self) -> bool:
         return self._is_full

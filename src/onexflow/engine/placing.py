@@ -22,15 +22,14 @@ from onexflow.engine.sessions import WorkerSession
 from onexflow.engine.timers import Timers
 from onexflow.ports.worker_link import Assignment, Role
 
-#: Events of a run that may be undurable while its next pure task leaves: bounds the depth of speculation.
-SPECULATION = 64
-
 
 class Placing:
     """All attempts of this orchestrator, by token, and those that wait for a worker."""
 
-    def __init__(self, kernel: Kernel, timers: Timers) -> None:
+    def __init__(self, kernel: Kernel, timers: Timers, *, ahead: int) -> None:
+        """`ahead`: events of a run that may be undurable while its next pure task leaves."""
         self._kernel = kernel
+        self._ahead = ahead
         self._timers = timers
         self.attempts: dict[Token, Attempt] = {}
         self.dispatcher = Dispatcher(self._place)
@@ -87,7 +86,7 @@ class Placing:
         attempt.session = session
         session.inflight[attempt.token] = attempt
         # An orchestration makes calls as soon as it runs: what it was scheduled by must be durable by then.
-        if attempt.role == "orchestrator" or run.state.seq - run.durable_seq > SPECULATION:
+        if attempt.role == "orchestrator" or run.state.seq - run.durable_seq > self._ahead:
             self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error), run.shard)
         elif session.is_open:
             self._let_go(attempt, session)

@@ -20,8 +20,10 @@ from onexflow.core.commands import (
 from onexflow.core.errors import Coded, InternalError, Unavailable
 from onexflow.core.ids import Token
 from onexflow.core.payload import Failure
+from onexflow.core.turn import SECOND
+from onexflow.engine.admission import Admission
 from onexflow.engine.kernel import Kernel
-from onexflow.engine.placing import Placing
+from onexflow.engine.placing import Placing, loop_time
 from onexflow.engine.readback import open_items
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import WorkerSession
@@ -44,9 +46,10 @@ class _Answer:
 class ResultIntake:
     """Takes what workers say of attempts that have ended, or that this orchestrator does not know."""
 
-    def __init__(self, kernel: Kernel, placing: Placing) -> None:
+    def __init__(self, kernel: Kernel, placing: Placing, admission: Admission) -> None:
         self._kernel = kernel
         self._placing = placing
+        self._admission = admission
         #: What is dispatched now was dispatched before: it goes ahead of what never was.
         self.is_repeating = False
         #: Results of attempts that the log does not wait for.
@@ -59,6 +62,7 @@ class ResultIntake:
         group: list[ItemResult] = []
         tokens: list[Token] = []
         first: Attempt | None = None
+        last: Attempt | None = None
         started_at = 0
         worker, incarnation = session.worker_id, session.incarnation
         ended: list[AttemptResult] = []
@@ -79,6 +83,7 @@ class ResultIntake:
                 continue
             self._placing.forget(attempt)
             ended.append(result)
+            last = attempt
             if status == "completed":
                 if first is None:
                     first, started_at = attempt, result.started_at
@@ -89,6 +94,10 @@ class ResultIntake:
         if first is not None:
             command = CompleteItems(first.task, group, worker, incarnation, started_at)
             self._decide(first.run, command, tokens, answer)
+        if last is not None and last.sent:  # one of a message tells of all
+            took = (ended[-1].finished_at - ended[-1].started_at) / SECOND
+            waiting = len(self._placing.dispatcher.queue(last.role, last.handler))
+            self._admission.heard(loop_time(), last.sent_at, took, waiting / (len(session.inflight) + len(ended)))
         session.tally.add(ended)
         self._acknowledge(session, answer)
 

@@ -13,11 +13,20 @@ import msgspec
 
 from onexflow.core.commands import StartRun
 from onexflow.core.definition import MAX_SECONDS
-from onexflow.core.errors import Coded, InvalidArgument, RunExists, RunFailed, StoreUnavailable, UnknownWorkflowType
+from onexflow.core.errors import (
+    Coded,
+    InvalidArgument,
+    Overloaded,
+    RunExists,
+    RunFailed,
+    StoreUnavailable,
+    UnknownWorkflowType,
+)
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, instance_of_request
 from onexflow.core.machine import WORKFLOW_STATES
 from onexflow.core.turn import SECOND, Turn
+from onexflow.engine.admission import Admission
 from onexflow.engine.calls import CallBook
 from onexflow.engine.catalog import Catalog
 from onexflow.engine.kernel import Kernel
@@ -32,7 +41,7 @@ from onexflow.ports.clock import IdSource
 from onexflow.spi.exceptions import SPIError
 from onexflow.telemetry import tracing
 
-#: Seconds until a called run is asked for again whose owner's store is away.
+#: Seconds until a called run is asked for again whose owner has no room, or whose store is away.
 START_AGAIN_SECONDS = 0.5
 
 StartReply = Callable[[StartOutcome | SPIError], None]
@@ -53,6 +62,7 @@ class Starts:
         *,
         ids: IdSource,
         payload_limit: int,
+        admission: Admission,
         refuse: Callable[[], None],
         carry_out: Callable[[Run, Turn], None],
         in_background: InBackground,
@@ -67,6 +77,7 @@ class Starts:
         self._cluster = cluster
         self._ids = ids
         self._payload_limit = payload_limit
+        self._admission = admission
         self._refuse = refuse
         self._carry_out = carry_out
         self._in_background = in_background
@@ -111,6 +122,10 @@ class Starts:
 
     def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
         if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
+            refusal = self._admission.refusal(asyncio.get_running_loop().time())
+            if refusal is not None:
+                reply(refusal)
+                return
             try:
                 self._lifecycles.check(key.workflow_type, graph)
             except SPIError as error:
@@ -137,8 +152,9 @@ class Starts:
             self._observed.begun(key, span, error)
             reply(error)
             return
-        self._carry_out(run, turn)
         state = run.state
+        self._admission.begun(state.created_at)
+        self._carry_out(run, turn)
         answer: StartOutcome | SPIError = StartOutcome(
             key=key, version=state.version, created=True, state=state.status, sequence=state.seq
         )
@@ -210,10 +226,10 @@ class Starts:
             await self._start_known(request, graph, key, digest, reply)
 
     def _start_anywhere(self, request: StartRequest, reply: StartReply) -> None:
-        """Start a called run at its owner. An orchestration waits for a store that is away, unlike clients."""
+        """Start a called run at its owner. An orchestration waits where clients are refused: it has begun already."""
 
         def told(answer: StartOutcome | SPIError) -> None:
-            if isinstance(answer, StoreUnavailable) and not self._kernel.lane.is_over:
+            if isinstance(answer, StoreUnavailable | Overloaded) and not self._kernel.lane.is_over:
                 asyncio.get_running_loop().call_later(START_AGAIN_SECONDS, self._start_anywhere, request, reply)
             else:
                 reply(answer)

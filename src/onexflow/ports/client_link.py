@@ -332,5 +332,9 @@ class OrchestratorService(RunService, Protocol):
 
     def health(self) -> Health: ...
 
+    def refusal(self, waited: float, behind: int) -> SPIError | None:
+        """Why a client's start that has been in this process for so many seconds, with so many behind it, is refused
+        unseen; None: it is to be looked at."""
+
     def shard_map(self) -> ShardMap:
         """For clients that ask the owners themselves."""

@@ -2,13 +2,16 @@
 
 Each call is a small object in a dictionary, no task: the engine answers by callback, and the answers of a turn of the
 loop leave in one message.
+
+The calls of a message are begun as it comes. In a flood what there is is read first, and begun a few at a time: what waits
+then waits here, where the engine is told for how long, and not unseen in the network and in the client.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Final, TypeAlias
 
 from onexflow.codec.wire import common
@@ -33,6 +36,15 @@ PROTOCOL_VERSION: Final = 1
 WINDOW: Final = 8192
 #: Answers that may wait before the stream is no longer read.
 MAX_ANSWERS: Final = 1024
+#: With so many calls, open or not begun, a stream is flooded: only a few are begun at a time then, every so many seconds; and
+#: while so many are open, which keeps everybody busy, what there is to read is read first, for so many seconds.
+FLOOD_CALLS: Final = 256
+FLOOD_BEGINS: Final = 16
+FLOOD_SECONDS: Final = 0.001
+BUSY_CALLS: Final = 128
+READ_SECONDS: Final = 0.05
+#: Calls that are begun or refused at a time.
+MAX_LOOKS: Final = 512
 #: Bytes of an answer that still fits into a message with what surrounds it.
 _LARGEST: Final = common.MAX_MESSAGE * 3 // 4
 
@@ -80,7 +92,14 @@ class ClientStream(ServerStream):
         self._welcomed = False
         self._told = ShardMap()
         self._calls: dict[int, _Call] = {}
+        #: Calls that are not begun, with the loop time at which they came; what was abandoned, in its place among them.
+        self._arrived: deque[tuple[float, pb.StartCall | pb.WaitCall | Sequence[int]]] = deque()
+        #: Messages that have come, and those that had when `_look` was planned.
+        self._messages = self._seen_messages = 0
+        self._later: asyncio.Handle | None = None
         self._answers: deque[tuple[int, Outcome]] = deque()
+        #: Answers to what was refused unseen: they fill up messages of the others.
+        self._refusals: deque[tuple[int, SPIError]] = deque()
         self._control: list[pb.ConnectResponse] = []
         self._wake = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -158,13 +177,82 @@ class ClientStream(ServerStream):
                 f"A batch has {len(batch.starts) + len(batch.waits)} calls; {common.MAX_BATCH} is the most.",
                 {"field": "batch"},
             )
-        for call_id in batch.abandoned:
+        now = self._loop.time()
+        if batch.abandoned:
+            self._arrived.append((now, batch.abandoned))
+        for start in batch.starts:
+            self._arrived.append((now, start))
+        for wait in batch.waits:
+            self._arrived.append((now, wait))
+        if len(self._arrived) >= self._window:
+            self._has_room.clear()
+        self._messages += 1
+        if not self._is_flooded or (self._later is None and len(self._arrived) <= FLOOD_BEGINS):
+            self._work()
+        elif self._later is None:
+            self._look_later()
+
+    @property
+    def _is_flooded(self) -> bool:
+        return len(self._calls) + len(self._arrived) >= FLOOD_CALLS
+
+    def _look_later(self) -> None:
+        self._seen_messages = self._messages
+        self._later = self._loop.call_later(FLOOD_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Begin some of what has arrived; but read first, while there is something to read, if that does not take long."""
+        self._later = None
+        goes_on = self._messages > self._seen_messages and len(self._arrived) >= common.MAX_BATCH
+        is_busy = self._is_flooded and len(self._calls) >= BUSY_CALLS
+        if goes_on and is_busy and self._loop.time() - self._arrived[0][0] < READ_SECONDS:
+            self._look_later()
+            return
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001 - as in the reader: it ends this stream and no other
+            self.end(judged(error, self.method))
+
+    def _work(self) -> None:
+        """Begin what has arrived, or some of it; refusals cost little, and do not count."""
+        room = common.MAX_BATCH
+        if self._is_flooded:
+            room = max(FLOOD_BEGINS, min(BUSY_CALLS - len(self._calls), room))
+        looked = 0
+        now, arrived = self._loop.time(), self._arrived
+        while arrived and room and looked < MAX_LOOKS and not self._end.done():
+            looked += 1
+            came_at, item = arrived.popleft()
+            if isinstance(item, pb.StartCall):
+                is_call = item.start.HasField("caller")  # of an orchestration, which has begun already
+                refusal = None if is_call else self._service.refusal(now - came_at, len(arrived))
+                if refusal is not None:
+                    self._refuse(item.call_id, refusal)
+                    continue
+                self._begin(item.call_id, self._start, item)
+            elif isinstance(item, pb.WaitCall):
+                self._begin(item.call_id, self._wait, item)
+            else:
+                self._abandon(item)
+                continue
+            room -= item.call_id in self._calls
+        if arrived and self._later is None:
+            self._look_later()
+        self._look_for_room()
+        if self._half_closed:
+            self._wake.set()
+
+    def _refuse(self, call_id: int, refusal: SPIError) -> None:
+        """Answer a start that is not even looked at."""
+        self._refusals.append((call_id, refusal))
+        if len(self._refusals) >= self._window:
+            self._has_room.clear()
+        self._wake.set()
+
+    def _abandon(self, call_ids: Sequence[int]) -> None:
+        for call_id in call_ids:
             if (call := self._calls.pop(call_id, None)) is not None and call.give_up is not None:
                 call.give_up()
-        for start in batch.starts:
-            self._begin(start.call_id, self._start, start)
-        for wait in batch.waits:
-            self._begin(wait.call_id, self._wait, wait)
 
     def _begin(self, call_id: int, begin: Callable[[_Call, Any], None], message: Any) -> None:
         if call_id == 0 or call_id in self._calls:
@@ -217,12 +305,12 @@ class ClientStream(ServerStream):
 
     async def _write(self) -> None:
         while True:
-            while self._control or self._answers:
+            while self._control or self._answers or self._refusals:
                 message = self._control.pop(0) if self._control else self._next_batch()
                 await self._send(message)
             if self._finished:
                 return
-            if self._half_closed and not self._calls:
+            if self._half_closed and not self._calls and not self._arrived:
                 self.end()
                 return
             self._wake.clear()
@@ -240,9 +328,15 @@ class ClientStream(ServerStream):
                 break
             self._answers.popleft()
             wire.fill_answer(messages.add(), call_id, outcome if needed <= _LARGEST else _too_large(needed))
-        if len(self._answers) < MAX_ANSWERS:
-            self._has_room.set()
+        while self._refusals and len(messages) < common.MAX_BATCH:  # small, all of them
+            wire.fill_answer(messages.add(), *self._refusals.popleft())
+        self._look_for_room()
         return response
+
+    def _look_for_room(self) -> None:
+        """Read on, where what was read before has been dealt with."""
+        if len(self._answers) < MAX_ANSWERS and max(len(self._arrived), len(self._refusals)) < self._window:
+            self._has_room.set()
 
     def _finish(self) -> None:
         self._finished = True
@@ -251,6 +345,9 @@ class ClientStream(ServerStream):
     def _ended(self) -> None:
         calls = list(self._calls.values())
         self._calls.clear()
+        self._arrived.clear()
+        if self._later is not None:
+            self._later.cancel()
         for call in calls:
             if call.give_up is not None:
                 call.give_up()

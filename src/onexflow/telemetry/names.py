@@ -70,6 +70,7 @@ ATTEMPTS_ACTIVE: Final = Metric("onexflow.attempts.active", "gauge", "{attempt}"
 WORKERS: Final = Metric("onexflow.workers.connected", "gauge", "{worker}", "workers with an open stream")
 EVENTS: Final = Metric("onexflow.store.events", "sum", "{event}", "events made durable")
 COMMITS: Final = Metric("onexflow.store.commits", "sum", "{commit}", "group commits; events a commit is their ratio")
+REFUSED: Final = Metric("onexflow.starts.refused", "sum", "{start}", "starts refused because too much is under way")
 SUPERSEDED: Final = Metric(
     "onexflow.results.superseded", "sum", "{result}", "results that the log does not wait for, refused"
 )
@@ -126,6 +127,7 @@ BRIDGE_LAG: Final = Metric(
 
 METRICS: Final = (
     RUNS_STARTED, RUNS_ENDED, RUN_DURATION, RUNS_ACTIVE, RUNS_WAITING, STALLS, LOOP_LAG, ATTEMPTS_ACTIVE, WORKERS, EVENTS, COMMITS, SUPERSEDED,
+    REFUSED,
     WORKER_SLOTS, WORKER_RESULTS, REGISTRY_RENEWAL, REGISTRY_LEASE, REGISTRY_RECONNECTS, REGISTRY_GAP,
     REGISTRY_AMBIGUOUS,
     BRIDGE_PUBLISHED, BRIDGE_REPEATED, BRIDGE_PARKED, BRIDGE_MISSED, BRIDGE_WAITING, BRIDGE_LAG,

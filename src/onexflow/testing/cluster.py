@@ -118,6 +118,7 @@ class Cluster:
         ids: IdSource | None = None,
         namespace: str = "default",
         payload_limit: int = 2 * 1024 * 1024,
+        speculation: bool = True,
         audited: bool = True,
     ) -> None:
         self.clock: Clock = clock or VirtualClock()
@@ -134,6 +135,7 @@ class Cluster:
         self.stalls: list[str] = []
         self.expects_stalls = False
         self._payload_limit = payload_limit
+        self._speculation = speculation
         self._audited = audited
         self._engine: Orchestrator | None = None
         self._up = asyncio.Event()
@@ -209,6 +211,7 @@ class Cluster:
             incarnation=f"orchestrator-1.{self._count}",
             prober=_Prober(self),
             payload_limit=self._payload_limit,
+            speculation=self._speculation,
             on_fatal=self._on_fatal,
         )
         await engine.start()

@@ -14,6 +14,7 @@ from onexflow.storage.postgres.embedded import EmbeddedPostgres
 
 from ..peers import comparison
 from ..probe.client import Probe
+from . import overload
 from .machine import machine
 from .processes import Cluster, memory_mib
 from .rounds import CALLS, Rounds
@@ -91,6 +92,8 @@ def _memory(memory: dict[str, tuple[float, float]]) -> str:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["overload"]:
+        return overload.main(sys.argv[2:])
     arguments = _arguments()
     if arguments.peers is not None:
         return comparison.main(arguments.peers, arguments.rounds, arguments.write)

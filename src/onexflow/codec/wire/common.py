@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
 from onexflow.core.blocked import Blocked, sentence
-from onexflow.core.errors import BY_CODE, Coded, InternalError, InvalidArgument
+from onexflow.core.errors import BY_CODE, Coded, InternalError, InvalidArgument, Overloaded
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey, Token
 from onexflow.core.payload import JSON, NULL, Failure, Payload
 from onexflow.spi.exceptions import (
@@ -257,6 +258,16 @@ def make_error(reason: str, message: str, context: dict[str, Any]) -> SPIError:
 
 
 def error_to_pb(error: SPIError) -> pb.Error:
+    """The error on the wire. Not to be changed: one that is given out often is made once."""
+    return _often_to_pb(error) if type(error) is Overloaded else _error_to_pb(error)
+
+
+@lru_cache(maxsize=64)
+def _often_to_pb(error: SPIError) -> pb.Error:
+    return _error_to_pb(error)
+
+
+def _error_to_pb(error: SPIError) -> pb.Error:
     return pb.Error(
         code=reason(error),
         message=str(error)[:MAX_MESSAGE_TEXT],
