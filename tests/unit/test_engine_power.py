@@ -396,7 +396,7 @@ async def test_an_attempt_that_another_worker_still_runs_gives_its_slot_back(mon
         await asyncio.sleep(1)
         second = cluster.engine._sessions.by_worker["w2"]
         free = second.credits["compute"]
-        monkeypatch.setattr("onexflow.engine.attempts.SPECULATION", -1)
+        monkeypatch.setattr(cluster.engine._book._placing, "_ahead", -1)
         store.hold()
         other = Asked(cluster.start("single", 6, delay=60.0))
         await asyncio.sleep(0.1)
