@@ -4,7 +4,7 @@ waking parked ones, and forgetting old request ids."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 
 import structlog
@@ -15,6 +15,7 @@ from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.blocking import Blocking, encode_parked
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import next_wake
+from onexflow.engine.run import Run
 from onexflow.ports.registry import Registry
 from onexflow.spi.exceptions import SPIError
 
@@ -24,6 +25,10 @@ TICK_SECONDS = 0.1
 SWEEP_SECONDS = 2.0
 #: A run with nothing under way for so long is paged out, unless a timer of it is due sooner than this.
 IDLE_SECONDS = 10.0
+#: When more than so many are idle, all go that were so at the sweep before: else memory would grow with the rate of starts.
+IDLE_RUNS = 5000
+#: Runs that are paged out, and woken, with one append: what that needs of the loop is a few milliseconds.
+PAGED_TOGETHER = 200
 #: How long the answer to a request id is kept, for a caller that repeats it; and how often older ones are looked for.
 ANSWER_SECONDS = 24 * 3600.0
 FORGET_SECONDS = 600.0
@@ -40,6 +45,8 @@ class Housekeeping:
         self._task: asyncio.Task[None] | None = None
         self._duties: asyncio.Task[None] | None = None
         self._forgot = 0.0
+        #: Idle runs in memory at the last sweep.
+        self._idle = 0
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="housekeeping")
@@ -81,30 +88,54 @@ class Housekeeping:
             log.exception("duty.failed", duty=duty)
 
     async def _sweep(self, now: float) -> None:
-        self.park_idle(now)
+        await self.park_idle(now)
         await self.wake_parked()
 
-    def park_idle(self, now: float) -> int:
+    async def park_idle(self, now: float) -> int:
         """Page out the runs that have been idle long enough. Returns how many."""
-        horizon = self._kernel.now() + int(IDLE_SECONDS * SECOND)
-        idle = []
+        idle = self._long_idle(now)
+        parked = 0
+        for first in range(0, len(idle), PAGED_TOGETHER):
+            parked += self._park(idle[first : first + PAGED_TOGETHER])
+            with suppress(ShardMoved):  # of one of them: the others are paged out
+                await self._kernel.lane.durable()
+        if parked:
+            self._book.timers.sweep()  # theirs would keep them in memory
+        return parked
+
+    def _long_idle(self, now: float) -> list[Run]:
+        patience = IDLE_SECONDS if self._idle <= IDLE_RUNS else 0.0
+        long_idle = []
+        self._idle = 0
         for run in self._kernel.runs():
-            if run.attempts or run.durable_seq < run.state.seq:
+            if _is_at_work(run):
                 run.idle_since = 0.0
-            elif not run.idle_since:
+                continue
+            self._idle += 1
+            if not run.idle_since:
                 run.idle_since = now
-            elif now - run.idle_since >= IDLE_SECONDS:
-                wake = next_wake(run)
-                if not wake or wake > horizon:
-                    idle.append((run, wake))
+            elif now - run.idle_since >= patience:
+                long_idle.append(run)
+        return long_idle
+
+    def _park(self, runs: Sequence[Run]) -> int:
+        """Those that are still idle."""
         look = self._blocking.look()
-        for run, wake in idle:
+        horizon = self._kernel.now() + int(IDLE_SECONDS * SECOND)
+        parked = 0
+        for run in runs:
+            if run.shard.moved is not None or run.shard.runs.get(run.iid) is not run or _is_at_work(run):
+                continue
+            wake = next_wake(run)
+            if wake and wake <= horizon:
+                continue
             blocked = look.run(run)
             if blocked is not None and blocked.is_valid:  # else the watchdog sees to it
                 run.shard.park(run, wake, encode_parked(blocked))
-        if idle:
+                parked += 1
+        if parked:
             self._kernel.lane.mark()
-        return len(idle)
+        return parked
 
     async def wake_parked(self) -> int:
         """Read back the parked runs whose timers are due soon. Returns how many."""
@@ -112,7 +143,11 @@ class Housekeeping:
         woken = 0
         for shard in list(self._kernel.shards.values()):
             with suppress(ShardMoved):  # its next owner wakes them
-                for record in await self._kernel.store.due_parked(shard.id, until):
-                    if await self._kernel.find_numbered(shard, record.iid) is not None:
-                        woken += 1
+                due = [record.iid for record in await self._kernel.store.due_parked(shard.id, until)]
+                if due:
+                    woken += await self._kernel.find_all_numbered(shard, due)
         return woken
+
+
+def _is_at_work(run: Run) -> bool:
+    return bool(run.attempts) or run.durable_seq < run.state.seq

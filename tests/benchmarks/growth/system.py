@@ -74,6 +74,7 @@ class System:
         shards = self._orchestrator.shards.values()
         while any(shard.runs for shard in shards):
             await asyncio.sleep(0.1)
+        await self._orchestrator._kernel.lane.durable()
         gc.collect()
         return {"bytes": (rss() - before) / runs, "seconds": time.perf_counter() - began}
 
