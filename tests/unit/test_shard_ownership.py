@@ -446,7 +446,7 @@ async def test_a_run_that_is_read_back_for_nobody_any_more_complains_to_nobody(m
             await reading.wait()
             raise ShardMoved("it has gone meanwhile")
 
-        monkeypatch.setattr(kernel, "_read", read)
+        monkeypatch.setattr(kernel.loader, "_read", read)
         asking = asyncio.ensure_future(kernel.loader.load(kernel.shard_of(key), record))
         await asyncio.sleep(0)
         asking.cancel()

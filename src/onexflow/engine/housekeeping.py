@@ -25,10 +25,11 @@ TICK_SECONDS = 0.1
 SWEEP_SECONDS = 2.0
 #: A run with nothing under way for so long is paged out, unless a timer of it is due sooner than this.
 IDLE_SECONDS = 10.0
-#: When more than so many are idle, all go that were so at the sweep before: else memory would grow with the rate of starts.
+#: When more than so many are idle, all go that were so at the sweep before, and the next sweep comes at once: else memory
+#: would grow with the rate of starts.
 IDLE_RUNS = 5000
-#: Runs that are paged out, and woken, with one append: what that needs of the loop is a few milliseconds.
-PAGED_TOGETHER = 200
+#: Runs that are paged out with one append: what that needs of the loop is a few milliseconds.
+PAGED_TOGETHER = 500
 #: How long the answer to a request id is kept, for a caller that repeats it; and how often older ones are looked for.
 ANSWER_SECONDS = 24 * 3600.0
 FORGET_SECONDS = 600.0
@@ -45,8 +46,8 @@ class Housekeeping:
         self._task: asyncio.Task[None] | None = None
         self._duties: asyncio.Task[None] | None = None
         self._forgot = 0.0
-        #: Idle runs in memory at the last sweep.
-        self._idle = 0
+        #: More than IDLE_RUNS were idle at the last sweep, and there is something to be done about it.
+        self._is_crowded = False
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="housekeeping")
@@ -66,7 +67,7 @@ class Housekeeping:
             self._registry.beat()
             self._book.tell_demand()
             is_idle = self._duties is None or self._duties.done()
-            if is_idle and loop.time() - swept >= SWEEP_SECONDS:
+            if is_idle and (self._is_crowded or loop.time() - swept >= SWEEP_SECONDS):
                 swept = loop.time()
                 self._duties = loop.create_task(self._do_duties(swept), name="duties")
             await asyncio.sleep(TICK_SECONDS)
@@ -93,30 +94,34 @@ class Housekeeping:
 
     async def park_idle(self, now: float) -> int:
         """Page out the runs that have been idle long enough. Returns how many."""
-        idle = self._long_idle(now)
+        idle, new = self._idle(now)
+        is_crowded = len(idle) + new > IDLE_RUNS
+        if not is_crowded:
+            idle = [run for run in idle if now - run.idle_since >= IDLE_SECONDS]
         parked = 0
-        for first in range(0, len(idle), PAGED_TOGETHER):
-            parked += self._park(idle[first : first + PAGED_TOGETHER])
+        while idle:
+            part = idle[-PAGED_TOGETHER:]
+            del idle[-PAGED_TOGETHER:]  # else this list would keep them in memory
+            parked += self._park(part)
             with suppress(ShardMoved):  # of one of them: the others are paged out
                 await self._kernel.lane.durable()
         if parked:
-            self._book.timers.sweep()  # theirs would keep them in memory
+            self._book.timers.sweep()  # and so would their timers
+        self._is_crowded = is_crowded and (parked > 0 or new > 0)
         return parked
 
-    def _long_idle(self, now: float) -> list[Run]:
-        patience = IDLE_SECONDS if self._idle <= IDLE_RUNS else 0.0
-        long_idle = []
-        self._idle = 0
+    def _idle(self, now: float) -> tuple[list[Run], int]:
+        """The runs that were idle before and still are; and how many are so since now."""
+        idle, new = [], 0
         for run in self._kernel.runs():
             if _is_at_work(run):
                 run.idle_since = 0.0
-                continue
-            self._idle += 1
-            if not run.idle_since:
+            elif run.idle_since:
+                idle.append(run)
+            else:
                 run.idle_since = now
-            elif now - run.idle_since >= patience:
-                long_idle.append(run)
-        return long_idle
+                new += 1
+        return idle, new
 
     def _park(self, runs: Sequence[Run]) -> int:
         """Those that are still idle."""

@@ -26,6 +26,7 @@ from benchmarks.engine_loop import INPUT, WIDTH, EngineLoop, Load
 from onexflow.codec.definitions import dump_definition
 from onexflow.core.commands import AssignRun
 from onexflow.core.definition import WorkflowDefinition
+from onexflow.core.errors import StoreUnavailable
 from onexflow.ports.client_link import StartOutcome, StartRequest
 from onexflow.spi.exceptions import SPIError
 
@@ -34,8 +35,9 @@ PART: Final = 10_000
 CHAIN: Final = 10
 #: Far from now: such a run is idle.
 DELAY: Final = 7 * 24 * 3600.0
-#: Starts that may be under way while idle runs are made.
-AT_ONCE: Final = 2000
+#: Idle runs that are started a second, as clients over the wire would at most.
+STARTED_A_SECOND: Final = 5000
+AT_ONCE: Final = 500
 
 
 def rss() -> int:
@@ -135,23 +137,29 @@ class System:
         await load.over.wait()
 
     async def _start_idle(self, runs: int) -> None:
-        room, done, left = asyncio.Semaphore(AT_ONCE), asyncio.Event(), runs
-
-        def started(outcome: StartOutcome | SPIError) -> None:
-            nonlocal left
-            assert isinstance(outcome, StartOutcome), outcome
-            left -= 1
-            room.release()
-            if not left:
-                done.set()
-
+        """At that rate, so many at once; again while the store cannot be asked."""
+        room, began = asyncio.Semaphore(AT_ONCE), time.perf_counter()
         for number in range(runs):
+            if not number % 50:
+                await asyncio.sleep(max(0.0, began + number / STARTED_A_SECOND - time.perf_counter()))
             await room.acquire()
+            request_id = f"{time.time_ns()}-{number}"
             request = StartRequest(
-                workflow_type="bench-chain-compute", input=INPUT, request_id=f"{time.time_ns()}-{number}", delay=DELAY
+                workflow_type="bench-chain-compute", input=INPUT, request_id=request_id, delay=DELAY
             )
-            self._orchestrator.start_run(request, started)
-        await done.wait()
+            self._start(request, room)
+        for _ in range(AT_ONCE):
+            await room.acquire()
+
+    def _start(self, request: StartRequest, room: asyncio.Semaphore) -> None:
+        def started(outcome: StartOutcome | SPIError) -> None:
+            if isinstance(outcome, StoreUnavailable):
+                asyncio.get_running_loop().call_later(0.1, self._start, request, room)
+            else:
+                assert isinstance(outcome, StartOutcome), outcome
+                room.release()
+
+        self._orchestrator.start_run(request, started)
 
 
 async def _serve(folder: str, shards: int, workers: int) -> None:
