@@ -30,9 +30,7 @@ ROWS_TOGETHER = 64
 class Loader:
     """Of one kernel. `on_loaded` is called with each run that enters memory."""
 
-    def __init__(
-        self, store: EventStore, catalog: Catalog, lane: CommitLane, on_loaded: Callable[[Run], None]
-    ) -> None:
+    def __init__(self, store: EventStore, catalog: Catalog, lane: CommitLane, on_loaded: Callable[[Run], None]) -> None:
         self._store = store
         self._catalog = catalog
         self._lane = lane
@@ -138,7 +136,9 @@ class Loader:
         return made_run(self._catalog, shard, one.record, state, one.snapshot.seq if one.snapshot else 0, one.rows)
 
     def _report(self, shard: Shard, record: RunRecord, error: Exception) -> None:
-        log.error("run.unreadable", run=str(RunKey.from_bytes(record.key)), shard=shard.id, iid=record.iid, exc_info=error)
+        log.error(
+            "run.unreadable", run=str(RunKey.from_bytes(record.key)), shard=shard.id, iid=record.iid, exc_info=error
+        )
         self.unreadable[shard.id, record.iid] = f"{type(error).__name__}: {error}"
 
     def _enter(self, shard: Shard, iid: int, run: Run | None, parked: ParkedRecord | None) -> Run | None:

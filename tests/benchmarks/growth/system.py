@@ -144,9 +144,7 @@ class System:
                 await asyncio.sleep(max(0.0, began + number / STARTED_A_SECOND - time.perf_counter()))
             await room.acquire()
             request_id = f"{time.time_ns()}-{number}"
-            request = StartRequest(
-                workflow_type="bench-chain-compute", input=INPUT, request_id=request_id, delay=DELAY
-            )
+            request = StartRequest(workflow_type="bench-chain-compute", input=INPUT, request_id=request_id, delay=DELAY)
             self._start(request, room)
         for _ in range(AT_ONCE):
             await room.acquire()
