@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 
 from onexflow.codec.rows import decode_snapshot
-from onexflow.core.errors import InternalError, StoreUnavailable, Unavailable
+from onexflow.core.errors import StoreUnavailable, Unavailable
 from onexflow.core.ids import RunKey
 from onexflow.engine.catalog import Catalog
 from onexflow.engine.cuts import uncut
@@ -114,18 +114,18 @@ class Loader:
             stored = await self._store.read_back(shard.id, [record.iid for record in records], ROWS_TOGETHER)
             if shard.cuts == cuts:  # else rows may have gone behind a newer snapshot
                 break
+        by_number = {one.record.iid: one for one in stored}
         made: dict[int, tuple[Run | None, ParkedRecord | None]] = {}
-        for one in stored:
+        for record in records:
             try:
-                made[one.record.iid] = await self._make(shard, one), one.parked
+                one = by_number[record.iid]
+                made[record.iid] = await self._make(shard, one), one.parked
             except Unavailable:
                 raise
-            except Exception as error:
-                self._report(shard, one.record, error)
-                made[one.record.iid] = None, None
-        for record in records:
-            if record.iid not in made:
-                self._report(shard, record, InternalError("the store does not know it any more"))
+            except Exception as error:  # in whatever way
+                key = str(RunKey.from_bytes(record.key))
+                log.exception("run.unreadable", run=key, shard=shard.id, iid=record.iid, error=str(error))
+                self.unreadable[shard.id, record.iid] = f"{type(error).__name__}: {error}"
                 made[record.iid] = None, None
         return made
 
@@ -134,12 +134,6 @@ class Loader:
         if len(one.rows) == ROWS_TOGETHER or (state is None and one.snapshot is not None):
             return await read_run(self._store, self._catalog, shard, one.record)
         return made_run(self._catalog, shard, one.record, state, one.snapshot.seq if one.snapshot else 0, one.rows)
-
-    def _report(self, shard: Shard, record: RunRecord, error: Exception) -> None:
-        log.error(
-            "run.unreadable", run=str(RunKey.from_bytes(record.key)), shard=shard.id, iid=record.iid, exc_info=error
-        )
-        self.unreadable[shard.id, record.iid] = f"{type(error).__name__}: {error}"
 
     def _enter(self, shard: Shard, iid: int, run: Run | None, parked: ParkedRecord | None) -> Run | None:
         shard.unread.discard(iid)
