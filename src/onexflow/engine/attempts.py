@@ -29,6 +29,7 @@ from onexflow.core.instructions import ArmTimer, CancelAll, CancelAttempt, Dispa
 from onexflow.core.payload import NULL, Failure
 from onexflow.core.turn import SECOND, Turn
 from onexflow.engine.dispatcher import Dispatcher
+from onexflow.engine.gathering import Gatherer
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import open_items, timers_of
 from onexflow.engine.run import Attempt, Run
@@ -79,6 +80,7 @@ class AttemptBook:
         self._lookups: set[asyncio.Task[None]] = set()
         #: Called when a worker has joined, has given credits, or has gone.
         self.on_room: Callable[[Literal["joined", "credits", "gone"]], None] = _ignore
+        self.gatherer = Gatherer(lambda session, results: self.on_results(session, results, gathered=True))
         self.tallies = Tallies()
         #: Results of attempts that the log does not wait for.
         self.superseded = 0
@@ -381,11 +383,13 @@ class AttemptBook:
         self.on_room("joined")
 
     def leave(self, session: WorkerSession) -> None:
+        self.gatherer.left(session)
         self._sessions.pop(session, None)
         self.dispatcher.remove(session)
         self.on_room("gone")
 
     def pass_over(self, session: WorkerSession) -> None:
+        self.gatherer.left(session)
         self.dispatcher.pass_over(session)
 
     def on_credits(self, session: WorkerSession) -> None:
@@ -464,8 +468,9 @@ class AttemptBook:
         self._lookups.add(task)
         task.add_done_callback(self._lookups.discard)
 
-    def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None:
-        """Decide what came in; acknowledge it when that is durable."""
+    def on_results(self, session: WorkerSession, results: Sequence[AttemptResult], *, gathered: bool = False) -> None:
+        """Decide what came in; acknowledge it when that is durable. Results that may wait for others of their task are
+        held until they come again, `gathered`."""
         answer = _Answer()
         group: list[ItemResult] = []
         tokens: list[Token] = []
@@ -479,6 +484,11 @@ class AttemptBook:
             if attempt is None:
                 self._on_unknown_result(session, result)
                 continue
+            if attempt.gathers and not gathered:
+                if status == "completed" and attempt.session is session:  # else it may be placed anew meanwhile
+                    self.gatherer.hold(session, attempt, result)
+                    continue
+                self.gatherer.let_go(attempt.run)  # they came before
             if first is not None and not (
                 status == "completed" and attempt.run is first.run and attempt.task == first.task
             ):
@@ -632,6 +642,7 @@ class AttemptBook:
     def _fire(self, run: Run, command: FireTimer) -> None:
         if not _is_resident(run):
             return
+        self.gatherer.let_go(run)  # its results came before
         token = Token(run.shard.id, command.epoch, command.offset, command.item)
         attempt = self.attempts.get(token)
         if command.kind == "schedule_to_start" and attempt is not None and attempt.sent:
@@ -654,6 +665,7 @@ class AttemptBook:
 
     def stop(self) -> None:
         self.timers.stop()
+        self.gatherer.stop()
         for task in self._lookups:
             task.cancel()
 
