@@ -12,6 +12,7 @@ import asyncio
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable
 from typing import Self
 
@@ -81,7 +82,7 @@ class InstantWorker:
         for first in range(0, len(taken), BATCH):
             part = taken[first : first + BATCH]
             self._say(Results([AttemptResult(one.token, "completed", RESULT, None, at, at) for one in part]))
-        self._say(Credits({"compute": len(taken)}))
+        self._say(Credits(Counter(one.role for one in taken)))
 
     def _say(self, message: Results | Credits) -> None:
         assert self.peer is not None
@@ -146,12 +147,12 @@ class EngineLoop:
         await orchestrator.start()
         for definition in definitions():
             await orchestrator.register_definition("default", dump_definition(definition))
-        handlers = (HandlerInfo("compute", "noop", True),)
+        handlers = (HandlerInfo("compute", "noop", True), HandlerInfo("reducer", "count", True))
         for number, worker in enumerate(self.workers):
             worker.peer = peer = orchestrator.accept_worker(worker)
             name = f"w{number}"
-            peer.on_message(Hello(worker_id=name, incarnation=name, handlers=handlers, slots={"compute": BATCH}))
-            peer.on_message(Credits({"compute": 5 * BATCH}))
+            peer.on_message(Hello(worker_id=name, incarnation=name, handlers=handlers, slots={"compute": BATCH, "reducer": 1}))
+            peer.on_message(Credits({"compute": 5 * BATCH, "reducer": 5}))
         settle_memory()
         return self
 

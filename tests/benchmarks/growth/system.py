@@ -27,7 +27,10 @@ from onexflow.codec.definitions import dump_definition
 from onexflow.core.commands import AssignRun
 from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import StoreUnavailable
-from onexflow.ports.client_link import StartOutcome, StartRequest
+from onexflow.core.ids import RunKey
+from onexflow.core.payload import Payload
+from onexflow.engine.orchestrator import Orchestrator
+from onexflow.ports.client_link import EventView, RunOutcome, StartOutcome, StartRequest
 from onexflow.spi.exceptions import SPIError
 
 #: Tasks of one part: some 0.3 s.
@@ -72,18 +75,15 @@ class System:
         """So many more runs that wait for a far time; over when they are paged out."""
         gc.collect()
         before, began = rss(), time.perf_counter()
-        await self._start_idle(runs)
-        shards = self._orchestrator.shards.values()
-        while any(shard.runs for shard in shards):
-            await asyncio.sleep(0.1)
-        await self._orchestrator._kernel.lane.durable()
+        await start_idle(self._orchestrator, runs)
+        await paged_out(self._orchestrator)
         gc.collect()
         return {"bytes": (rss() - before) / runs, "seconds": time.perf_counter() - began}
 
     async def open(self, runs: int) -> dict[str, float]:
         """As `idle`, over when they are started."""
         began = time.perf_counter()
-        await self._start_idle(runs)
+        await start_idle(self._orchestrator, runs)
         return {"seconds": time.perf_counter() - began}
 
     async def finished(self, runs: int) -> dict[str, float]:
@@ -121,6 +121,33 @@ class System:
         process, _ = await self._loop.measure(self._released(load))
         return {"us": process / (width * depth) * 1e6}
 
+    async def fan(self, items: int) -> dict[str, float]:
+        """One run of so many items and a reducer: what it took, and what its history says."""
+        gc.collect()
+        before, most = rss(), 0
+        run_input = Payload(b'{"items":[%s]}' % b",".join(b"%d" % number for number in range(items)))
+        done: asyncio.Future[RunKey] = asyncio.get_running_loop().create_future()
+
+        def started(outcome: StartOutcome | SPIError) -> None:
+            assert isinstance(outcome, StartOutcome), outcome
+            self._orchestrator.wait_run(outcome.key, ended)
+
+        def ended(outcome: RunOutcome | SPIError) -> None:
+            assert isinstance(outcome, RunOutcome), outcome
+            assert outcome.state == "completed", outcome
+            done.set_result(outcome.key)
+
+        async def work() -> None:
+            nonlocal most
+            self._orchestrator.start_run(StartRequest(workflow_type="bench-fan-compute", input=run_input), started)
+            while not done.done():
+                await asyncio.wait([done], timeout=0.02)
+                most = max(most, rss())
+
+        process, _ = await self._loop.measure(work())
+        events, recorded = await _recorded(self._orchestrator, done.result())
+        return {"us": process / items * 1e6, "events": events, "recorded": recorded, "mib": (most - before) / 2**20}
+
     # ---- helpers
 
     async def _register(self, definition: WorkflowDefinition) -> None:
@@ -136,28 +163,48 @@ class System:
         self._loop.workers[0].let_go()
         await load.over.wait()
 
-    async def _start_idle(self, runs: int) -> None:
-        """At that rate, so many at once; again while the store cannot be asked."""
-        room, began = asyncio.Semaphore(AT_ONCE), time.perf_counter()
-        for number in range(runs):
-            if not number % 50:
-                await asyncio.sleep(max(0.0, began + number / STARTED_A_SECOND - time.perf_counter()))
-            await room.acquire()
-            request_id = f"{time.time_ns()}-{number}"
-            request = StartRequest(workflow_type="bench-chain-compute", input=INPUT, request_id=request_id, delay=DELAY)
-            self._start(request, room)
-        for _ in range(AT_ONCE):
-            await room.acquire()
 
-    def _start(self, request: StartRequest, room: asyncio.Semaphore) -> None:
+async def start_idle(orchestrator: Orchestrator, runs: int) -> None:
+    """Runs that wait for a far time: at that rate, so many at once; again while the store cannot be asked."""
+    room, began = asyncio.Semaphore(AT_ONCE), time.perf_counter()
+
+    def start(request: StartRequest) -> None:
         def started(outcome: StartOutcome | SPIError) -> None:
             if isinstance(outcome, StoreUnavailable):
-                asyncio.get_running_loop().call_later(0.1, self._start, request, room)
+                asyncio.get_running_loop().call_later(0.1, start, request)
             else:
                 assert isinstance(outcome, StartOutcome), outcome
                 room.release()
 
-        self._orchestrator.start_run(request, started)
+        orchestrator.start_run(request, started)
+
+    for number in range(runs):
+        if not number % 50:
+            await asyncio.sleep(max(0.0, began + number / STARTED_A_SECOND - time.perf_counter()))
+        await room.acquire()
+        request_id = f"{time.time_ns()}-{number}"
+        start(StartRequest(workflow_type="bench-chain-compute", input=INPUT, request_id=request_id, delay=DELAY))
+    for _ in range(AT_ONCE):
+        await room.acquire()
+
+
+async def paged_out(orchestrator: Orchestrator) -> None:
+    """Until no run is in memory, and that is durable."""
+    while any(shard.runs for shard in orchestrator.shards.values()):
+        await asyncio.sleep(0.1)
+    await orchestrator._kernel.lane.durable()
+
+
+async def _recorded(orchestrator: Orchestrator, key: RunKey) -> tuple[int, int]:
+    """(events of the run, items whose outcome is among them)."""
+    events, items, page = 0, set[int](), list[EventView]()
+    while events == 0 or page:
+        page = list(await orchestrator.read_history(key, events + 1))
+        events += len(page)
+        for event in page:
+            if event.type == "task.completed" and event.task == "item":
+                items.update(event.data["items"])
+    return events, len(items)
 
 
 async def _serve(folder: str, shards: int, workers: int) -> None:
