@@ -151,7 +151,9 @@ class EngineLoop:
         for number, worker in enumerate(self.workers):
             worker.peer = peer = orchestrator.accept_worker(worker)
             name = f"w{number}"
-            peer.on_message(Hello(worker_id=name, incarnation=name, handlers=handlers, slots={"compute": BATCH, "reducer": 1}))
+            peer.on_message(
+                Hello(worker_id=name, incarnation=name, handlers=handlers, slots={"compute": BATCH, "reducer": 1})
+            )
             peer.on_message(Credits({"compute": 5 * BATCH, "reducer": 5}))
         settle_memory()
         return self

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 #: A task may cost so many times what it does in the system that has least.
@@ -141,9 +140,3 @@ def idle_bytes(runs: int) -> float:
 
 def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Beside `path`, too, when its folder is not there yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
