@@ -14,7 +14,7 @@ from onexflow.engine import housekeeping
 from onexflow.engine.loader import READ_TOGETHER
 from onexflow.engine.ownership import BEGIN_SECONDS
 from onexflow.engine.run import Run
-from onexflow.ports.event_store import AppendOutcome, RunRecord, ShardAppend, StoredRun
+from onexflow.ports.event_store import AppendOutcome, ParkedRecord, RunRecord, ShardAppend, StoredRun
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster, VirtualClock, virtual_time
 from support.engine_kit import Script, ready, single, until
@@ -36,7 +36,7 @@ class CountingStore(MemoryStore):
     def forget(self) -> None:
         self.calls = 0
         self.read: set[tuple[int, int]] = set()
-        self.listed = 0
+        self.listed = self.looks = 0
 
     async def read_back(self, shard: int, iids: Sequence[int], limit: int = 64) -> list[StoredRun]:
         self.calls += 1
@@ -48,6 +48,10 @@ class CountingStore(MemoryStore):
     async def get_runs(self, shard: int, iids: Sequence[int]) -> list[RunRecord]:
         self.listed += len(iids)
         return await super().get_runs(shard, iids)
+
+    async def due_parked(self, shard: int, until: int, limit: int = 1024) -> list[ParkedRecord]:
+        self.looks += 1
+        return await super().due_parked(shard, until, limit)
 
     async def append(self, batch: Sequence[ShardAppend]) -> AppendOutcome:
         self.most_parked = max(self.most_parked, sum(len(part.parked) for part in batch))
@@ -94,7 +98,8 @@ async def test_runs_that_are_paged_out_leave_nothing_in_memory() -> None:
         await until(lambda: not in_memory(cluster), 30)
         await asyncio.sleep(1)
         gc.collect()
-        assert not [one for one in gc.get_objects() if type(one) is Run and one.key.workflow_type == "single"]
+        shards = list(cluster.engine.shards.values())
+        assert not [one for one in gc.get_objects() if type(one) is Run and one.shard in shards]
         assert not len(cluster.engine._book.timers)
 
 
@@ -126,6 +131,28 @@ async def test_timers_that_are_due_together_are_read_back_together() -> None:
         assert len(store.read) == 500
         assert store.calls <= 500 / READ_TOGETHER + len(cluster.engine.shards)
         assert {(await cluster.wait(key)).state for key in keys} == {"completed"}
+
+
+@virtual_time
+async def test_shards_in_which_nothing_is_due_are_not_looked_at() -> None:
+    store = CountingStore()
+    async with Cluster(store=store) as cluster:
+        await ready(cluster, Script(), single("compute", "calc"))
+        await asyncio.sleep(5)
+        store.forget()
+        await asyncio.sleep(100)
+        assert store.looks == 0
+        late = (await cluster.start("single", 1, delay=DELAY)).key
+        await asyncio.sleep(30)
+        soon = (await cluster.start("single", 2, delay=100.0)).key
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(90)
+        assert store.looks == 0
+        assert (await cluster.wait(soon)).state == "completed"
+        assert asyncio.get_running_loop().time() - began == pytest.approx(100, abs=0.1)
+        assert (await cluster.wait(late)).state == "completed"
+        assert asyncio.get_running_loop().time() - began == pytest.approx(DELAY - 30, abs=0.1)
+        assert store.looks < 20
 
 
 @virtual_time

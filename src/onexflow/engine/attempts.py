@@ -45,8 +45,10 @@ log = structlog.get_logger("onexflow.attempts")
 #: Keeps attempts of a worker that is out of sight: (incarnation, worker, liveness address, attempts).
 Watch = Callable[[str, str, str, Iterable[Attempt]], None]
 
-#: Events of a run that may be undurable while its next pure task leaves: bounds the depth of speculation.
+#: Events of a run that may be undurable while its next pure task leaves: bounds the depth of speculation. As many again
+#: for each so many attempts that are under way side by side: they are no depth.
 SPECULATION = 64
+SPECULATION_WIDTH = 16
 
 
 class _Answer:
@@ -248,8 +250,9 @@ class AttemptBook:
             return self._place_effect(attempt, session)
         attempt.session = session
         session.inflight[attempt.token] = attempt
+        undurable = run.state.seq - run.durable_seq
         # An orchestration makes calls as soon as it runs: what it was scheduled by must be durable by then.
-        if attempt.role == "orchestrator" or run.state.seq - run.durable_seq > SPECULATION:
+        if attempt.role == "orchestrator" or undurable > SPECULATION * (1 + len(run.attempts) // SPECULATION_WIDTH):
             self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error), run.shard)
         elif session.is_open:
             self._let_go(attempt, session)

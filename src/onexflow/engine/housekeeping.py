@@ -16,6 +16,7 @@ from onexflow.engine.blocking import Blocking, encode_parked
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import next_wake
 from onexflow.engine.run import Run
+from onexflow.engine.shard import NEVER, Shard
 from onexflow.ports.registry import Registry
 from onexflow.spi.exceptions import SPIError
 
@@ -148,10 +149,24 @@ class Housekeeping:
         woken = 0
         for shard in list(self._kernel.shards.values()):
             with suppress(ShardMoved):  # its next owner wakes them
-                due = [record.iid for record in await self._kernel.store.due_parked(shard.id, until)]
-                if due:
-                    woken += await self._kernel.find_all_numbered(shard, due)
+                if shard.next_wake <= until:
+                    due = [record.iid for record in await self._kernel.store.due_parked(shard.id, until)]
+                    woken += await self._kernel.find_all_numbered(shard, due) if due else 0
+                    await self._learn_next_wake(shard)
         return woken
+
+    async def _learn_next_wake(self, shard: Shard) -> None:
+        """So that a shard with nothing due costs no look at the store."""
+        if shard.early is not None:
+            return  # rows may wait for it to be whole
+        await self._kernel.lane.durable(shard)
+        shard.next_wake = NEVER  # what is parked from now on brings it forward
+        try:
+            first = await self._kernel.store.due_parked(shard.id, NEVER, 1)
+        except BaseException:
+            shard.next_wake = 0
+            raise
+        shard.next_wake = min(shard.next_wake, first[0].wake_at if first else NEVER)
 
 
 def _is_at_work(run: Run) -> bool:

@@ -44,6 +44,8 @@ CHECKPOINT_EVENTS = 5000
 CHECKPOINT_SECONDS = 2.0
 #: Parts, in a checkpoint, the runs at work from those that are in memory and wait. No run has this number.
 NONE_AT_WORK = 0
+#: Later than any store time.
+NEVER = (1 << 63) - 1
 #: A run's listing entry is written when its state changes; else it may lag behind its events by so many seconds, as
 #: writing it with each of them would cost more than they do. Who lists sees what is in memory (engine.queries).
 LISTED_SECONDS = 1.0
@@ -168,6 +170,8 @@ class Shard:
         self.absent: set[int] = set()
         #: Open runs that waited in the memory of the owner before and have still to be read back.
         self.unread: set[int] = set()
+        #: Store time before which no parked run of it is due: who wakes them (engine.housekeeping) need not look earlier.
+        self.next_wake = 0
         self._watches: dict[str, list[Watch]] = {}
         #: Held while a history of this shard is cut, from reading its rows until the cut is durable (engine.cuts).
         self.cutting = asyncio.Lock()
@@ -323,6 +327,8 @@ class Shard:
         """Write the run's snapshot and its parked row with the next append, and let go of its memory."""
         self.pending.snapshots[run.iid] = SnapshotRecord(run.iid, run.state.seq, run.snapshot())
         self.pending.parked[run.iid] = ParkedRecord(run.iid, wake_at, reason)
+        if wake_at:
+            self.next_wake = min(self.next_wake, wake_at)
         if run.listed_seq != run.state.seq:
             run.listed_state = ""
             self.pending.runs[run.iid] = run

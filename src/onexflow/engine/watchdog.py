@@ -138,7 +138,7 @@ class Watchdog:
     def _each(self) -> Iterator[Run]:
         """The runs in memory, one after the other as long as they are there: a round must not keep them."""
         for shard in list(self._kernel.shards.values()):
-            for iid in list(shard.runs):
+            for iid in list(shard.runs) if shard.runs else ():
                 run = shard.runs.get(iid)
                 if run is not None:
                     yield run
