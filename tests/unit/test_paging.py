@@ -16,7 +16,7 @@ from onexflow.engine.ownership import BEGIN_SECONDS
 from onexflow.engine.run import Run
 from onexflow.ports.event_store import AppendOutcome, ParkedRecord, RunRecord, ShardAppend, StoredRun
 from onexflow.storage.memory import MemoryStore
-from onexflow.testing import Cluster, VirtualClock, virtual_time
+from onexflow.testing import Cluster, FaultyStore, VirtualClock, virtual_time
 from support.engine_kit import Script, ready, single, until
 
 DELAY = 1000.0
@@ -153,6 +153,27 @@ async def test_shards_in_which_nothing_is_due_are_not_looked_at() -> None:
         assert (await cluster.wait(late)).state == "completed"
         assert asyncio.get_running_loop().time() - began == pytest.approx(DELAY - 30, abs=0.1)
         assert store.looks < 20
+
+
+@virtual_time
+async def test_what_is_paged_out_while_a_shard_is_looked_at_is_woken_in_time() -> None:
+    """Its row is not stored yet when the store is asked for the first that is due."""
+    script, store = Script(), FaultyStore(MemoryStore(VirtualClock(), shards=1))
+    async with Cluster(store=store) as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        housekeeper, (shard,) = cluster.engine._housekeeping, cluster.engine.shards.values()
+        key = (await cluster.start("single", 1, delay=60.0)).key
+        await asyncio.sleep(1)
+        store.hold()
+        other = asyncio.ensure_future(cluster.start("single", 2, delay=90.0))
+        await store.wait_held()  # an append is under way that knows nothing of what comes
+        looking = asyncio.ensure_future(housekeeper._learn_next_wake(shard))
+        await asyncio.sleep(0)  # it waits for that one
+        assert housekeeper._park([run for run in shard.runs.values() if run.key == key]) == 1
+        store.release()
+        await asyncio.gather(looking, other)
+        await asyncio.sleep(60)
+        assert script.count("calc") == 1, "nobody asked for it: it woke by itself"
 
 
 @virtual_time

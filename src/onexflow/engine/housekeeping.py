@@ -130,14 +130,17 @@ class Housekeeping:
         horizon = self._kernel.now() + int(IDLE_SECONDS * SECOND)
         parked = 0
         for run in runs:
-            if run.shard.moved is not None or run.shard.runs.get(run.iid) is not run or _is_at_work(run):
+            shard = run.shard
+            if shard.moved is not None or shard.early is not None or shard.runs.get(run.iid) is not run:
+                continue
+            if _is_at_work(run):
                 continue
             wake = next_wake(run)
             if wake and wake <= horizon:
                 continue
             blocked = look.run(run)
             if blocked is not None and blocked.is_valid:  # else the watchdog sees to it
-                run.shard.park(run, wake, encode_parked(blocked))
+                shard.park(run, wake, encode_parked(blocked))
                 parked += 1
         if parked:
             self._kernel.lane.mark()
@@ -159,9 +162,9 @@ class Housekeeping:
         """So that a shard with nothing due costs no look at the store."""
         if shard.early is not None:
             return  # rows may wait for it to be whole
-        await self._kernel.lane.durable(shard)
         shard.next_wake = NEVER  # what is parked from now on brings it forward
         try:
+            await self._kernel.lane.durable(shard)  # what was parked before
             first = await self._kernel.store.due_parked(shard.id, NEVER, 1)
         except BaseException:
             shard.next_wake = 0
