@@ -149,6 +149,12 @@ def blocked() -> str:
         ),
         "",
         (
+            "What is not durable is not told. A run whose last events are on their way waits for the `store`, and shows the state "
+            "that the store has, or none while a new one is on its way, too. One whose start is not durable yet shows none: "
+            "nobody was promised that it will be there, no listing has it, and only who asks for it by its id sees it wait."
+        ),
+        "",
+        (
             "*For harnesses*: ask `Client.blocked(keys=...)` for the runs that are known to be open, every 200 ms or so. A run that "
             "is left out and has not ended, and one whose `blocked.is_valid` is false, has no reason at that moment. Any "
             "orchestrator answers for all; an owner that does not answer within a second has shards that are `moving`."

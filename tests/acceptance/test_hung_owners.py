@@ -13,10 +13,12 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 import onexflow
 from etcd_support import NO_ETCD
 from onexflow.audit import audit
+from onexflow.core.errors import StoreUnavailable
 from onexflow.engine.fitness import FRESH_SECONDS, STORE_SECONDS
 from onexflow.registry.etcd.embedded import EmbeddedEtcd, find_etcd
 from onexflow.storage.postgres import PostgresStore
@@ -97,9 +99,14 @@ async def owned_by(store: PostgresStore, names: set[str], within: float = 40.0) 
 
 
 async def greet_all(client: onexflow.Client, count: int) -> None:
-    """So many runs, one after the other, over all shards: every one gives its result."""
+    """So many runs, one after the other, over all shards: every one gives its result. An owner without its store says so
+    until the client has learned of the next one; it is asked again then, as its users would."""
     for number in range(count):
-        assert await client.run("greet", {"name": f"n{number}"}, wait_timeout=30) == f"Hello, n{number}!"
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable), stop=stop_after_delay(20), wait=wait_fixed(0.1)
+        )
+        greeting = await retrying(client.run, "greet", {"name": f"n{number}"}, wait_timeout=30)
+        assert greeting == f"Hello, n{number}!"
 
 
 @pytest.mark.timeout(120)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import onexflow
+from chaos.catalog import SCENARIOS
 from onexflow.core.errors import BY_CODE
 from onexflow.core.explanations import EXPLANATIONS
+from onexflow.testing.conformance.event_store import EventStoreSuite
 
 ROOT = Path(__file__).parents[2]
 #: All pages of ours; the specification in docs/spec is a quotation, with links to pages that are not here.
@@ -75,6 +77,27 @@ def test_each_trouble_of_other_engines_names_tests_that_there_are() -> None:
         for file, name in named:
             text = (ROOT / "tests" / file).read_text()
             assert re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{file}::{name}"
+
+
+def test_scenarios_that_are_measured_are_in_the_catalog_of_scripts_chaos() -> None:
+    table = (ROOT / "docs/peer-bugs.md").read_text().partition("\n## Scenarios\n")[2].partition("\n## ")[0]
+    rows = {row[0]: re.findall("`([^`]+)`", row[3]) for row in cells_of(table) if row[0].startswith("R")}
+    named = [name for names in rows.values() for name in names]
+    assert [name for name in named if name not in SCENARIOS] == []
+    assert [row for row in ("R1", "R2", "R4", "R5", "R6", "R8", "R9", "R12") if not rows[row]] == []
+
+
+def test_tests_that_are_named_for_a_known_bug_are_there() -> None:
+    page = (ROOT / "docs/mutants.md").read_text()
+    named = [name for row in cells_of(page) for name in re.findall(r"`(test_\w+)`", row[-1])]
+    assert named
+    assert [name for name in named if not hasattr(EventStoreSuite, name)] == []
+    assert [file for file in re.findall(r"`(tests/[\w/]+\.py)`", page) if not (ROOT / file).exists()] == []
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """The cells of each row of the tables in a text."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
 def test_the_version_is_said_once() -> None:

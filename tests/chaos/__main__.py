@@ -9,20 +9,22 @@ from pathlib import Path
 
 from benchmarks.bench.machine import machine
 
-from .catalog import CLUSTER, SCENARIOS, SMALL, described
+from .catalog import BRIDGE, CLUSTER, SCENARIOS, SMALL, described
 from .figures import Figures, table
 from .load import RATE
 from .network import leave_network
 from .stage import Options
 
-GROUPS = {"small": tuple(SMALL), "cluster": tuple(CLUSTER)}
+GROUPS = {"small": tuple(SMALL), "bridge": tuple(BRIDGE), "cluster": tuple(CLUSTER)}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "scripts/chaos", description=__doc__, epilog=described(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="by name, or `small`, or `cluster` [all]")
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help="by name, or `small`, `bridge` or `cluster` [all]"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="how often each is run [1]")
     parser.add_argument("--rate", type=float, default=RATE, help=f"chains of three tasks a second [{RATE:g}]")
     parser.add_argument("--quick", action="store_true", help="faults no longer than it takes to see them")

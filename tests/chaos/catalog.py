@@ -1,5 +1,5 @@
-"""All scenarios by name: those of one orchestrator on SQLite, whose rounds are clusters of their own, and those of a cluster
-under load, where many rounds are made in one."""
+"""All scenarios by name: those of one orchestrator on SQLite, and of a bridge to NATS beside it, whose rounds are clusters
+of their own, and those of a cluster under load, where many rounds are made in one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from nats_support import NO_NATS, find_nats
+
 from . import (
+    nats,
     scenarios,
     scenarios_etcd,
     scenarios_operation,
@@ -33,7 +36,21 @@ def _each_anew(name: str, scenario: Callable[[], Awaitable[dict[str, float]]]) -
     return run
 
 
+def _with_nats(name: str, scenario: Scenario) -> Scenario:
+    async def run(options: Options) -> Figures:
+        if find_nats() is None:
+            print(f"{name} is left out: {NO_NATS}")
+            return Figures()
+        return await scenario(options)
+
+    run.__doc__ = scenario.__doc__
+    return run
+
+
 SMALL: Final[dict[str, Scenario]] = {name: _each_anew(name, scenario) for name, scenario in scenarios.SCENARIOS.items()}
+BRIDGE: Final[dict[str, Scenario]] = {
+    name: _with_nats(name, _each_anew(name, scenario)) for name, scenario in nats.SCENARIOS.items()
+}
 CLUSTER: Final[dict[str, Scenario]] = {
     "kill-one-of-three": scenarios_orchestrators.kill_orchestrator,
     "freeze-orchestrator": scenarios_orchestrators.freeze_orchestrator,
@@ -53,7 +70,7 @@ CLUSTER: Final[dict[str, Scenario]] = {
     "rolling-restart": scenarios_operation.rolling_restart,
     "delayed-orchestrator": scenarios_operation.delayed_orchestrator,
 }
-SCENARIOS: Final[dict[str, Scenario]] = {**SMALL, **CLUSTER}
+SCENARIOS: Final[dict[str, Scenario]] = {**SMALL, **BRIDGE, **CLUSTER}
 
 
 def described() -> str:
@@ -61,6 +78,7 @@ def described() -> str:
     lines = []
     for title, group in (
         ("one orchestrator, SQLite, a cluster a round", SMALL),
+        ("the same with a bridge to NATS JetStream", BRIDGE),
         (
             "three orchestrators, three workers, three etcd members, PostgreSQL, under load, many rounds in one cluster",
             CLUSTER,

@@ -36,7 +36,7 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = DEADL
 class Processes:
     """One cluster in a folder of its own. `workers` is by id."""
 
-    def __init__(self, *, seconds: float = 0.02, through: str = "") -> None:
+    def __init__(self, *, seconds: float = 0.02, through: str = "", program: str = "onexflow.app.orchestrator") -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="onexflow-chaos-")
         self.folder = Path(self._temporary.name)
         # Made before the workers that write to it: changing to WAL is refused while another connection is open.
@@ -47,6 +47,8 @@ class Processes:
         #: Where the workers connect, when that is not the orchestrator itself (a relay).
         self.through = through
         self.seconds = seconds
+        #: The module that is run as the orchestrator.
+        self.program = program
         self.etcd = EmbeddedEtcd()
         self.orchestrator: asyncio.subprocess.Process | None = None
         self.workers: dict[str, asyncio.subprocess.Process] = {}
@@ -65,7 +67,7 @@ class Processes:
 
     async def start_orchestrator(self) -> None:
         self.orchestrator = await self.spawn(
-            "orchestrator", "onexflow.app.orchestrator", "--listen", self.address, "--registry-url", self.etcd.url,
+            "orchestrator", self.program, "--listen", self.address, "--registry-url", self.etcd.url,
             "--store-url", f"sqlite:{self.folder}/store.db", "--node-id", "o1",
         )  # fmt: skip
 

@@ -9,12 +9,14 @@ from typing import Any
 import onexflow
 from onexflow.client import Client, RunHandle
 from onexflow.core.definition import WorkflowDefinition
+from onexflow.core.errors import StoreFull
 from onexflow.registry.etcd.client import EtcdClient
 from onexflow.registry.etcd.url import EtcdSettings
 from onexflow.testing.faults.relay import Relay
 
 from . import traces
 from .events import kill_orchestrator_under_events
+from .plain import Answer, check_codes, plain_start
 from .processes import Processes, until
 
 Figures = dict[str, float]
@@ -202,6 +204,58 @@ async def kill_orchestrator(chains: int = 200) -> Figures:
         }
 
 
+async def fill_store(chains: int = 200, seconds: float = 10.0) -> Figures:
+    """The store may not grow by a page for ten seconds: new starts are refused with a code that says so, what runs is safe,
+    and all goes on when there is room again, without a restart."""
+    async with Processes(program="chaos.bounded_orchestrator") as cluster:
+        room = cluster.folder / "max_page_count"
+        await cluster.start_worker("w1")
+        await cluster.start_worker("w2")
+        async with await cluster.client() as client:
+            await cluster.wait_for_workers(client, 2)
+            plain = chain("calculate", "compute", 1)
+            await client.register(plain)
+            handles = await _start(client, mixed(), chains)
+            await until(lambda: len(traces.executions(cluster.folder)) > chains, "work under way")
+            room.write_text("1")
+            answers: list[Answer] = []
+            full = time.monotonic()
+            while time.monotonic() - full < seconds:
+                answers.append(await plain_start(cluster.address, plain.workflow_type))
+                await asyncio.sleep(0.1)
+            assert "store" in (await client.health()).details, "the health answer says nothing"
+            stands = len(traces.executions(cluster.folder))
+            room.write_text("1000000")
+            room_at = time.time_ns()
+            async with asyncio.timeout(10.0):
+                while (answer := await plain_start(cluster.address, plain.workflow_type)).code:
+                    answers.append(answer)
+                    await asyncio.sleep(0.02)
+            taken_at = time.time_ns()
+            await _finish(handles)
+            assert cluster.orchestrator is not None
+            assert cluster.orchestrator.returncode is None, "the orchestrator has ended"
+            figures = await _checked(client, "chaos-mixed", chains)
+        check_codes(answers)
+        refused = [answer for answer in answers if answer.code == StoreFull.code]
+        assert refused, "the store was not full: the round proves nothing"
+        assert {answer.code for answer in answers} <= {"", StoreFull.code}
+        assert all(answer.again > 0 for answer in refused), "refused without RetryInfo"
+        grouped = traces.by_key(traces.executions(cluster.folder))
+        charged = traces.ledger_keys(cluster.folder)
+        assert len(charged) == chains * 5
+        assert max(len(grouped[key]) for key in charged) == 1, "an effect ran twice"
+        assert stands < len(grouped), "all was done before the store was full: the round proves nothing"
+        after = min(one.start_ns for key in charged for one in grouped[key] if one.start_ns > room_at)
+        return {
+            **figures,
+            "starts refused": len(refused),
+            "longest answer s": max(answer.seconds for answer in answers),
+            "starts taken after ms": (taken_at - room_at) / 1e6,
+            "effects go on after ms": (after - room_at) / 1e6,
+        }
+
+
 async def cut_streams(chains: int = 100, cuts: int = 20) -> Figures:
     """Streams cut with both ends alive: pure tasks again at once, no effect twice at the same time."""
     async with Processes() as cluster, Relay(cluster.address) as relay:
@@ -312,6 +366,7 @@ SCENARIOS = {
     "kill-orchestrations": kill_orchestrations,
     "kill-orchestrator": kill_orchestrator,
     "kill-orchestrator-under-events": kill_orchestrator_under_events,
+    "fill-store": fill_store,
     "cut-streams": cut_streams,
     "kill-etcd": kill_etcd,
     "freeze-etcd": freeze_etcd,

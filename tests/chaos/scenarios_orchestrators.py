@@ -63,7 +63,9 @@ async def freeze_orchestrator(options: Options) -> Figures:
 
 
 async def freeze_orchestrator_unfenced(options: Options) -> Figures:
-    """The same with orchestrators that never look whether their shards are still theirs: the store refuses them."""
+    """The same with orchestrators that never look whether their shards are still theirs: the store refuses them.
+
+    Each is replaced at the end of its round: it would believe for ever that it owns what it has lost."""
 
     async def away(stage: Stage, victim: Node) -> int:
         return victim.signal(signal.SIGSTOP)
@@ -133,5 +135,8 @@ async def _deposed(
             figures.add("events appended by the old owner", await stage.rows_below(epochs) - appended)
             figures.add("effects authorised by the old owner", len(late))
             figures.add("appends refused", victim.logged("shard.fenced"))
+            if unfenced:
+                await cluster.kill(victim)
+                await cluster.start(victim)
             stage.told(number)
     return stage.figures

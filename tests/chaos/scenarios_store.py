@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from uuid import uuid4
 
-import grpc
-from google.rpc import error_details_pb2, status_pb2
-
-from onexflow.core.errors import BY_CODE, StoreFull
-from onexflow.rpc.channel import open_channel
-from onexflow.v1 import workflow_pb2, workflow_pb2_grpc
+from onexflow.core.errors import StoreFull
 
 from .cluster import ChaosCluster
 from .figures import Figures
 from .load import CHAIN
+from .plain import Answer, check_codes, plain_start
 from .servers import SmallDisk
 from .stage import Options, Stage
 
 #: Seconds that PostgreSQL is away.
 AWAY = 10.0
-#: Seconds that a plain call has: longer is a hang.
-PATIENCE = 8.0
 
 
 async def kill_postgres(options: Options) -> Figures:
@@ -80,7 +72,7 @@ async def fill_disk(options: Options) -> Figures:
                 figures.add("work goes on after there is room s", await _next_result(stage, room_ns))
                 await asyncio.sleep(3.0)
                 figures.add("tasks/s while it is full", stage.load.tasks_a_second(full_ns, room_ns))
-                figures.add("starts refused for want of room", sum(code == StoreFull.code for _, code, _ in plain))
+                figures.add("starts refused for want of room", sum(answer.code == StoreFull.code for answer in plain))
                 _plain(figures, plain)
                 assert pids == [node.pid for node in stage.cluster.nodes if node.lives], "a process ended"
                 stage.told(number)
@@ -89,55 +81,19 @@ async def fill_disk(options: Options) -> Figures:
         await disk.unmount()
 
 
-#: Seconds that a plain start took, the code of its refusal ("": none, "hung": no answer), and when to try again.
-Answer = tuple[float, str, float]
-
-
 async def _plain_starts(stage: Stage) -> list[Answer]:
     """At each orchestrator one."""
     nodes = stage.cluster.orchestrators.values()
-    return list(await asyncio.gather(*(_plain_start(node.listen) for node in nodes)))
-
-
-async def _plain_start(address: str) -> Answer:
-    """A start as any gRPC client would make it."""
-    request = workflow_pb2.StartWorkflowRequest(workflow_type=CHAIN, request_id=str(uuid4()))
-    request.namespace = "default"
-    request.input.encoding, request.input.data = "json", b"{}"
-    began = time.monotonic()
-    async with open_channel(address) as channel:
-        try:
-            await workflow_pb2_grpc.WorkflowServiceStub(channel).StartWorkflow(request, timeout=PATIENCE)
-        except grpc.aio.AioRpcError as error:
-            code, again = _details(error)
-            return time.monotonic() - began, code, again
-    return time.monotonic() - began, "", 0.0
-
-
-def _details(error: grpc.aio.AioRpcError) -> tuple[str, float]:
-    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return "hung", 0.0
-    code, again = error.code().name, 0.0
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            for detail in status_pb2.Status.FromString(value).details:
-                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-                if detail.Unpack(info):
-                    code = info.reason
-                elif detail.Unpack(retry):
-                    again = retry.retry_delay.ToNanoseconds() / 1e9
-    return code, again
+    return list(await asyncio.gather(*(plain_start(node.listen, CHAIN) for node in nodes)))
 
 
 def _plain(figures: Figures, answers: list[Answer]) -> None:
-    codes = Counter(code for _, code, _ in answers)
-    refused = [answer for answer in answers if answer[1] not in ("", "hung")]
-    figures.add("plain calls answered after s", *(seconds for seconds, _, _ in answers))
+    refused = [answer for answer in answers if answer.is_refused]
+    figures.add("plain calls answered after s", *(answer.seconds for answer in answers))
     figures.add("plain calls refused", len(refused))
-    figures.add("plain calls that hung", codes["hung"])
-    figures.add("plain calls refused without RetryInfo", sum(again == 0 for _, _, again in refused))
-    unknown = {code for _, code, _ in refused} - set(BY_CODE)
-    assert not unknown, f"refused with {unknown}"
+    figures.add("plain calls that hung", sum(answer.code == "hung" for answer in answers))
+    figures.add("plain calls refused without RetryInfo", sum(answer.again == 0 for answer in refused))
+    check_codes(answers)
 
 
 async def _next_result(stage: Stage, since_ns: int, seconds: float = 30.0) -> float:

@@ -32,6 +32,12 @@ async def test_killed_orchestrator_adopts_what_ran_on() -> None:
     assert figures["ran on"] > 0
 
 
+async def test_a_full_store_refuses_starts_and_runs_go_on_when_there_is_room() -> None:
+    figures = await scenarios.fill_store(40, 3.0)
+    assert figures["starts refused"] > 0
+    assert figures["longest answer s"] < 5
+
+
 async def test_cut_streams_run_no_effect_twice_at_once() -> None:
     figures = await scenarios.cut_streams(40, 8)
     assert figures["cuts"] > 1

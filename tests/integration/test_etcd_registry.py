@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
+import grpc
 import msgspec
 import pytest
 
@@ -227,6 +228,34 @@ async def test_wiped_and_grown_past_the_old_revision(server: EmbeddedEtcd, make_
             await harness.until(lambda: {record.node_id for record in late.members()} == {"w1", "new"})
 
 
+async def _no_space(server: EmbeddedEtcd, *, on: bool) -> None:
+    """The alarm that etcd gives when its quota is used up: it takes no writes and no new leases."""
+    request = bytes([0x08, 1 if on else 2, 0x18, 1])  # AlarmRequest(action=ACTIVATE or DEACTIVATE, alarm=NOSPACE)
+    async with grpc.aio.insecure_channel(server.endpoint) as channel:
+        await channel.unary_unary("/etcdserverpb.Maintenance/Alarm")(request, timeout=5.0)
+
+
+async def test_etcd_without_space(server: EmbeddedEtcd, make_scene: MakeScene) -> None:
+    """Who is there stays there, for longer than a lease; what is new is told when there is space again."""
+    async with etcd_harness(server.endpoint) as harness:
+        scene = await make_scene(harness)
+        await _no_space(server, on=True)
+        began = time.monotonic()
+        await asyncio.wait_for(scene.worker.register(node(slots=9)), 5.0)
+        await harness.until(lambda: time.monotonic() - began > 2.5 * harness.settings.ttl)
+        assert scene.story == []
+        assert [record.slots for record in scene.observer.members()] == [node().slots]
+        await harness.until(lambda: "etcd has used up its quota" in scene.worker.health().detail)
+        late = await harness.open(start_timeout=2.0)
+        with pytest.raises(RegistryUnavailable, match="etcd has used up its quota"):
+            await late.start()
+        await _no_space(server, on=False)
+        back = time.monotonic()
+        await harness.until(lambda: scene.story == [("changed", "w1")])
+        assert time.monotonic() - back < RESTORED_WITHIN
+        await harness.until(lambda: scene.worker.health().connected)
+
+
 async def test_compacted_while_the_watch_was_away(server: EmbeddedEtcd, make_scene: MakeScene) -> None:
     """The difference is told like any other change, deletions included."""
     async with Relay(server.endpoint) as relay, etcd_harness(server.endpoint) as harness:
@@ -340,7 +369,8 @@ async def test_the_store_is_readable_by_people(server: EmbeddedEtcd, make_scene:
 
 
 async def test_something_else_under_our_prefix_hurts_nobody(server: EmbeddedEtcd, make_scene: MakeScene) -> None:
-    async with etcd_harness(server.endpoint) as harness:
+    # A lease that outlives a busy machine: one that ends meanwhile would be told, too.
+    async with etcd_harness(server.endpoint, ttl=10.0, beat_limit=5.0, ping_interval=3.0) as harness:
         scene = await make_scene(harness)
         client = scene.content._client
         prefix = harness.settings.prefix.encode()

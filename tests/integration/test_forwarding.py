@@ -14,6 +14,7 @@ import pytest
 import onexflow
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.client.peers import PeerPool
+from onexflow.client.stream import ConnectStream
 from onexflow.codec.payload import JsonCodec
 from onexflow.core.errors import ShardMoved, Unavailable
 from onexflow.core.ids import RunKey
@@ -170,3 +171,25 @@ async def test_a_pool_is_closed_at_any_moment_of_a_connection_that_nobody_answer
             await pool.close()
         with pytest.raises((Unavailable, asyncio.CancelledError)):
             await asked
+
+
+@pytest.mark.timeout(60)
+async def test_what_is_passed_on_to_one_that_has_gone_is_given_back_after_one_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever waits for a run of a killed owner is answered by the next one, not kept at the dead one's door."""
+    tries = 0
+    once = ConnectStream.once
+
+    async def counted(stream: ConnectStream) -> None:
+        nonlocal tries
+        tries += 1
+        await once(stream)
+
+    monkeypatch.setattr(ConnectStream, "once", counted)
+    pool = PeerPool("test")
+    heard: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    pool("127.0.0.1:9").wait_run(RunKey("d", "w", SystemIds().uuid()), heard.set_result)
+    assert isinstance(await heard, Unavailable)
+    assert tries == 1
+    await pool.close()

@@ -166,7 +166,8 @@ def test_every_method_of_a_handle_is_there() -> None:
 
 
 PROGRAM = """
-import sys, onexflow.sync
+import signal, sys, onexflow.sync
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 client = onexflow.sync.connect(sys.argv[1])
 run = client.start("hang")
 try:
@@ -181,7 +182,10 @@ except KeyboardInterrupt:
 def test_ctrl_c(address: str) -> None:
     with subprocess.Popen([sys.executable, "-c", PROGRAM, address], stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
-        assert program.stdout.readline()
-        os.kill(program.pid, signal.SIGINT)
-        assert program.stdout.readline() == "interrupted True running\n"
-        assert program.wait(20) == 0  # and it ends, though nobody closed the client
+        try:
+            assert program.stdout.readline()
+            os.kill(program.pid, signal.SIGINT)
+            assert program.stdout.readline() == "interrupted True running\n"
+            assert program.wait(20) == 0  # and it ends, though nobody closed the client
+        finally:
+            program.kill()

@@ -10,8 +10,10 @@ import pytest
 
 from memory_registry_support import MemoryHarness
 from onexflow.core.errors import StoreUnavailable
+from onexflow.core.turn import SECOND
+from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster
-from onexflow.testing.clock import run_virtual, virtual_time
+from onexflow.testing.clock import VirtualClock, run_virtual, virtual_time
 from onexflow.testing.conformance.registry import node
 from support.engine_kit import Script, ready, single, until
 from support.mutant_world import World, steps
@@ -160,6 +162,44 @@ async def test_an_orchestrator_whose_store_is_slow_keeps_its_shards_and_ends_its
         assert any([await cluster.owner_of(cluster.number_of(key)) is slow for key in world.started])
         await world.ended(0.0)
         assert await world.judge() == set()
+
+
+class WallClock(VirtualClock):
+    """Its wall time gains on its monotonic one, by so much a second."""
+
+    gain = 0.0
+
+    def now(self) -> int:
+        return super().now() + int(self.monotonic() * self.gain * SECOND)
+
+
+@pytest.mark.parametrize(("jump", "gain"), [(3600.0, 0.0), (-3600.0, 0.0), (0.0, 0.001), (0.0, -0.001)])
+@virtual_time
+async def test_a_clock_that_jumps_or_drifts_fires_no_timer_early_and_none_a_second_late(
+    jump: float, gain: float
+) -> None:
+    """By the store's time, which never goes back. Runs are in memory, and paged out, when it jumps."""
+    script = Script()
+    clock = WallClock()
+    clock.gain = gain
+    store = MemoryStore(clock)
+    due: dict[int, int] = {}
+    done: dict[int, int] = {}
+    script.answers["calc"] = lambda number: done.setdefault(number, store.now())
+    async with Cluster(clock=clock, store=store) as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        for number, delay in enumerate((1.0, 15.0, 22.0, 45.0, 300.0, 3000.0)):
+            await cluster.start("single", number, delay=delay)
+            due[number] = store.now() + int(delay * SECOND)
+        await clock.sleep(20.0)
+        assert sorted(done) == [0, 1]
+        clock.skew += jump
+        jumped_at = store.now()
+        await clock.sleep(10.0 if jump > 0 else 3300.0)
+        assert sorted(done) == sorted(due)
+        for number, at in done.items():
+            assert 0 <= at - max(due[number], jumped_at if number > 1 and jump > 0 else 0) < SECOND, number
+        assert cluster.engine.watchdog.repaired == 0, "nobody takes a jump for a stall"
 
 
 @virtual_time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 from memory_registry_support import MemoryHarness
 from onexflow.codec.payload import encode_value
@@ -15,6 +16,7 @@ from onexflow.ports.client_link import ControlRequest, RunOutcome, StartRequest
 from onexflow.ports.persistence import CutView
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing.conformance.registry import node
+from onexflow.testing.faults.store import FaultyStore
 from onexflow.testing.multi_cluster import ClusterMember
 from support.engine_kit import single
 from support.mutant_world import World, steps
@@ -206,6 +208,71 @@ async def parked_twice(seed: int) -> World:
         await world.ended(60.0)
         await world.judge()
     return world
+
+
+async def ended_while_read(seed: int) -> World:
+    """A slow look-up for a run that was paged out comes when the run is back in memory: its last effect ends while the
+    look-up waits for the disk, and the run leaves memory before the look-up has read all. Then the effect's worker dies."""
+    world = World(seed, shards=1, slowest=0.0)
+    cluster, clock = world.cluster, world.cluster.clock
+    retry = RetryPolicy(policy="fixed", initial_delay=40.0, max_delay=40.0, jitter=0.0)
+    flow = single("effect", "flaky", "patient", retry=retry)
+    flow.effect("last", handler="linger", after="a")
+    async with cluster:
+        await world.begin(flow, steps(), orchestrators=1)
+        await clock.sleep(world.chance.uniform(0.0, 1.0))
+        shard, store = cluster.members["o0"].engine.shards[0], world.faults("o0")
+        key = await world.start("patient", 1)
+        while key in shard.by_key:
+            await clock.sleep(1.0)
+        looked, found = _late(store, "get_runs")
+        await looked.wait()
+        await cluster.call(key, lambda engine: engine.describe_run(key))  # reads it back, too
+        while len(world.bodies) < 2:
+            await clock.sleep(0.1)
+        store.hold()
+        other = asyncio.ensure_future(world.start())
+        await store.wait_held()
+        found.set()
+        await clock.sleep(0.1)
+        world.slower.set()
+        await clock.sleep(0.1)
+        read, told = _late(store, "get_parked")
+        store.release()  # what it waits for, and not the end
+        store.hold()
+        await read.wait()
+        store.release()
+        await other
+        while key in shard.by_key:
+            await clock.sleep(0.1)
+        told.set()
+        await clock.sleep(0.5)
+        worker = cluster.workers[world.bodies[1].worker]
+        worker.is_dead = True
+        for stream in list(worker.streams.values()):
+            stream.cut()
+        await clock.sleep(20.0)
+        if len([body for body in world.bodies if body.key == world.bodies[1].key]) > 1:
+            world.accuse("twice", "the last effect of a run that had ended")
+        await world.ended(0.0)
+        await world.judge()
+    return world
+
+
+def _late(store: FaultyStore, name: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """The answer of the next call of that name is on its way, as the first event tells, until the second one is set."""
+    asked, arrived = asyncio.Event(), asyncio.Event()
+    call = getattr(store, name)
+
+    async def late(*arguments: Any) -> Any:
+        setattr(store, name, call)
+        answer = await call(*arguments)
+        asked.set()
+        await arrived.wait()
+        return answer
+
+    setattr(store, name, late)
+    return asked, arrived
 
 
 async def cut_history(seed: int) -> World:

@@ -22,9 +22,11 @@ from onexflow.engine import attempts as engine_attempts
 from onexflow.engine import kernel as engine_kernel
 from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.catalog import Catalog
 from onexflow.engine.lane import CommitLane
 from onexflow.engine.outcomes import Outcomes
 from onexflow.engine.readback import open_items
+from onexflow.engine.recovery import read_run
 from onexflow.engine.run import Run
 from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import AppendOutcome, EventStore, RunRecord, ShardAppend
@@ -216,6 +218,17 @@ def lost_wakeup(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outcomes, "left", left)
 
 
+def read_too_early(patch: pytest.MonkeyPatch) -> None:
+    """What a run does while its reading waits for the disk is not noticed: when the run leaves memory meanwhile, its old
+    state comes back."""
+
+    async def unmarked(store: EventStore, catalog: Catalog, shard: Shard, record: RunRecord) -> Run:
+        shard.outdated.discard(record.iid)
+        return await read_run(store, catalog, shard, record)
+
+    patch.setattr(engine_kernel, "read_run", unmarked)
+
+
 # ---- results and snapshots
 
 
@@ -275,6 +288,8 @@ BUGS: tuple[Bug, ...] = (
     Bug("one-shot recovery", one_shot_recovery, scenarios.patient_runs, range(2), ("audit:stalled", "late")),
     Bug("request ids in memory", request_in_memory, scenarios.repeated_request, range(2), ("request-twice",)),
     Bug("lost wake-up", lost_wakeup, scenarios.waiting_client, range(2), ("stalled",)),
+    Bug("run read back while it ended", read_too_early, scenarios.ended_while_read, range(2),
+        ("audit:sequence", "twice")),
     Bug("superseded result accepted", any_result, scenarios.returned_worker, range(2), ("wrong-result",)),
     Bug("stale snapshot", stale_snapshot, scenarios.parked_twice, range(2), ("audit:snapshot",)),
     Bug("cut without a tombstone", no_tombstone, scenarios.cut_history, range(2), ("audit:offsets",),

@@ -17,7 +17,7 @@ from onexflow.audit.shard import STATES
 from onexflow.cli.main import main
 from onexflow.codec.definitions import dump_definition
 from onexflow.codec.rows import decode_row, decode_snapshot, encode_row, encode_snapshot
-from onexflow.core.commands import LoseAttempt
+from onexflow.core.commands import CancelRun, LoseAttempt
 from onexflow.core.definition import RetryPolicy
 from onexflow.core.events import (
     CompensationStarted,
@@ -31,6 +31,7 @@ from onexflow.core.events import (
     WorkflowCompleted,
     WorkflowCreated,
     WorkflowFailed,
+    WorkflowPaused,
     WorkflowResumed,
     WorkflowStarted,
 )
@@ -172,13 +173,19 @@ async def retried() -> Log:
     model.on_attempt(LoseAttempt, "charge", worker="w1")
     model.complete("charge", result={"ok": True})
     assert model.state.status == "completed"
+    return await stored(model)
+
+
+async def stored(model: Model) -> Log:
+    """A row for each event of the model's log, and no checkpoint: the run is listed as being at work."""
     store = MemoryStore(VirtualClock(), shards=1)
     await store.open()
     claim = await store.claim(0, 0, "me")
     assert claim is not None
-    definition = dump_definition(model.graph.definition)
-    await store.save_definition(DefinitionRecord("default", "order", 1, model.graph.hash, definition, 1))
-    run = RunRecord(1, model.state.key.to_bytes(), STATES.index("completed"), BEGIN, BEGIN, b"start", len(model.log))
+    definition, state = model.graph.definition, model.state
+    record = DefinitionRecord("default", definition.workflow_type, 1, model.graph.hash, dump_definition(definition), 1)
+    await store.save_definition(record)
+    run = RunRecord(1, state.key.to_bytes(), STATES.index(state.status), BEGIN, BEGIN, b"start", len(model.log))
     rows = [Row(one.offset, 1, 1, 1, one.offset, encode_row(one.at, [one.event])) for one in model.log]
     head = len(rows) + 1
     await store.append([ShardAppend(shard=0, epoch=1, head=1, next=head, rows=rows, runs=[run])])
@@ -290,6 +297,27 @@ async def test_forged_undoing_is_found(change: Callable[[list[Event]], list[Even
 
 
 @virtual_time
+async def test_a_history_may_be_cut_between_a_cancel_and_the_compensation_that_it_begins() -> None:
+    """No snapshot has the word of the cancel: it is believed where it may have been cut, and missed where not."""
+    flow = workflow("saga")
+    flow.effect("ship", depends_on=[flow.effect("book", compensation="undo")])
+    model = Model(graph_of(flow))
+    model.authorise("book")
+    model.complete("book")
+    model.do(CancelRun("no more"))
+    cancelled = model.types().index("workflow.cancelled/compensating") + 1
+    assert model.types()[cancelled] == "compensation.started/cancelled"
+    for to_seq in (cancelled - 1, cancelled, cancelled + 1):
+        log = await stored(model)
+        await cut(log, to_seq)
+        assert (await audit(log.store)).findings == [], to_seq
+    log = await stored(model)
+    log.replace(cancelled - 1, data=encode_row(BEGIN, [WorkflowPaused()]))
+    await cut(log, cancelled - 1)
+    assert "compensation" in rules(await audit(log.store)), "nobody had cancelled it"
+
+
+@virtual_time
 async def test_what_a_cluster_writes_is_consistent() -> None:
     report = await audit((await made()).store)
     assert report.is_consistent
@@ -352,11 +380,17 @@ async def cut_log(count: int = 0) -> tuple[Log, list[Tombstone]]:
     """A log whose first rows (0: all) were cut as they should be: a tombstone for each, and a snapshot."""
     log = await made()
     gone = log.shard.rows[: count or None]
-    log.shard.snapshots[log.iid] = await snapshot_of(log, gone[-1].seq + gone[-1].count - 1)
-    log.shard.runs_rows[log.iid] = log.shard.rows = log.shard.rows[len(gone) :]
-    stones = [grave_of(row) for row in gone]
+    return log, await cut(log, gone[-1].seq + gone[-1].count - 1)
+
+
+async def cut(log: Log, to_seq: int) -> list[Tombstone]:
+    """Cut the rows up to that event as it should be."""
+    gone = [row for row in log.shard.rows if row.seq <= to_seq]
+    iid, stones = log.iid, [grave_of(row) for row in gone]
+    log.shard.snapshots[iid] = await snapshot_of(log, to_seq)
+    log.shard.runs_rows[iid] = log.shard.rows = log.shard.rows[len(gone) :]
     stand(log, *stones)
-    return log, stones
+    return stones
 
 
 def stand(log: Log, *stones: Tombstone) -> None:

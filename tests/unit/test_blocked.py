@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from onexflow.codec.wire import common
 from onexflow.core.blocked import BY_NAME, KINDS, Blocked, sentence
+from onexflow.core.ids import RunKey
 from onexflow.engine.blocking import decode_parked, encode_parked
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports import queue as port
 from onexflow.spi import WorkTask
-from onexflow.testing.clock import virtual_time
-from onexflow.testing.cluster import Cluster
+from onexflow.storage.memory import MemoryStore
+from onexflow.testing import Cluster, FaultyStore, VirtualClock, virtual_time
 from onexflow.v1 import workflow_pb2
-from support.engine_kit import Script, ready, single
+from support.engine_kit import Script, ready, single, until
 
 FULL = Blocked(
     kind="running", task="a", worker="w1", attempt=2, since=3, until=4, role="effect", handler="h", node="n",
@@ -117,3 +119,43 @@ async def test_a_run_that_is_paged_out_says_what_it_waits_for_without_being_read
         assert sentence(found[paused].blocked) == "paused by ann: lunch"
         await cluster.control(paused, "cancel")
         assert {run.key for run in await cluster.engine.explain_runs([later, paused])} == {later}
+
+
+@virtual_time
+async def test_of_what_is_on_its_way_to_the_store_no_state_is_told() -> None:
+    script = Script()
+    gate = script.gate("send")
+    clock = VirtualClock()
+    store = FaultyStore(MemoryStore(clock))
+    async with Cluster(store=store, clock=clock) as cluster:
+        await ready(cluster, script, single("effect", "send"))
+
+        async def seen(key: RunKey) -> tuple[str, str]:
+            [run] = await cluster.engine.explain_runs([key])
+            return run.blocked.kind, run.state
+
+        store.hold()
+        new = RunKey("default", "single", cluster.ids.uuid())
+        start = asyncio.ensure_future(cluster.start("single", 1, instance_id=new.instance_id))
+        await store.wait_held()
+        assert await seen(new) == ("store", ""), "nobody was promised that it will be there"
+        store.release()
+        await start
+        await script.called("send")
+        await cluster.clock.sleep(0.1)
+        assert await seen(new) == ("running", "running")
+        store.hold()
+        other = asyncio.ensure_future(cluster.start("single", 2))
+        await store.wait_held()
+        gate.set()
+        await cluster.clock.sleep(0.1)
+        assert await seen(new) == ("store", "running"), "its end waits behind another write"
+        store.release()
+        store.hold()
+        await store.wait_held()
+        await cluster.clock.sleep(0.1)
+        assert await seen(new) == ("store", ""), "its end is on its way"
+        store.release()
+        await other
+        await until(lambda: cluster.engine._kernel.resident(new) is None, 1.0)
+        assert await cluster.engine.explain_runs([new]) == []

@@ -96,9 +96,6 @@ def test_an_unknown_error_is_logged_and_told_without_its_story() -> None:
 
 def test_a_status_without_our_details_becomes_the_nearest_error() -> None:
     assert type(from_status(grpc.StatusCode.UNAVAILABLE, "connection refused")) is Unavailable
-    assert (
-        type(from_status(grpc.StatusCode.INTERNAL, "Internal error from Core")) is Unavailable
-    )  # the stream had ended
     assert type(from_status(grpc.StatusCode.INTERNAL, "?")) is InternalError
     assert type(from_status(grpc.StatusCode.UNKNOWN, "?")) is InternalError
     assert type(from_status(grpc.StatusCode.INVALID_ARGUMENT, "?", [(DETAILS, b"\xff\xff")])) is InvalidArgument

@@ -22,7 +22,7 @@ from onexflow.v1 import common_pb2
 from onexflow.v1 import workflow_pb2 as pb
 
 #: Seconds before an owner whose stream has ended is tried again.
-AGAIN_SECONDS: Final = 1.0
+OWNER_AGAIN_SECONDS: Final = 1.0
 
 
 class _Line:
@@ -46,7 +46,7 @@ class _Line:
                     self.calls.fail_all(error if isinstance(error, Unavailable) else Unavailable(str(error)))
                 else:
                     self.calls.fail_all(Unavailable("the stream ended"))
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(OWNER_AGAIN_SECONDS)
         finally:
             self.calls.close(Unavailable("the owner has gone"))
 

@@ -12,9 +12,8 @@ from onexflow.core.identity import ON_BEHALF
 from onexflow.core.ids import DEFAULT_NAMESPACE
 from onexflow.rpc.tls import ClientSecurity
 
-#: Seconds for a call that is passed on, and without the other orchestrator until the waiting ones are given back.
+#: Seconds for a call that is passed on.
 CALL_TIMEOUT: Final = 30.0
-PATIENCE: Final = 0.5
 
 
 class PeerPool:
@@ -32,7 +31,8 @@ class PeerPool:
         if known is None:
             channels = Channels((address,), forwarding=True, security=self._security)
             behalf = ON_BEHALF.set(None)  # the stream is for all: each call on it says for whom it is
-            client = Client(channels, DEFAULT_NAMESPACE, CALL_TIMEOUT, PATIENCE, self._own_id)
+            # No patience: who passes a call on looks for its owner anew, which may be another by then.
+            client = Client(channels, DEFAULT_NAMESPACE, CALL_TIMEOUT, 0.0, self._own_id)
             ON_BEHALF.reset(behalf)
             known = self._peers[address] = client, RemoteService.of(client)
         return known[1]

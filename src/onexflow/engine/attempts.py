@@ -36,7 +36,7 @@ from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import WorkerSession
 from onexflow.engine.shard import Shard
 from onexflow.engine.tally import Tallies
-from onexflow.engine.timers import Timers
+from onexflow.engine.timers import Timers, again_at
 from onexflow.ports.worker_link import Assignment, AttemptResult, Cancel, Demand, Progress, Role, ShardEpoch
 from onexflow.spi.exceptions import SPIError
 
@@ -654,12 +654,12 @@ class AttemptBook:
             seconds = run.graph.specs[command.task].timeouts.heartbeat
             left = attempt.progress_at + seconds - _loop_time()
             if left > 0:
-                self.timers.add(self._kernel.now() + int(left * SECOND), run, command)
+                self.timers.add(again_at(self._kernel.now(), left), run, command)
                 return
         if command.kind == "start_to_close" and attempt is not None and attempt.role != "effect":
             left = attempt.sent_at + run.graph.specs[command.task].timeouts.start_to_close - _loop_time()
             if left > 0:  # it was sent again, under the same token
-                self.timers.add(self._kernel.now() + int(left * SECOND), run, command)
+                self.timers.add(again_at(self._kernel.now(), left), run, command)
                 return
         try:
             self._kernel.decide(run, command)

@@ -45,7 +45,7 @@ _PAGE: Final = 1000
 SHOWN: Final = 3
 LOOKED_AT: Final = 200
 #: Seconds until a run that could not be cancelled is tried again.
-_AGAIN_SECONDS: Final = 5.0
+_CANCEL_AGAIN_SECONDS: Final = 5.0
 
 
 class CallBook:
@@ -128,7 +128,7 @@ class CallBook:
         """The caller has ended, and that is durable: cancel what it left open, and forget its calls."""
         is_closed = await self._closed(caller)
         while not is_closed:
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(_CANCEL_AGAIN_SECONDS)
             is_closed = await self._closed(caller)
 
     async def _closed(self, caller: RunKey) -> bool:
@@ -164,7 +164,7 @@ class CallBook:
             shards = [shard for shard in shards if not await self._ended_are_closed(shard)]
             if not shards:
                 return
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(_CANCEL_AGAIN_SECONDS)
 
     async def _ended_are_closed(self, shard: Shard) -> bool:
         try:

@@ -24,6 +24,8 @@ log = structlog.get_logger("onexflow.housekeeping")
 
 TICK_SECONDS = 0.1
 SWEEP_SECONDS = 2.0
+#: The store's time is ahead of what has passed by more than this: it has jumped.
+JUMP_SECONDS = 0.5
 #: A run with nothing under way for so long is paged out, unless a timer of it is due sooner than this.
 IDLE_SECONDS = 10.0
 #: When more than so many are idle, all go that were so at the sweep before, and the next sweep comes at once: else memory
@@ -64,7 +66,13 @@ class Housekeeping:
         """Nothing here waits for the store: one that hangs must not cost the membership."""
         loop = asyncio.get_running_loop()
         swept = self._forgot = loop.time()
+        ahead = self._ahead()
         while True:
+            before, ahead = ahead, self._ahead()
+            if ahead - before > JUMP_SECONDS:  # timers go by the store's time, and are armed by the loop's
+                log.warning("clock.jumped", seconds=round(ahead - before, 3))
+                loop.call_soon(self._book.timers.wake)
+                swept -= SWEEP_SECONDS
             self._registry.beat()
             self._book.tell_demand()
             is_idle = self._duties is None or self._duties.done()
@@ -72,6 +80,10 @@ class Housekeeping:
                 swept = loop.time()
                 self._duties = loop.create_task(self._do_duties(swept), name="duties")
             await asyncio.sleep(TICK_SECONDS)
+
+    def _ahead(self) -> float:
+        """Seconds that the store's time is ahead of the loop's."""
+        return self._kernel.now() / SECOND - asyncio.get_running_loop().time()
 
     async def _do_duties(self, now: float) -> None:
         await self._guarded("parked runs", self._sweep(now))

@@ -36,7 +36,7 @@ from onexflow.spi.exceptions import SPIError
 log = structlog.get_logger("onexflow.kernel")
 
 #: A run that could not be read back is tried again after so long.
-AGAIN_SECONDS = 0.25
+READ_AGAIN_SECONDS = 0.25
 #: Runs whose start is remembered, so that the next one needs no look-up: of all shards together, and of each at least.
 KEPT_STARTS = 50_000
 KEPT_OF_SHARD = 100
@@ -176,7 +176,7 @@ class Kernel:
                 return
             except Unavailable as error:
                 log.warning("runs.not_read_back", shard=shard.id, error=str(error))
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(READ_AGAIN_SECONDS)
 
     async def release(self, number: int) -> bool:
         """Hand a shard over in good order: decide nothing more, store what is decided, and say so in the store: anybody
@@ -496,7 +496,7 @@ class Kernel:
                     break
                 except Unavailable as error:
                     log.warning("run.not_read_back", run=str(run.key), error=str(error))
-                    await asyncio.sleep(AGAIN_SECONDS)
+                    await asyncio.sleep(READ_AGAIN_SECONDS)
         finally:
             self.reading.discard(place)
         return None

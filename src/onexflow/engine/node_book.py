@@ -43,7 +43,7 @@ _LATE_SECONDS: Final = 1.0
 #: After a start, nodes that runs are assigned to have so long to come back.
 _RETURN_SECONDS: Final = 20.0
 #: What could not be given back (the store is away) is tried again after so long.
-_AGAIN_SECONDS: Final = 1.0
+_GIVE_BACK_AGAIN_SECONDS: Final = 1.0
 #: Registrations of guests that are over, and remembered.
 _KEPT_CLOSED: Final = 10_000
 
@@ -488,7 +488,7 @@ class NodeBook:
             given = await self._pins.give_back(node_id)
         except SPIError as error:
             log.warning("assignments.kept", node=node_id, error=str(error))
-            self._later(_AGAIN_SECONDS, self._leave_if_gone, node_id)
+            self._later(_GIVE_BACK_AGAIN_SECONDS, self._leave_if_gone, node_id)
             return
         if given:
             log.info("assignments.given_back", node=node_id, runs=given)

@@ -24,7 +24,7 @@ log = structlog.get_logger("onexflow.shards")
 #: Seconds after a claim in which pure tasks wait for the workers that may still run them.
 ADOPTION_SECONDS: Final = 1.0
 #: A shard that could not be read back is tried again after so long.
-AGAIN_SECONDS: Final = 0.25
+SERVE_AGAIN_SECONDS: Final = 0.25
 
 #: Seconds that the start waits for what is read back: somebody may wait for the rest less than for anything at all.
 BEGIN_SECONDS: Final = 0.5
@@ -196,7 +196,7 @@ class Ownership:
                 raise
             except SPIError as error:
                 log.warning("shard.not_served_yet", shard=shard.id, error=str(error))
-                await self._clock.sleep(AGAIN_SECONDS)
+                await self._clock.sleep(SERVE_AGAIN_SECONDS)
             else:
                 return
 

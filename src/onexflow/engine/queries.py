@@ -257,5 +257,8 @@ async def _nothing(*_: object) -> tuple[str, ...]:
 
 
 def _blocked_run(run: Run, blocked: Blocked) -> BlockedRun:
-    is_durable = run.durable_seq == run.state.seq
-    return BlockedRun(key=run.key, state=run.state.status if is_durable else run.listed_state, blocked=blocked)
+    if run.durable_seq == run.state.seq:
+        state = run.state.status
+    else:  # the one that was listed last, unless that entry is on its way, too
+        state = run.listed_state if run.listed_seq <= run.durable_seq else ""
+    return BlockedRun(key=run.key, state=state, blocked=blocked)

@@ -42,7 +42,7 @@ log = structlog.get_logger("onexflow.queue")
 #: demand, and the next is there when a slot becomes free.
 LOOK_AHEAD: Final = 1
 #: What could not be asked for (the store is full, the orchestrator overloaded) is asked for again after so long.
-AGAIN_SECONDS: Final = 5.0
+ASK_AGAIN_SECONDS: Final = 5.0
 
 #: Why a run is cancelled that no worker has begun, and that none could begin.
 UNSERVED: Final = "no worker has the handler: the task goes back to its queue"
@@ -286,7 +286,7 @@ class QueueBridge:
 
     def _arm(self) -> None:
         if self._again is None and self._open:
-            self._again = asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._look)
+            self._again = asyncio.get_running_loop().call_later(ASK_AGAIN_SECONDS, self._look)
 
     def _look(self) -> None:
         """The slow timer, while there is something to see to."""
@@ -399,7 +399,7 @@ class QueueBridge:
             except ShardMoved:
                 return
             except SPIError:
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(ASK_AGAIN_SECONDS)
             else:
                 return
 

@@ -33,7 +33,7 @@ from onexflow.spi.exceptions import SPIError
 from onexflow.telemetry import tracing
 
 #: Seconds until a called run is asked for again whose owner's store is away.
-AGAIN_SECONDS = 0.5
+START_AGAIN_SECONDS = 0.5
 
 StartReply = Callable[[StartOutcome | SPIError], None]
 
@@ -215,7 +215,7 @@ class Starts:
 
         def told(answer: StartOutcome | SPIError) -> None:
             if isinstance(answer, StoreUnavailable) and not self._kernel.lane.is_over:
-                asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._start_anywhere, request, reply)
+                asyncio.get_running_loop().call_later(START_AGAIN_SECONDS, self._start_anywhere, request, reply)
             else:
                 reply(answer)
 

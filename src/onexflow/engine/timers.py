@@ -12,6 +12,15 @@ from onexflow.core.commands import FireTimer
 from onexflow.core.turn import SECOND
 from onexflow.engine.run import Run
 
+#: Store ns by which a timer that is set again is later than now, at least.
+STEP = SECOND // 1000
+
+
+def again_at(now: int, left: float) -> int:
+    """When a timer that was found early is due, with `left` seconds to go: less than the clock can tell may be left, and
+    a timer that is due at once would fire for ever without any time passing."""
+    return now + max(int(left * SECOND), STEP)
+
 
 class Timers:
     """`fire(run, command)` is called on the loop, in due order, never early by the store's clock.

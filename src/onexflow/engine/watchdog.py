@@ -40,8 +40,8 @@ LOOK_SECONDS: Final = 0.4
 TURN_COST: Final = 5000
 JUDGED: Final = 10
 #: A repair that did not help is tried again after so long, and after twice as long each time.
-AGAIN_SECONDS: Final = 1.0
-AGAIN_AT_MOST: Final = 64.0
+REPAIR_AGAIN_SECONDS: Final = 1.0
+REPAIR_AGAIN_AT_MOST: Final = 64.0
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ class Watchdog:
         if self._is_count_wanted:
             self._is_count_wanted, self._counting = False, Counter()
         for place, suspect in list(self._suspects.items()):
-            if now - suspect.again_at > AGAIN_AT_MOST:  # it has ended, or has gone on elsewhere
+            if now - suspect.again_at > REPAIR_AGAIN_AT_MOST:  # it has ended, or has gone on elsewhere
                 del self._suspects[place]
         for queue in list(self._kernel.queues()):
             self._look_at_queue(queue, now)
@@ -171,7 +171,7 @@ class Watchdog:
             return False
         if now < suspect.again_at:
             return False
-        suspect.again_at = now + min(AGAIN_AT_MOST, AGAIN_SECONDS * 2**suspect.repairs)
+        suspect.again_at = now + min(REPAIR_AGAIN_AT_MOST, REPAIR_AGAIN_SECONDS * 2**suspect.repairs)
         suspect.repairs += 1
         return True
 

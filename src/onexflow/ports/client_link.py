@@ -174,7 +174,7 @@ class BlockedRun(msgspec.Struct, frozen=True, kw_only=True):
     """An open run, and what it waits for."""
 
     key: RunKey
-    state: str  #: "" when its owner does not answer
+    state: str  #: "" when its owner does not answer, or while its present state is on its way to the store
     blocked: Blocked
 
 

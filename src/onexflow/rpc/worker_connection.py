@@ -7,6 +7,7 @@ within 50 ms, then after random pauses that grow to 1 s. Attempts go on meanwhil
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -29,8 +30,9 @@ from onexflow.v1 import worker_pb2_grpc
 WELCOME_WITHIN: Final = 5.0
 #: Seconds of silence before a ping of the connection, and those for its answer: how soon a dead one is left.
 PING: Final = (2.0, 3.0)
-#: A stream that lived shorter than this counts as a failed attempt, so that pauses grow.
-SETTLED_AFTER: Final = 1.0
+#: A stream that broke sooner than this after its Welcome counts as a failed attempt, so that pauses grow. Short: the
+#: orchestrator lets others do what this worker holds after a tenth of a second (`engine.sessions.RETURN_SECONDS`).
+SETTLED_AFTER: Final = 0.05
 #: Seconds for what is queued when the worker closes the stream.
 FLUSH_WITHIN: Final = 1.0
 
@@ -150,12 +152,11 @@ class WorkerConnections:
         async with open_channel(address, ping=self._ping, security=self._security) as channel:
             stream = _WorkerStream(self._runtime, channel, self._on_welcome, address)
             self._streams[address] = stream
-            began = asyncio.get_running_loop().time()
             try:
                 await stream.run()
             except SPIError as error:
                 self._ended(stream, error)
-                if not (stream.orchestrator_id and asyncio.get_running_loop().time() - began > SETTLED_AFTER):
+                if asyncio.get_running_loop().time() < stream.settled_at:
                     raise
             finally:
                 if self._streams.get(address) is stream:
@@ -192,6 +193,8 @@ class _WorkerStream:
         self._on_welcome = on_welcome
         self.address = address
         self.orchestrator_id = ""
+        #: Loop time.
+        self.settled_at = math.inf
         self.superseded = False
         self.said_goodbye = False
         self.over = asyncio.Event()
@@ -250,6 +253,7 @@ class _WorkerStream:
             message = wire.from_response(first)
             if type(message) is Welcome and not self.orchestrator_id:
                 self.orchestrator_id = message.orchestrator_id
+                self.settled_at = asyncio.get_running_loop().time() + SETTLED_AFTER
                 self._on_welcome(self, message)
             peer.on_message(message)
             first = await call.read()

@@ -340,7 +340,9 @@ class BlockedRun(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     BLOCKED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """State, in the specification's words; empty when its owner does not answer."""
+    """State, in the specification's words; empty when its owner does not answer, or while its present state is on its way
+    to the store.
+    """
     @_builtins.property
     def key(self) -> _common_pb2.RunKey:
         """The run."""

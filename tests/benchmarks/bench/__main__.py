@@ -13,6 +13,7 @@ from benchmarks import counting, store_append
 from benchmarks.growth import report as growth
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
 
+from ..peers import comparison
 from ..probe.client import Probe
 from .machine import machine
 from .processes import Cluster, memory_mib
@@ -38,6 +39,12 @@ def _arguments() -> argparse.Namespace:
         "--growth", action="store_true", help="instead: does a task cost more when there is more of everything?"
     )
     parser.add_argument("--quick", action="store_true", help="with --growth: small sizes, two minutes")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="PEER",
+        help=f"instead: other systems beside onexflow, of {', '.join(comparison.PEERS)} [all]",
+    )
     arguments = parser.parse_args()
     for name in arguments.workloads:
         if name not in CALLS:
@@ -100,6 +107,8 @@ def _memory(memory: dict[str, tuple[float, float]]) -> str:
 
 def main() -> int:
     arguments = _arguments()
+    if arguments.peers is not None:
+        return comparison.main(arguments.peers, arguments.rounds, arguments.write)
     if arguments.counting:
         return _report(arguments.write, f"{machine()}; one engine in process on SQLite, no gRPC", counting.table)
     if arguments.growth:

@@ -78,17 +78,24 @@ class Cluster:
         )
 
     async def __aenter__(self) -> Self:
-        await self.start_orchestrator()
-        await self.start_worker()
-        client = await connect(self.address, timeout=20.0)
-        async with client, asyncio.timeout(20.0):
-            while not any(node.kind != "orchestrator" and node.connected for node in await client.nodes()):
-                await asyncio.sleep(0.02)
+        try:
+            await self.start_orchestrator()
+            await self.start_worker()
+            client = await connect(self.address, timeout=20.0)
+            async with client, asyncio.timeout(20.0):
+                while not any(node.kind != "orchestrator" and node.connected for node in await client.nodes()):
+                    await asyncio.sleep(0.02)
+        except BaseException:
+            await self._stop()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
         for process in (self.worker, self.orchestrator):
             if process is not None and process.returncode is None:
                 process.send_signal(signal.SIGTERM)

@@ -42,7 +42,7 @@ BEGUN_WITHIN: Final = 10.0
 FIRST_TRY: Final = 0.05
 LAST_TRY: Final = 1.0
 #: Seconds before answers are said again that were not stored.
-AGAIN_SECONDS: Final = 0.05
+ANSWER_AGAIN_SECONDS: Final = 0.05
 
 _LATE: Final = Failure("AckTimeout", "the consumer did not answer in time")
 
@@ -444,7 +444,7 @@ class JoinedConsumer:
 
     def _soon_again(self) -> None:
         if self._resend is None and self._end is None:
-            self._resend = self._loop.call_later(AGAIN_SECONDS, self._send_again)
+            self._resend = self._loop.call_later(ANSWER_AGAIN_SECONDS, self._send_again)
 
     def _send_again(self) -> None:
         if self._resend is not None:

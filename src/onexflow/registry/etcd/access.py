@@ -111,6 +111,11 @@ class EtcdError(Exception):
         """Whether etcd has said no to who we are. Trying again will not help, until somebody changes something."""
         return self.code is grpc.StatusCode.PERMISSION_DENIED or self.unknown_token or _WRONG_LOGIN in self.detail
 
+    @property
+    def is_full(self) -> bool:
+        """Whether etcd takes no writes, as its quota is used up."""
+        return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and "space exceeded" in self.detail
+
 
 #: Statuses after which another try may succeed. UNKNOWN and INTERNAL are what etcd and broken connections answer.
 TRANSIENT: Final = frozenset(
@@ -191,6 +196,9 @@ def explain(error: Exception, access: Access, prefix: str) -> tuple[str, str] | 
     if error.unknown_token:
         cause = "etcd asks for a user and a password."
         return cause, "Set registry.user and ONEXFLOW_REGISTRY__PASSWORD (or …PASSWORD_FILE)."
+    if error.is_full:
+        cause = "etcd has used up its quota and takes no writes."
+        return cause, "Compact and defragment it, then: etcdctl alarm disarm"
     return _explain_tls(error.detail, access)
 
 

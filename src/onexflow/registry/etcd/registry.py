@@ -245,7 +245,7 @@ class EtcdRegistry(BaseRegistry):
             except EtcdError as error:
                 if error.code is grpc.StatusCode.NOT_FOUND:  # "requested lease not found"
                     self._keeper.check()
-                if error.refusal and self._refusal is None:
+                if (error.refusal or error.is_full) and self._refusal is None:
                     self._refusal = error
                     _log.warning("registry.refused", why=str(error))
                 await asyncio.sleep(0.1)
