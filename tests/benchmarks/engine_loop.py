@@ -12,6 +12,8 @@ import asyncio
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Awaitable
 from typing import Self
 
 from benchmarks.bench.workloads import definitions
@@ -48,11 +50,13 @@ RESULT = Payload(b'{"ok":true}')
 
 
 class InstantWorker:
-    """A worker's stream whose handlers take no time. `excluded`: CPU seconds of the worker's half of the wire."""
+    """A worker's stream whose handlers take no time. `excluded`: CPU seconds of the worker's half of the wire. While it
+    `holds`, it answers nothing."""
 
     def __init__(self) -> None:
         self.peer: WorkerPeer | None = None
         self.excluded = 0.0
+        self.holds = False
         self._waiting: list[Assignment] = []
 
     def send(self, message: ToWorker) -> None:
@@ -60,9 +64,14 @@ class InstantWorker:
             for one in wire.to_responses(message):
                 one.SerializeToString()
         if isinstance(message, Assignments):
-            if not self._waiting:
+            if not (self._waiting or self.holds):
                 asyncio.get_running_loop().call_soon(self._answer)
             self._waiting.extend(message.assignments)
+
+    def let_go(self) -> None:
+        """Answer what was held, and what comes."""
+        self.holds = False
+        self._answer()
 
     def close(self, reason: str = "") -> None:
         """Nothing is open."""
@@ -73,7 +82,7 @@ class InstantWorker:
         for first in range(0, len(taken), BATCH):
             part = taken[first : first + BATCH]
             self._say(Results([AttemptResult(one.token, "completed", RESULT, None, at, at) for one in part]))
-        self._say(Credits({"compute": len(taken)}))
+        self._say(Credits(Counter(one.role for one in taken)))
 
     def _say(self, message: Results | Credits) -> None:
         assert self.peer is not None
@@ -119,45 +128,60 @@ class Load:
 
 
 class EngineLoop:
-    """An orchestrator on a store of its own, ready to run."""
+    """An orchestrator on a store of its own (or in `folder`), with so many workers, ready to run."""
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="onexflow-bench-")
-        self._worker = InstantWorker()
+    def __init__(self, folder: str = "", *, shards: int = 8, workers: int = 1) -> None:
+        self._own = None if folder else tempfile.TemporaryDirectory(prefix="onexflow-bench-")
+        self._path = f"{folder or (self._own.name if self._own else '')}/bench.db"
+        self._shards = shards
+        self.workers = [InstantWorker() for _ in range(workers)]
 
     async def __aenter__(self) -> Self:
         clock, ids = SystemClock(), SystemIds()
         self._registry = MemoryRegistry(MemoryRegistryHub(clock))
         await self._registry.start()
-        self._orchestrator = orchestrator = Orchestrator(
-            SqliteStore(f"{self._folder.name}/bench.db", clock=clock), self._registry, clock=clock, ids=ids,
+        self.orchestrator = orchestrator = Orchestrator(
+            SqliteStore(self._path, self._shards, clock), self._registry, clock=clock, ids=ids,
             codec=JsonCodec(), orchestrator_id="o", incarnation="i",
         )  # fmt: skip
         await orchestrator.start()
         for definition in definitions():
             await orchestrator.register_definition("default", dump_definition(definition))
-        self._worker.peer = peer = orchestrator.accept_worker(self._worker)
-        handlers = (HandlerInfo("compute", "noop", True),)
-        peer.on_message(Hello(worker_id="w", incarnation="w", handlers=handlers, slots={"compute": BATCH}))
-        peer.on_message(Credits({"compute": 5 * BATCH}))
+        handlers = (HandlerInfo("compute", "noop", True), HandlerInfo("reducer", "count", True))
+        for number, worker in enumerate(self.workers):
+            worker.peer = peer = orchestrator.accept_worker(worker)
+            name = f"w{number}"
+            peer.on_message(
+                Hello(worker_id=name, incarnation=name, handlers=handlers, slots={"compute": BATCH, "reducer": 1})
+            )
+            peer.on_message(Credits({"compute": 5 * BATCH, "reducer": 5}))
         settle_memory()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._orchestrator.stop()
+        await self.orchestrator.stop()
         await self._registry.close()
-        self._folder.cleanup()
+        if self._own is not None:
+            self._own.cleanup()
 
     async def run(self, shape: str, runs: int) -> tuple[float, float]:
         """(CPU seconds of the process, of the loop's thread) for so many runs, `WIDTH` of them open at a time."""
-        load = Load(self._orchestrator, f"bench-{shape}-compute", runs)
-        excluded = self._worker.excluded
+        load = Load(self.orchestrator, f"bench-{shape}-compute", runs)
+
+        async def work() -> None:
+            for _ in range(WIDTH):
+                load.start()
+            await load.over.wait()
+
+        return await self.measure(work())
+
+    async def measure(self, work: Awaitable[None]) -> tuple[float, float]:
+        """(CPU seconds of the process, of the loop's thread) that it takes."""
+        excluded = sum(worker.excluded for worker in self.workers)
         process, thread = time.process_time(), time.thread_time()
-        for _ in range(WIDTH):
-            load.start()
-        await load.over.wait()
+        await work
         process, thread = time.process_time() - process, time.thread_time() - thread
-        excluded = self._worker.excluded - excluded
+        excluded = sum(worker.excluded for worker in self.workers) - excluded
         return process - excluded, thread - excluded
 
 

@@ -28,6 +28,7 @@ from onexflow.ports.event_store import (
     RunRecord,
     ShardAppend,
     SnapshotRecord,
+    StoredRun,
     Tombstone,
 )
 from onexflow.storage.memory import MemoryStore
@@ -215,6 +216,7 @@ class StoresAgree(RuleBasedStateMachine):
         self.both(lambda store: store.load_snapshot(shard, iid))
         self.both(lambda store: store.load_checkpoint(shard))
         self.both(lambda store: store.get_parked(shard, iid))
+        self.both(lambda store: read_back_of(store, shard, [iid, iid + 1, 1]))
 
     @rule(shard=shards, until=times, limit=st.integers(1, 4))
     def look_for_parked(self, shard: int, until: int, limit: int) -> None:
@@ -262,6 +264,10 @@ def name_of(shard: int, iid: int) -> bytes:
 
 async def sorted_runs(store: EventStore, shard: int) -> list[RunRecord]:
     return sorted(await store.get_runs(shard, range(8)))
+
+
+async def read_back_of(store: EventStore, shard: int, iids: list[int]) -> list[StoredRun]:
+    return sorted(await store.read_back(shard, iids, 2), key=lambda one: one.record.iid)
 
 
 async def counted(store: EventStore, where: RunFilter) -> list[RunCount]:

@@ -189,10 +189,10 @@ def lost_timer(patch: pytest.MonkeyPatch) -> None:
 def one_shot_recovery(patch: pytest.MonkeyPatch) -> None:
     """Recovery reads the rows behind the checkpoint, and not which runs were at work before it."""
 
-    async def short(store: EventStore, shard: Shard) -> list[RunRecord]:
+    async def short(store: EventStore, shard: Shard) -> tuple[list[RunRecord], set[int]]:
         checkpoint = await store.load_checkpoint(shard.id)
         rows = await store.read_shard(shard.id, checkpoint.offset if checkpoint else 1, 1 << 30)
-        return await store.get_runs(shard.id, sorted({row.iid for row in rows}))
+        return await store.get_runs(shard.id, sorted({row.iid for row in rows})), set()
 
     patch.setattr(engine_kernel, "hot_runs", short)
 

@@ -446,14 +446,14 @@ async def test_a_run_that_is_read_back_for_nobody_any_more_complains_to_nobody(m
             await reading.wait()
             raise ShardMoved("it has gone meanwhile")
 
-        monkeypatch.setattr(kernel, "_read", read)
-        asking = asyncio.ensure_future(kernel._load(kernel.shard_of(key), record))
+        monkeypatch.setattr(kernel.loader, "_read", read)
+        asking = asyncio.ensure_future(kernel.loader.load(kernel.shard_of(key), record))
         await asyncio.sleep(0)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         del asking  # its traceback has the frame that waited
         reading.set()
-        await until(lambda: not kernel._loading)
+        await until(lambda: not kernel.loader._loading)
         gc.collect()
         assert not complaints
         script.gates["charge"].set()

@@ -52,6 +52,7 @@ class AttemptBook:
         self.admission = Admission()
         self._placing = Placing(kernel, self.timers, ahead=SPECULATION if speculation else 0)
         self._results = ResultIntake(kernel, self._placing, self.admission)
+        self.gatherer = self._results.gatherer
         self._placing.give_back = self._results.give_back
         self._placing.on_returned = self._pump
         self.attempts = self._placing.attempts
@@ -203,11 +204,13 @@ class AttemptBook:
         self.on_room("joined")
 
     def leave(self, session: WorkerSession) -> None:
+        self.gatherer.left(session)
         self._sessions.pop(session, None)
         self.dispatcher.remove(session)
         self.on_room("gone")
 
     def pass_over(self, session: WorkerSession) -> None:
+        self.gatherer.left(session)
         self.dispatcher.pass_over(session)
 
     def on_credits(self, session: WorkerSession) -> None:
@@ -266,6 +269,7 @@ class AttemptBook:
     def _fire(self, run: Run, command: FireTimer) -> None:
         if not _is_resident(run):
             return
+        self.gatherer.let_go(run)  # its results came before
         token = Token(run.shard.id, command.epoch, command.offset, command.item)
         attempt = self.attempts.get(token)
         if command.kind == "schedule_to_start" and attempt is not None and attempt.sent:
@@ -288,6 +292,7 @@ class AttemptBook:
 
     def stop(self) -> None:
         self.timers.stop()
+        self.gatherer.stop()
         self._results.stop()
 
 

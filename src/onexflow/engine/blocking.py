@@ -314,7 +314,7 @@ class Look:
             found = decode_parked(parked.reason, parked.wake_at)
             is_late = 0 < parked.wake_at < self.now - _LATE
             return _stalled("it is paged out, and its timer has passed") if is_late else found
-        if (why := self._kernel.unreadable.get((shard.id, iid))) is not None:
+        if (why := self._kernel.loader.unreadable.get((shard.id, iid))) is not None:
             return Blocked(kind="unreadable", reason=why)
         if shard.early is not None or self._kernel.is_reading(shard, iid):
             return self._recovering(shard)

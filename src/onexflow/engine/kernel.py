@@ -7,8 +7,9 @@ clients; what a decision asks for goes to `carry_out`, which the orchestrator se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 
 import structlog
 
@@ -24,8 +25,9 @@ from onexflow.core.turn import Context, Turn
 from onexflow.engine.catalog import Catalog
 from onexflow.engine.cuts import Trimmer
 from onexflow.engine.lane import CommitLane
+from onexflow.engine.loader import READ_TOGETHER, Loader
 from onexflow.engine.queue import Queue, read_queue
-from onexflow.engine.recovery import RecentRuns, hot_runs, read_run
+from onexflow.engine.recovery import RecentRuns, hot_runs
 from onexflow.engine.run import Run
 from onexflow.engine.shard import Entity, Shard
 from onexflow.ports.event_store import EventStore, RunRecord
@@ -33,12 +35,11 @@ from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.kernel")
 
-#: Runs that are read back at a time, so that the store's threads never wait for the loop.
-READ_TOGETHER = 64
-
-
 #: A run that could not be read back is tried again after so long.
 READ_AGAIN_SECONDS = 0.25
+#: Runs whose start is remembered, so that the next one needs no look-up: of all shards together, and of each at least.
+KEPT_STARTS = 50_000
+KEPT_OF_SHARD = 100
 #: Keys whose shard is remembered.
 KEPT_PLACES = 4096
 #: How long a stop waits for the store to take what is decided.
@@ -79,13 +80,11 @@ class Kernel:
         self._shard_count = 0
         self._places: dict[RunKey, int] = {}
         self._recent: dict[int, RecentRuns] = {}
-        self._reloads: set[asyncio.Task[Run | None]] = set()
-        self._loading: dict[tuple[Shard, int], asyncio.Task[Run | None]] = {}
+        self._reloads: set[asyncio.Task[object]] = set()
+        self.loader = Loader(store, self.catalog, self.lane, lambda run: self.on_loaded(run))  # noqa: PLW0108 - set later
         self._queue_lock = asyncio.Lock()
         #: Runs that left memory because a decision failed, until they are read back.
         self.reading: set[tuple[Shard, int]] = set()
-        #: Why runs cannot be read back, by (shard, number).
-        self.unreadable: dict[tuple[int, int], str] = {}
         self._trimmer = Trimmer(store, self.lane)
         #: Called with each decision, after its events are recorded.
         self.carry_out: Callable[[Run, Turn], None] = _ignore
@@ -135,18 +134,19 @@ class Kernel:
         self.drop(number, ShardMoved(f"shard {number} was claimed anew", {"shard": number}))
         shard = Shard(claim)
         self.shards[number] = shard
-        self._recent[number] = RecentRuns(self.now() if claim.head > 1 else 0)
+        limit = max(KEPT_OF_SHARD, KEPT_STARTS // self._shard_count)
+        self._recent[number] = RecentRuns(self.now() if claim.head > 1 else 0, limit)
         self.on_claimed(shard)
         return shard
 
     async def recover_shard(self, shard: Shard) -> int:
         """Read back the runs of a shard that were at work, then hear what workers have said of it meanwhile. Returns how
         many. Raises ShardMoved when it was lost meanwhile."""
-        count = 0
         if self.is_shared:
             await self.catalog.refresh()  # what its owner before has registered
-        hot = await hot_runs(self.store, shard)
+        hot, unread = await hot_runs(self.store, shard)
         shard.check()
+        shard.unread |= unread
         records = []
         for record in hot:
             key = RunKey.from_bytes(record.key)
@@ -155,16 +155,28 @@ class Kernel:
                     await self.queue(key, "")
             elif not is_system_type(key.workflow_type):  # streams are read back when they are asked for
                 records.append(record)
-        for first in range(0, len(records), READ_TOGETHER):
-            part = records[first : first + READ_TOGETHER]
-            runs = await asyncio.gather(*(self._load(shard, record) for record in part))
-            count += sum(run is not None for run in runs)
+        count = await self.loader.load_all(shard, records)
         shard.check()
         early, shard.early = shard.early or [], None
         self.lane.mark()  # what waited for the shard to be whole
         for said in early:
             said()
+        if shard.unread:
+            self._spawn(self._read_rest(shard))
         return count
+
+    async def _read_rest(self, shard: Shard) -> None:
+        """Read back those that wait, while the shard is served: a timer of theirs may be due."""
+        while shard.unread and shard.moved is None:
+            try:
+                iids = list(islice(shard.unread, READ_TOGETHER))
+                await self.loader.load_all(shard, await self.store.get_runs(shard.id, iids))
+                shard.unread.difference_update(iids)
+            except ShardMoved:
+                return
+            except Unavailable as error:
+                log.warning("runs.not_read_back", shard=shard.id, error=str(error))
+                await asyncio.sleep(READ_AGAIN_SECONDS)
 
     async def release(self, number: int) -> bool:
         """Hand a shard over in good order: decide nothing more, store what is decided, and say so in the store: anybody
@@ -309,7 +321,7 @@ class Kernel:
         shard = self.shard_of(key)
         is_run = not is_system_type(key.workflow_type)
         record = await self.store.find_run(shard.id, key.to_bytes()) if is_run else None
-        found = self.resident(key) or (await self._load(shard, record) if record is not None else None)
+        found = self.resident(key) or (await self.loader.load(shard, record) if record is not None else None)
         if record is not None and found is None:
             raise InternalError(f"run {key} cannot be read back: the log of this process says why", {"run": str(key)})
         if found is None:
@@ -323,57 +335,13 @@ class Kernel:
         records = await self.store.get_runs(shard.id, [iid])
         if not records or is_system_type(RunKey.from_bytes(records[0].key).workflow_type):
             return None
-        return await self._load(shard, records[0])
+        return await self.loader.load(shard, records[0])
 
-    async def _load(self, shard: Shard, record: RunRecord) -> Run | None:
-        """Read a run once, however many ask for it. An unreadable one is reported and hurts nothing else."""
-        place = shard, record.iid
-        loading = self._loading.get(place)
-        if loading is None:
-            loading = asyncio.get_running_loop().create_task(self._read(shard, RunKey.from_bytes(record.key), record))
-            self._loading[place] = loading
-            loading.add_done_callback(lambda done: self._loaded(place, done))
-        return await asyncio.shield(loading)
-
-    def _loaded(self, place: tuple[Shard, int], done: asyncio.Task[Run | None]) -> None:
-        del self._loading[place]
-        if not done.cancelled():
-            done.exception()  # who asked may have given up: then nobody is to be told
-
-    async def _read(self, shard: Shard, key: RunKey, record: RunRecord) -> Run | None:
-        while True:
-            shard.reading.add(record.iid)  # before the wait: what is decided at its end is not durable yet
-            try:
-                await self.lane.durable(shard)  # its parked row may be on the way
-                try:
-                    run = await read_run(self.store, self.catalog, shard, record)
-                    parked = await self.store.get_parked(shard.id, record.iid)
-                except Unavailable:
-                    raise
-                except Exception as error:  # its events make no sense to this release, in whatever way
-                    log.exception("run.unreadable", run=str(key), shard=shard.id, iid=record.iid, error=str(error))
-                    self.unreadable[shard.id, record.iid] = f"{type(error).__name__}: {error}"
-                    shard.absent.add(record.iid)
-                    return None
-            finally:
-                is_outdated = record.iid in shard.outdated
-                shard.reading.discard(record.iid)
-                shard.outdated.discard(record.iid)
-            shard.check()
-            resident = shard.by_key.get(key)
-            if resident is not None:
-                return resident
-            if not is_outdated:  # else it was in memory meanwhile, and has gone on, and has left it again
-                break
-        self.unreadable.pop((shard.id, record.iid), None)
-        shard.absent.discard(record.iid)
-        if parked is not None:
-            shard.unpark(record.iid)
-            self.lane.mark()
-        if not run.is_over:
-            shard.add(run)
-            self.on_loaded(run)
-        return run
+    async def find_all_numbered(self, shard: Shard, iids: Sequence[int]) -> int:
+        """Have those runs of the shard in memory. Returns how many are."""
+        records = await self.store.get_runs(shard.id, iids)
+        runs = [one for one in records if not is_system_type(RunKey.from_bytes(one.key).workflow_type)]
+        return await self.loader.load_all(shard, runs)
 
     # ---- work queues
 
@@ -492,7 +460,7 @@ class Kernel:
 
     def is_reading(self, shard: Shard, iid: int) -> bool:
         """Is the run on its way into memory?"""
-        return (shard, iid) in self._loading or (shard, iid) in self.reading
+        return iid in shard.unread or self.loader.is_loading(shard, iid) or (shard, iid) in self.reading
 
     def read_anew(self, run: Run) -> None:
         """Have the run read back from the log."""
@@ -506,7 +474,10 @@ class Kernel:
     def _reload(self, run: Run) -> None:
         run.shard.remove(run)
         run.shard.absent.add(run.iid)
-        task = asyncio.get_running_loop().create_task(self._read_again(run))
+        self._spawn(self._read_again(run))
+
+    def _spawn(self, work: Coroutine[None, None, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
 

@@ -435,6 +435,7 @@ class Orchestrator:
         shard = self._kernel.shard_of(request.key)
         before = self._answers.recent(request) or await self._answers.stored(shard, request)
         run = await self._kernel.find(request.key)  # nothing is awaited from here to the decision
+        self._book.gatherer.let_go(run)  # its results came before
         before = before or self._answers.recent(request)
         if before is not None:
             await self._queries.durable(request.key)

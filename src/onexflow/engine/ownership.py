@@ -26,6 +26,9 @@ ADOPTION_SECONDS: Final = 1.0
 #: A shard that could not be read back is tried again after so long.
 SERVE_AGAIN_SECONDS: Final = 0.25
 
+#: Seconds that the start waits for what is read back: somebody may wait for the rest less than for anything at all.
+BEGIN_SECONDS: Final = 0.5
+
 Duty = Callable[[Shard], Awaitable[None]]
 
 
@@ -79,11 +82,23 @@ class Ownership:
     # ---- life
 
     async def begin(self) -> int:
-        """Read back what was at work in the shards that were claimed at the start. Returns how many runs were."""
-        counts = {shard: await self._kernel.recover_shard(shard) for shard in list(self._kernel.shards.values())}
-        for shard, count in counts.items():
-            self._adopt(shard, count)
-        return sum(counts.values())
+        """Read back what was at work in the shards that were claimed at the start, as far as that takes no longer than
+        BEGIN_SECONDS: the rest while they are served. Returns how many runs are there."""
+        loop = asyncio.get_running_loop()
+        for shard in self._kernel.shards.values():
+            task = loop.create_task(self._recover(shard), name=f"shard-{shard.id}")
+            self._serving[task] = shard
+            task.add_done_callback(self._begun)
+        if self._serving:
+            done, _ = await asyncio.wait(self._serving, timeout=BEGIN_SECONDS)
+            for task in done:
+                await task
+        return sum(len(shard.runs) for shard in self._kernel.shards.values())
+
+    def _begun(self, task: asyncio.Task[None]) -> None:
+        shard = self._serving.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:  # the watchdog has it read again
+            log.warning("shard.not_served_yet", shard=shard.id, error=str(error))
 
     async def register(self, record: NodeRecord) -> None:
         """Tell the registry where this orchestrator serves and which shards it owns; from now on they may come and go."""

@@ -22,6 +22,10 @@ from onexflow.engine.sessions import WorkerSession
 from onexflow.engine.timers import Timers
 from onexflow.ports.worker_link import Assignment, Role
 
+#: As many undurable events again may be ahead of a pure task for each so many attempts of its run that are under way side
+#: by side: they are no depth.
+WIDTH = 16
+
 
 class Placing:
     """All attempts of this orchestrator, by token, and those that wait for a worker."""
@@ -85,8 +89,9 @@ class Placing:
             return self._place_effect(attempt, session)
         attempt.session = session
         session.inflight[attempt.token] = attempt
+        undurable = run.state.seq - run.durable_seq
         # An orchestration makes calls as soon as it runs: what it was scheduled by must be durable by then.
-        if attempt.role == "orchestrator" or run.state.seq - run.durable_seq > self._ahead:
+        if attempt.role == "orchestrator" or undurable > self._ahead * (1 + len(run.attempts) // WIDTH):
             self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error), run.shard)
         elif session.is_open:
             self._let_go(attempt, session)

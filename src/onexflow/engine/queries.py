@@ -17,7 +17,8 @@ from onexflow.core.queue_state import is_system_type
 from onexflow.engine import views
 from onexflow.engine.blocking import Blocking
 from onexflow.engine.cuts import earliest_kept
-from onexflow.engine.kernel import READ_TOGETHER, Kernel
+from onexflow.engine.kernel import Kernel
+from onexflow.engine.loader import READ_TOGETHER
 from onexflow.engine.recovery import graph_of
 from onexflow.engine.run import Run
 from onexflow.engine.shard import Entity, Shard

@@ -1,7 +1,8 @@
 """Reading runs back: one run on demand, and after a claim all that were lately at work.
 
 Recovery follows recent activity, not the number of open runs: a shard's checkpoint names the runs that were hot, the
-rows behind it those that became so. Everything else is parked and read when its timer, a result or a call asks for it.
+rows behind it those that became so. Those that only waited in memory are read while the shard is served. Everything else
+is parked and read when its timer, a result or a call asks for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from onexflow.core.state import RunState
 from onexflow.engine.catalog import Catalog
 from onexflow.engine.cuts import uncut
 from onexflow.engine.run import Run
-from onexflow.engine.shard import Shard
+from onexflow.engine.shard import NONE_AT_WORK, Shard
 from onexflow.ports.event_store import EventStore, Row, RunRecord
 
 S = TypeVar("S")
@@ -101,7 +102,18 @@ async def read_tail(
 
 async def read_run(store: EventStore, catalog: Catalog, shard: Shard, record: RunRecord) -> Run:
     """The run as the log has it: its newest snapshot and the events after it."""
-    state, snapshot_seq, rows = await read_tail(store, shard, record.iid, decode_snapshot)
+    return made_run(catalog, shard, record, *await read_tail(store, shard, record.iid, decode_snapshot))
+
+
+def made_run(
+    catalog: Catalog,
+    shard: Shard,
+    record: RunRecord,
+    state: RunState | None,
+    snapshot_seq: int,
+    rows: Sequence[Row],
+) -> Run:
+    """The run of what was read: the state in its snapshot, that one's last event, and the rows after it."""
     graph, state = fold(catalog, state, rows)
     run = Run(shard, record.iid, graph, state, record.start_hash)
     run.durable_seq = state.seq
@@ -110,10 +122,13 @@ async def read_run(store: EventStore, catalog: Catalog, shard: Shard, record: Ru
     return run
 
 
-async def hot_runs(store: EventStore, shard: Shard) -> list[RunRecord]:
-    """The open runs that were at work when the shard's last owner ended."""
+async def hot_runs(store: EventStore, shard: Shard) -> tuple[list[RunRecord], set[int]]:
+    """The open runs that were at work when the shard's last owner ended, and the numbers of those that were in its memory
+    and waited: nobody needs these at once."""
     checkpoint = await store.load_checkpoint(shard.id)
-    iids: set[int] = set(msgspec.msgpack.decode(checkpoint.data, type=list[int])) if checkpoint else set()
+    named: list[int] = msgspec.msgpack.decode(checkpoint.data, type=list[int]) if checkpoint else []
+    at_work = named.index(NONE_AT_WORK) if NONE_AT_WORK in named else len(named)
+    iids = set(named[:at_work])
     offset = checkpoint.offset if checkpoint else 1
     iids.update(grave.iid for grave in await store.tombstones(shard.id, offset))
     while True:
@@ -123,7 +138,8 @@ async def hot_runs(store: EventStore, shard: Shard) -> list[RunRecord]:
             break
         offset = rows[-1].offset + rows[-1].count
     records = await store.get_runs(shard.id, sorted(iids)) if iids else []
-    return [record for record in records if WORKFLOW_STATES[record.state] not in TERMINAL_WORKFLOW_STATES]
+    hot = [record for record in records if WORKFLOW_STATES[record.state] not in TERMINAL_WORKFLOW_STATES]
+    return hot, set(named[at_work + 1 :]) - iids
 
 
 def id_time_ns(instance: UUID) -> int | None:
@@ -142,7 +158,7 @@ class RecentRuns:
 
     AHEAD_NS = 15_000_000_000
 
-    def __init__(self, now: int, limit: int = 50_000) -> None:
+    def __init__(self, now: int, limit: int) -> None:
         self.complete_since = now + self.AHEAD_NS if now else 0
         self._limit = limit
         self._seen: dict[RunKey, tuple[int, bytes]] = {}

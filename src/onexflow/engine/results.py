@@ -22,6 +22,7 @@ from onexflow.core.ids import Token
 from onexflow.core.payload import Failure
 from onexflow.core.turn import SECOND
 from onexflow.engine.admission import Admission
+from onexflow.engine.gathering import Gatherer
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.placing import Placing, loop_time
 from onexflow.engine.readback import open_items
@@ -55,9 +56,11 @@ class ResultIntake:
         #: Results of attempts that the log does not wait for.
         self.superseded = 0
         self._lookups: set[asyncio.Task[None]] = set()
+        self.gatherer = Gatherer(lambda session, results: self.on_results(session, results, gathered=True))
 
-    def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None:
-        """Decide what came in; acknowledge it when that is durable."""
+    def on_results(self, session: WorkerSession, results: Sequence[AttemptResult], *, gathered: bool = False) -> None:
+        """Decide what came in; acknowledge it when that is durable. Results that may wait for others of their task are
+        held until they come again, `gathered`."""
         answer = _Answer()
         group: list[ItemResult] = []
         tokens: list[Token] = []
@@ -72,6 +75,11 @@ class ResultIntake:
             if attempt is None:
                 self._on_unknown_result(session, result)
                 continue
+            if attempt.gathers and not gathered:
+                if status == "completed" and attempt.session is session:  # else it may be placed anew meanwhile
+                    self.gatherer.hold(session, attempt, result)
+                    continue
+                self.gatherer.let_go(attempt.run)  # they came before
             if first is not None and not (
                 status == "completed" and attempt.run is first.run and attempt.task == first.task
             ):
@@ -94,7 +102,7 @@ class ResultIntake:
         if first is not None:
             command = CompleteItems(first.task, group, worker, incarnation, started_at)
             self._decide(first.run, command, tokens, answer)
-        if last is not None and last.sent:  # one of a message tells of all
+        if last is not None and last.sent and not gathered:  # one of a message tells of all
             took = (ended[-1].finished_at - ended[-1].started_at) / SECOND
             waiting = len(self._placing.dispatcher.queue(last.role, last.handler))
             self._admission.heard(loop_time(), last.sent_at, took, waiting / (len(session.inflight) + len(ended)))

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 #: A run is snapshotted after so many events, so that reading it back stays cheap; one whose snapshots are large less
 #: often (`engine.shard`).
 SNAPSHOT_EVERY = 500
+#: Results of a mapped task of so many items are gathered (engine.gathering).
+GATHERED_FROM = 256
 
 
 class Attempt:
     """One attempt of one item: queued here, authorised, or on a worker. Known by its token."""
 
-    __slots__ = ("handler", "item", "progress_at", "role", "run", "sent", "sent_at", "session", "task", "token",
+    __slots__ = ("gathers", "handler", "item", "progress_at", "role", "run", "sent", "sent_at", "session", "task", "token",
                  "withdrawn")  # fmt: skip
 
     def __init__(self, run: Run, task: int, item: int, token: Token) -> None:
@@ -35,6 +37,13 @@ class Attempt:
         spec = run.graph.specs[task]
         self.role = spec.role
         self.handler = spec.handler or spec.name
+        #: Its result may wait for others of its task: nothing else waits for it.
+        self.gathers = bool(
+            spec.map
+            and spec.role in {"compute", "reducer"}
+            and not spec.max_parallel
+            and run.state.tasks[task].of >= GATHERED_FROM
+        )
         #: The worker's stream that it was placed on.
         self.session: WorkerSession | None = None
         #: It has left, or was found running on its worker.

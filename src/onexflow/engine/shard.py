@@ -42,6 +42,10 @@ SNAPSHOT_BYTES = 64
 #: A checkpoint is written after so many events of the shard, or (when anything was appended) so many seconds.
 CHECKPOINT_EVENTS = 5000
 CHECKPOINT_SECONDS = 2.0
+#: Parts, in a checkpoint, the runs at work from those that are in memory and wait. No run has this number.
+NONE_AT_WORK = 0
+#: Later than any store time.
+NEVER = (1 << 63) - 1
 #: A run's listing entry is written when its state changes; else it may lag behind its events by so many seconds, as
 #: writing it with each of them would cost more than they do. Who lists sees what is in memory (engine.queries).
 LISTED_SECONDS = 1.0
@@ -164,6 +168,10 @@ class Shard:
         self.outdated: set[int] = set()
         #: Open runs that are neither in memory nor parked: they left it to be read back, or cannot be read here.
         self.absent: set[int] = set()
+        #: Open runs that waited in the memory of the owner before and have still to be read back.
+        self.unread: set[int] = set()
+        #: Store time before which no parked run of it is due: who wakes them (engine.housekeeping) need not look earlier.
+        self.next_wake = 0
         self._watches: dict[str, list[Watch]] = {}
         #: Held while a history of this shard is cut, from reading its rows until the cut is durable (engine.cuts).
         self.cutting = asyncio.Lock()
@@ -184,6 +192,7 @@ class Shard:
         self.runs[run.iid] = run
         self.by_key[run.key] = run
         self.absent.discard(run.iid)
+        self.unread.discard(run.iid)
 
     def remove(self, run: Run) -> None:
         self.runs.pop(run.iid, None)
@@ -302,16 +311,24 @@ class Shard:
         # The next owner finds a run by its parked row or in the list of hot ones: whoever changes sides, changes both.
         if checkpoint and is_whole and (is_due or append.parked):
             self.checkpoint_offset, self.checkpoint_at = self.next, now
-            hot = [iid for iid, run in self.runs.items() if not run.is_over]
-            hot.extend(self.absent)
-            hot.extend(queue.iid for queue in self.queues.values())
-            append.checkpoint = CheckpointRecord(self.next, msgspec.msgpack.encode(hot))
+            append.checkpoint = CheckpointRecord(self.next, msgspec.msgpack.encode(self._hot()))
         return append
+
+    def _hot(self) -> list[int]:
+        """Whom the next owner has to read back by itself: those at work, and behind NONE_AT_WORK those that wait."""
+        hot = [*self.absent, *(queue.iid for queue in self.queues.values())]
+        waiting = [NONE_AT_WORK, *self.unread]
+        for iid, run in self.runs.items():
+            if not run.is_over:
+                (hot if run.attempts or run.is_broken else waiting).append(iid)
+        return hot + waiting
 
     def park(self, run: Run, wake_at: int, reason: str) -> None:
         """Write the run's snapshot and its parked row with the next append, and let go of its memory."""
         self.pending.snapshots[run.iid] = SnapshotRecord(run.iid, run.state.seq, run.snapshot())
         self.pending.parked[run.iid] = ParkedRecord(run.iid, wake_at, reason)
+        if wake_at:
+            self.next_wake = min(self.next_wake, wake_at)
         if run.listed_seq != run.state.seq:
             run.listed_state = ""
             self.pending.runs[run.iid] = run

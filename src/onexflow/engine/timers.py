@@ -50,11 +50,15 @@ class Timers:
 
     def add(self, due_at: int, run: Run, command: FireTimer) -> None:
         if len(self._heap) >= self._sweep_at:
-            self._heap = [entry for entry in self._heap if self._wanted(entry[2])]
-            heapq.heapify(self._heap)
-            self._sweep_at = max(self.SWEEP_AT, 2 * len(self._heap))
+            self.sweep()
         heapq.heappush(self._heap, (due_at, next(self._number), run, command))
         self._arm()
+
+    def sweep(self) -> None:
+        """Let go of the runs that are no longer wanted."""
+        self._heap = [entry for entry in self._heap if self._wanted(entry[2])]
+        heapq.heapify(self._heap)
+        self._sweep_at = max(self.SWEEP_AT, 2 * len(self._heap))
 
     def wake(self) -> None:
         """Look at all that is due, whatever was armed."""

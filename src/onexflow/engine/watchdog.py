@@ -131,9 +131,17 @@ class Watchdog:
             if self._is_due((shard, "unserved"), shard.epoch, now):
                 self._count("a shard is not read back", shard=shard.id, epoch=shard.epoch)
                 self._ownership.serve(shard)
-        self._round = iter(list(self._kernel.runs()))
+        self._round = self._each()
 
     # ---- runs
+
+    def _each(self) -> Iterator[Run]:
+        """The runs in memory, one after the other as long as they are there: a round must not keep them."""
+        for shard in list(self._kernel.shards.values()):
+            for iid in list(shard.runs) if shard.runs else ():
+                run = shard.runs.get(iid)
+                if run is not None:
+                    yield run
 
     def _look_at(self, look: Look, run: Run, now: float) -> int:
         """Returns what it has cost."""

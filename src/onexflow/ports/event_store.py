@@ -78,6 +78,15 @@ class SnapshotRecord(NamedTuple):
     data: bytes
 
 
+class StoredRun(NamedTuple):
+    """What it takes to have a run in memory again."""
+
+    record: RunRecord
+    snapshot: SnapshotRecord | None
+    rows: list[Row]  #: that hold what came after the snapshot
+    parked: ParkedRecord | None
+
+
 class CheckpointRecord(NamedTuple):
     """Where recovery begins: rows from `offset` on are read, `data` names the runs that were hot."""
 
@@ -243,6 +252,10 @@ class EventStore(Protocol):
         """Parked runs with 0 < wake_at <= until, earliest first."""
 
     async def get_parked(self, shard: int, iid: int) -> ParkedRecord | None: ...
+
+    async def read_back(self, shard: int, iids: Sequence[int], limit: int = 64) -> list[StoredRun]:
+        """Those of these runs that exist, in any order, each with its newest snapshot and up to `limit` of its rows after
+        that: one call instead of four a run. A history that is cut meanwhile may be torn: who cuts must not."""
 
     async def get_register(self, shard: int, name: str) -> bytes | None: ...
 

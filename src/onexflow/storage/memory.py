@@ -29,6 +29,7 @@ from onexflow.ports.event_store import (
     ShardAppend,
     ShardClaim,
     SnapshotRecord,
+    StoredRun,
     Tombstone,
 )
 from onexflow.storage.time import StoreTime
@@ -193,6 +194,17 @@ class MemoryStore:
     async def get_parked(self, shard: int, iid: int) -> ParkedRecord | None:
         held = self._at(shard)
         return None if held is None else held.parked.get(iid)
+
+    async def read_back(self, shard: int, iids: Sequence[int], limit: int = 64) -> list[StoredRun]:
+        return [
+            StoredRun(
+                record,
+                snapshot := await self.load_snapshot(shard, record.iid),
+                await self.read_run(shard, record.iid, snapshot.seq + 1 if snapshot is not None else 1, limit),
+                await self.get_parked(shard, record.iid),
+            )
+            for record in await self.get_runs(shard, iids)
+        ]
 
     async def get_register(self, shard: int, name: str) -> bytes | None:
         held = self._at(shard)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import counting, store_append
+from benchmarks.growth import report as growth
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
 
 from ..peers import comparison
@@ -36,6 +37,10 @@ def _arguments() -> argparse.Namespace:
         "--counting", action="store_true", help="instead: what counting each worker's results costs, in turns with not"
     )
     parser.add_argument(
+        "--growth", action="store_true", help="instead: does a task cost more when there is more of everything?"
+    )
+    parser.add_argument("--quick", action="store_true", help="with --growth: small sizes, two minutes")
+    parser.add_argument(
         "--peers",
         nargs="*",
         metavar="PEER",
@@ -54,6 +59,16 @@ def _report(file: str, heading: str, measured: Callable[[], str]) -> int:
     sys.stdout.write(text)
     if file:
         Path(file).write_text(f"# Benchmark\n\n{text}")
+    return 0
+
+
+def _growth(file: str, *, quick: bool) -> int:
+    heading = machine()
+    sys.stderr.write(f"{heading}\n")
+    report = growth.measure([], quick=quick)
+    sys.stdout.write(f"{heading}\n\n{report.text}\n")
+    if file:
+        growth.write(report, heading, file)
     return 0
 
 
@@ -99,6 +114,8 @@ def main() -> int:
         return comparison.main(arguments.peers, arguments.rounds, arguments.write)
     if arguments.counting:
         return _report(arguments.write, f"{machine()}; one engine in process on SQLite, no gRPC", counting.table)
+    if arguments.growth:
+        return _growth(arguments.write, quick=arguments.quick)
     if arguments.stores:
         return _report(arguments.write, f"{machine()}; PostgreSQL on this machine, too", store_append.table)
     return asyncio.run(_measure(arguments))

@@ -18,6 +18,7 @@ from onexflow.ports.event_store import (
     RunPage,
     RunRecord,
     SnapshotRecord,
+    StoredRun,
     Tombstone,
 )
 from onexflow.storage.postgres import statements as sql
@@ -99,6 +100,23 @@ async def due_parked(connection: Connection, shard: int, until: int, limit: int)
 async def get_parked(connection: Connection, shard: int, iid: int) -> ParkedRecord | None:
     found = await connection.fetchrow(sql.PARKED, shard, iid)
     return None if found is None else ParkedRecord(found[0], found[1], as_text(found[2]))
+
+
+async def read_back(connection: Connection, shard: int, iids: Sequence[int], limit: int) -> list[StoredRun]:
+    """Snapshots before rows: one that is written between the statements leaves rows to be skipped, and none that lack."""
+    wanted = list(iids)
+    records = await get_runs(connection, shard, wanted)
+    snapshots = {row[0]: SnapshotRecord(*row) for row in await connection.fetch(sql.SNAPSHOTS_OF, shard, wanted)}
+    parked = {
+        iid: ParkedRecord(iid, wake_at, as_text(reason))
+        for iid, wake_at, reason in await connection.fetch(sql.PARKED_OF, shard, wanted)
+    }
+    rows: dict[int, list[Row]] = {record.iid: [] for record in records}
+    first = [snapshots[iid].seq + 1 if iid in snapshots else 1 for iid in rows]
+    for found in await connection.fetch(sql.ROWS_OF, shard, list(rows), first, limit):
+        row = Row(*found)
+        rows[row.iid].append(row)
+    return [StoredRun(one, snapshots.get(one.iid), rows[one.iid], parked.get(one.iid)) for one in records]
 
 
 async def get_register(connection: Connection, shard: int, name: str) -> bytes | None:

@@ -189,6 +189,13 @@ RUN_ROWS: Final = (
     "(SELECT max(seq) FROM event_rows WHERE shard = $1 AND iid = $2 AND seq <= $3), $3) AND seq + n > $3"
     " ORDER BY seq LIMIT $4"
 )
+#: Parameters: shard, runs, the number from which on each is wanted, rows of each at most.
+ROWS_OF: Final = (
+    "SELECT e.* FROM unnest($2::bigint[], $3::bigint[]) AS w(iid, first) CROSS JOIN LATERAL"
+    " (SELECT off, n, epoch, iid, seq, data FROM event_rows WHERE shard = $1 AND iid = w.iid AND seq >= coalesce("
+    "(SELECT max(seq) FROM event_rows WHERE shard = $1 AND iid = w.iid AND seq <= w.first), w.first)"
+    " AND seq + n > w.first ORDER BY seq LIMIT $4) AS e ORDER BY e.iid, e.seq"
+)
 _RUN: Final = (
     "SELECT r.shard, r.iid, r.instance || k.namespace || '\\x00'::bytea || k.workflow_type AS key, r.state,"
     " r.created_at, r.updated_at, r.start_hash, r.head, r.version FROM runs r JOIN kinds k USING (kind) "
@@ -221,12 +228,14 @@ COUNT_RUNS: Final = (
     " AND (cardinality($2::int[]) = 0 OR r.state = ANY($2::int[])) GROUP BY k.workflow_type, r.version, r.state"
 )
 SNAPSHOT: Final = "SELECT iid, seq, data FROM snapshots WHERE shard = $1 AND iid = $2"
+SNAPSHOTS_OF: Final = "SELECT iid, seq, data FROM snapshots WHERE shard = $1 AND iid = ANY($2::bigint[])"
 CHECKPOINT: Final = "SELECT off, data FROM checkpoints WHERE shard = $1"
 DUE_PARKED: Final = (
     "SELECT iid, wake_at, reason FROM parked WHERE shard = $1 AND wake_at > 0 AND wake_at <= $2"
     " ORDER BY wake_at, iid LIMIT $3"
 )
 PARKED: Final = "SELECT iid, wake_at, reason FROM parked WHERE shard = $1 AND iid = $2"
+PARKED_OF: Final = "SELECT iid, wake_at, reason FROM parked WHERE shard = $1 AND iid = ANY($2::bigint[])"
 REGISTER: Final = "SELECT data FROM registers WHERE shard = $1 AND digest = $2"
 #: Parameters: shard, first name (from it on), first name behind, both again by their first 256 bytes, limit.
 REGISTERS: Final = (

@@ -32,6 +32,7 @@ from onexflow.ports.event_store import (
     ShardAppend,
     ShardClaim,
     SnapshotRecord,
+    StoredRun,
     Tombstone,
 )
 from onexflow.storage.postgres import reads, schema
@@ -161,6 +162,9 @@ class PostgresStore:
 
     async def get_parked(self, shard: int, iid: int) -> ParkedRecord | None:
         return await self._read_of(shard, lambda db: reads.get_parked(db, shard, iid), None)
+
+    async def read_back(self, shard: int, iids: Sequence[int], limit: int = 64) -> list[StoredRun]:
+        return await self._read_of(shard, lambda db: reads.read_back(db, shard, iids, limit), [])
 
     async def get_register(self, shard: int, name: str) -> bytes | None:
         return await self._read_of(shard, lambda db: reads.get_register(db, shard, name), None)

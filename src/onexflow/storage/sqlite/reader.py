@@ -28,6 +28,7 @@ from onexflow.ports.event_store import (
     RunPage,
     RunRecord,
     SnapshotRecord,
+    StoredRun,
     Tombstone,
 )
 from onexflow.storage.sqlite import statements as sql
@@ -221,6 +222,15 @@ def due_parked(db: sqlite3.Connection, shard: int, until: int, limit: int) -> li
 def get_parked(db: sqlite3.Connection, shard: int, iid: int) -> ParkedRecord | None:
     found = db.execute("SELECT wake_at, reason FROM parked WHERE run = ?", (shard << sql.SHARD_BITS | iid,)).fetchone()
     return None if found is None else ParkedRecord(iid, found[0], as_text(found[1]))
+
+
+def read_back(db: sqlite3.Connection, shard: int, iids: Sequence[int], limit: int) -> list[StoredRun]:
+    found = []
+    for record in get_runs(db, shard, iids):
+        known = snapshot(db, shard, record.iid, None)
+        rows = run_rows(db, shard, record.iid, known.seq + 1 if known is not None else 1, limit)
+        found.append(StoredRun(record, known, rows, get_parked(db, shard, record.iid)))
+    return found
 
 
 def get_register(db: sqlite3.Connection, shard: int, name: str) -> bytes | None:

@@ -31,6 +31,7 @@ from onexflow.ports.event_store import (
     ShardAppend,
     ShardClaim,
     SnapshotRecord,
+    StoredRun,
     Tombstone,
 )
 from onexflow.storage.sqlite import reader, schema
@@ -122,6 +123,9 @@ class SqliteStore:
 
     async def get_parked(self, shard: int, iid: int) -> ParkedRecord | None:
         return await self._read(reader.get_parked, shard, iid)
+
+    async def read_back(self, shard: int, iids: Sequence[int], limit: int = 64) -> list[StoredRun]:
+        return await self._read(reader.read_back, shard, iids, limit)
 
     async def get_register(self, shard: int, name: str) -> bytes | None:
         return await self._read(reader.get_register, shard, name)

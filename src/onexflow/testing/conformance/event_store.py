@@ -396,6 +396,27 @@ class EventStoreSuite(RegistersAndCuts):
         await park(ParkedRecord(5, 1, "x"), ParkedRecord(5, 0, ""))
         assert await store.get_parked(0, 5) is None
 
+    async def test_runs_are_read_back_with_all_that_they_are_made_of(self, store: EventStore) -> None:
+        await self.claimed(store, 0)
+        first = ShardAppend(shard=0, epoch=1, head=1, next=6, runs=[run_record(1), run_record(2), run_record(3)])
+        first.rows = [Row(1, 2, 1, 1, 1, b"a"), Row(3, 1, 1, 2, 1, b"b"), Row(4, 2, 1, 1, 3, b"c")]
+        then = ShardAppend(shard=0, epoch=1, head=6, next=8)
+        then.rows = [Row(6, 1, 1, 1, 5, b"d"), Row(7, 1, 1, 2, 2, b"e")]
+        then.snapshots = [SnapshotRecord(1, 3, b"three"), SnapshotRecord(3, 1, b"one")]
+        then.parked = [ParkedRecord(2, 9, "timer")]
+        await store.append([first])
+        await store.append([then])
+        found = {one.record.iid: one for one in await store.read_back(0, [1, 2, 3, 9])}
+        assert sorted(found) == [1, 2, 3]
+        assert [one.record for one in found.values()] == [run_record(iid) for iid in found]
+        assert found[1].snapshot == SnapshotRecord(1, 3, b"three")
+        assert found[1].rows == [first.rows[2], then.rows[0]], "a row that stands across the snapshot belongs to it"
+        assert found[2][1:] == (None, [first.rows[1], then.rows[1]], ParkedRecord(2, 9, "timer"))
+        assert found[3][1:] == (SnapshotRecord(3, 1, b"one"), [], None)
+        limited = {one.record.iid: one.rows for one in await store.read_back(0, [1, 2], 1)}
+        assert limited == {1: [first.rows[2]], 2: [first.rows[1]]}
+        assert await store.read_back(1, [1, 2, 3]) == await store.read_back(0, []) == []
+
     async def test_answers_are_kept_by_request_until_forgotten(self, store: EventStore) -> None:
         await self.claimed(store, 0, 1)
         records = [RequestRecord("default", f"r{n}", b"body", b"answer %d" % n, n) for n in range(2500)]

@@ -29,6 +29,7 @@ from onexflow.ports.event_store import (
     ShardAppend,
     ShardClaim,
     SnapshotRecord,
+    StoredRun,
     Tombstone,
 )
 
@@ -188,6 +189,10 @@ class FaultyStore:
     async def get_parked(self, shard: int, iid: int) -> ParkedRecord | None:
         self._powered()
         return await self.inner.get_parked(shard, iid)
+
+    async def read_back(self, shard: int, iids: Sequence[int], limit: int = 64) -> list[StoredRun]:
+        self._powered()
+        return await self.inner.read_back(shard, iids, limit)
 
     async def get_register(self, shard: int, name: str) -> bytes | None:
         self._powered()
