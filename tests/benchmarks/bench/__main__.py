@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import counting, store_append
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
+from onexflow.telemetry import logging
 
 from ..peers import comparison
 from ..probe.client import Probe
@@ -138,6 +139,7 @@ def _memory(whose: str, cluster: Cluster) -> str:
 
 def main() -> int:
     arguments = _arguments()
+    logging.configure("warning")
     if arguments.peers is not None:
         return comparison.main(arguments.peers, arguments.rounds, arguments.write)
     if arguments.counting:

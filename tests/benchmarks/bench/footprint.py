@@ -138,7 +138,7 @@ async def _recoveries(cluster: Cluster) -> dict[str, float]:
             process.kill()
             await process.wait()
             await restart()
-            is_new = _by_another(killed) if name == "worker" else _after(at + IN_PIPES_SECONDS)
+            is_new = _after(at + IN_PIPES_SECONDS) if name == "orchestrator" else _by_another(killed)
             found[f"recovery of the {name}, s"] = await load.first(is_new) - at
         await asyncio.sleep(FLOW_SECONDS)
         await load.end()
@@ -146,6 +146,7 @@ async def _recoveries(cluster: Cluster) -> dict[str, float]:
 
 
 def _by_another(killed: int) -> Callable[[float, int], bool]:
+    """There has been no other worker before the one that was killed."""
     return lambda _, worker: worker != killed
 
 
