@@ -21,6 +21,7 @@ from onexflow.engine.orchestrator import Orchestrator
 from onexflow.ports.registry import MemberEvent
 from onexflow.rpc.liveness import LivenessServer, TcpProber
 from onexflow.rpc.server import GrpcServer
+from onexflow.rpc.tls import ClientSecurity
 from onexflow.telemetry import logging
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ async def serve(settings: OrchestratorSettings) -> int:
     registry = adapters.registry_of(settings.registry, settings.cluster, clock)
     liveness = LivenessServer(incarnation)
     policy = security.access_policy(settings)
-    peers = _peers(name, settings) if shared else None
+    peer_security = security.peer_security(settings, shared=shared)
+    peers = _peers(name, peer_security) if shared else None
     orchestrator = Orchestrator(
         adapters.store_of(settings.store, clock),
         registry,
@@ -109,11 +111,11 @@ async def serve(settings: OrchestratorSettings) -> int:
     return exits.OK
 
 
-def _peers(name: str, settings: OrchestratorSettings) -> PeerPool:
+def _peers(name: str, security: ClientSecurity) -> PeerPool:
     """How the others are asked. An orchestrator that has its store to itself does not load the client for it."""
     from onexflow.client.peers import PeerPool
 
-    return PeerPool(name, security.peer_security(settings, shared=True))
+    return PeerPool(name, security)
 
 
 def _name(listen: str, *, shared: bool) -> str:
