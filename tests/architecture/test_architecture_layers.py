@@ -30,6 +30,21 @@ LIGHT = {
     "onexflow.core.decide": ("grpc", "sqlite3", "opentelemetry", "asyncio"),
     "onexflow.spi": ("msgspec", "grpc", "asyncio"),
     "onexflow.config": ("grpc", "asyncio"),
+    "onexflow.client.client": (
+        "onexflow.engine.protocols",
+        "onexflow.spi.types",
+        "yaml",
+        "sqlite3",
+        "structlog",
+        "rich",
+    ),
+    "onexflow.app.serve_orchestrator": (
+        "onexflow.engine.protocols",
+        "onexflow.client.client",
+        "onexflow.spi.types",
+        "yaml",
+    ),
+    "onexflow.app.serve_worker": ("onexflow.engine", "onexflow.client.client", "onexflow.spi.types", "yaml"),
 }
 
 

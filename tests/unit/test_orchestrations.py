@@ -22,7 +22,8 @@ from onexflow.core.errors import (
     UnknownTask,
 )
 from onexflow.core.ids import RunKey
-from onexflow.engine.protocols import OrchestratorNode, find_node, reading
+from onexflow.engine import asking
+from onexflow.engine.protocols import OrchestratorNode, find_node
 from onexflow.ports.client_link import Caller, ControlOutcome, ControlRequest, StartRequest
 from onexflow.ports.worker_link import Role
 from onexflow.testing import Cluster, virtual_time
@@ -377,7 +378,7 @@ async def test_a_call_is_refused_that_no_open_orchestration_makes() -> None:
 
         async def call(caller: Caller, **fields: Any) -> Any:
             request = StartRequest(workflow_type="single", caller=caller, **fields)
-            return await reading.start(cluster.engine, request)
+            return await asking.start(cluster.engine, request)
 
         with pytest.raises(InvalidTransition):
             await call(Caller(key, "lead", 0, "1"))

@@ -39,6 +39,7 @@ def run(
         message = f"{program} needs Python 3.11 or newer, and this is {found} [OXF-5007]"
         return complain(message, "CPython 3.11 to 3.13 are supported.", 15)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core says on stderr, we say in our own words
+    _start_light()
     from onexflow.app import exits
 
     try:
@@ -56,6 +57,21 @@ def run(
         return exits.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a line and an exit code
         return report(error)
+
+
+def _start_light() -> None:
+    """Spare a server what it takes to start and does not need: looks of the garbage collector at modules, and rich, which
+    structlog would load for coloured tracebacks (4 MiB). Handlers may import it all the same."""
+    from onexflow.app.tuning import collect_rarely
+
+    collect_rarely()
+    if "structlog" in sys.modules or "rich" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]  # Python's own way to say that there is none
+    try:
+        import structlog  # noqa: F401 - so that it is loaded without
+    finally:
+        del sys.modules["rich"]
 
 
 def _die_with(parent: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -13,7 +13,6 @@ from onexflow.app import adapters, exits, security, system, telemetry
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
-from onexflow.client.peers import PeerPool
 from onexflow.codec.payload import JsonCodec
 from onexflow.config import OrchestratorSettings
 from onexflow.core.address import is_every, is_loopback, split_address, without_password
@@ -22,7 +21,11 @@ from onexflow.engine.orchestrator import Orchestrator
 from onexflow.ports.registry import MemberEvent
 from onexflow.rpc.liveness import LivenessServer, TcpProber
 from onexflow.rpc.server import GrpcServer
+from onexflow.rpc.tls import ClientSecurity
 from onexflow.telemetry import logging
+
+if TYPE_CHECKING:
+    from onexflow.client.peers import PeerPool
 
 _log = structlog.get_logger("onexflow.orchestrator")
 #: The writer's thread waits for the interpreter's lock at most this long when the loop is busy (default: 5 ms).
@@ -46,7 +49,8 @@ async def serve(settings: OrchestratorSettings) -> int:
     registry = adapters.registry_of(settings.registry, settings.cluster, clock)
     liveness = LivenessServer(incarnation)
     policy = security.access_policy(settings)
-    peers = PeerPool(name, security.peer_security(settings, shared=shared))
+    peer_security = security.peer_security(settings, shared=shared)
+    peers = _peers(name, peer_security) if shared else None
     orchestrator = Orchestrator(
         adapters.store_of(settings.store, clock),
         registry,
@@ -61,11 +65,11 @@ async def serve(settings: OrchestratorSettings) -> int:
         speculation=settings.speculation,
         on_fatal=on_fatal,
         shared=shared,
-        peers=peers if shared else None,
+        peers=peers,
     )
 
     def on_member(event: MemberEvent) -> None:
-        if event.type == "down" and event.record.kind == "orchestrator":
+        if peers is not None and event.type == "down" and event.record.kind == "orchestrator":
             peers.forget(event.record.address)
 
     registry.subscribe(on_member)
@@ -97,7 +101,8 @@ async def serve(settings: OrchestratorSettings) -> int:
         finally:
             await server.stop(settings.drain_timeout)
             await orchestrator.stop()
-            await peers.close()
+            if peers is not None:
+                await peers.close()
             await registry.close()
             await liveness.stop()
             end_telemetry()
@@ -105,6 +110,13 @@ async def serve(settings: OrchestratorSettings) -> int:
         raise lost.result()
     _log.info("orchestrator.stopped", reason=stop.reason)
     return exits.OK
+
+
+def _peers(name: str, security: ClientSecurity) -> PeerPool:
+    """How the others are asked. An orchestrator that has its store to itself does not load the client for it."""
+    from onexflow.client.peers import PeerPool
+
+    return PeerPool(name, security)
 
 
 def _name(listen: str, *, shared: bool) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import structlog
 
 from onexflow import __version__
 from onexflow.app import adapters, exits, system, telemetry
-from onexflow.app.calling import caller_over
 from onexflow.app.handlers import check_serves, load_workers
 from onexflow.app.signals import StopSignals
 from onexflow.app.system import SystemClock, SystemIds
@@ -20,6 +19,7 @@ from onexflow.app.tuning import settle_memory
 from onexflow.client.security import security_of
 from onexflow.config import WorkerSettings
 from onexflow.core.address import split_address
+from onexflow.ports.orchestration import NodeCaller
 from onexflow.ports.registry import MemberEvent, NodeRecord, Registry, kind_of
 from onexflow.ports.worker_link import ROLES, Role
 from onexflow.rpc.liveness import LivenessServer
@@ -62,11 +62,8 @@ async def serve(settings: WorkerSettings) -> int:
         slots=slots,
         clock=clock,
         build_id=__version__,
-        caller=caller_over(
-            lambda: {*runtime.orchestrators, *(connections.connected if connections else ())},
-            tls=settings.tls,
-            token=settings.token.reveal(),
-            token_file=settings.token_file,
+        caller=_caller(
+            worker, settings, lambda: {*runtime.orchestrators, *(connections.connected if connections else ())}
         ),
     )
     _observe(runtime)
@@ -128,6 +125,15 @@ async def _disconnect(connecting: asyncio.Task[WorkerConnections | None] | None)
     (connections,) = await asyncio.gather(connecting, return_exceptions=True)
     if isinstance(connections, WorkerConnections):
         await connections.close()
+
+
+def _caller(worker: Worker, settings: WorkerSettings, addresses: Callable[[], Iterable[str]]) -> NodeCaller | None:
+    """How orchestrations call. Workers without any do not load the client for it."""
+    if not any(handler.role == "orchestrator" for handler in worker.handlers):
+        return None
+    from onexflow.app.calling import caller_over
+
+    return caller_over(addresses, tls=settings.tls, token=settings.token.reveal(), token_file=settings.token_file)
 
 
 def _observe(runtime: WorkerRuntime) -> None:

@@ -25,4 +25,9 @@ def settle_memory() -> None:
     """What has been made until now stays: the collector need not look at it again, and less often at what comes."""
     gc.collect()
     gc.freeze()
+    collect_rarely()
+
+
+def collect_rarely() -> None:
+    """For the whole of a server's life: at its start nearly all that is made stays."""
     gc.set_threshold(*_COLLECT_AFTER)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import grpc
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay
 
 from onexflow.config import DEFAULT_ADDRESS
 from onexflow.core.address import split_address
@@ -22,7 +22,7 @@ from onexflow.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from onexflow.rpc.channel import open_channel
+from onexflow.rpc.channel import open_channel, pause
 from onexflow.rpc.status import DETAILS, from_rpc_error
 from onexflow.rpc.tls import ClientSecurity
 from onexflow.spi.exceptions import SPIError
@@ -193,7 +193,7 @@ class Channels:
         asked = ""
         attempts = AsyncRetrying(
             retry=retry_if_exception(lambda error: self.ask_again(error, asked)),
-            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            wait=pause,
             stop=stop_after_delay(timeout),
             reraise=True,
         )

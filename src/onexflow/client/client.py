@@ -1,6 +1,7 @@
 """The client of a cluster: `connect` → `Client` → `RunHandle`.
 
-Starts and waits go over one stream, in batches (`client.calls`, `client.stream`); everything else is a unary call.
+Starts and waits go over one stream, in batches (`client.calls`, `client.stream`); everything else is a unary call. The
+specification's service objects are loaded by the methods that give them: who only runs workflows does without.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import UUID
 from weakref import WeakSet
 
@@ -34,12 +35,6 @@ from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import InvalidArgument
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
 from onexflow.core.payload import JSON, Payload
-from onexflow.engine.protocols.coordinator import WorkflowEventCoordinator
-from onexflow.engine.protocols.event_bus import BusOptions, WorkflowEventBus
-from onexflow.engine.protocols.node_registry import WorkflowNodeRegistry
-from onexflow.engine.protocols.nodes import Node, find_node
-from onexflow.engine.protocols.persistence import WorkflowPersistence
-from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.ports.client_link import (
     BlockedRun,
     ControlOutcome,
@@ -57,6 +52,14 @@ from onexflow.ports.nodes import DEFAULT_TTL
 from onexflow.telemetry import tracing
 from onexflow.v1 import admin_pb2
 from onexflow.v1 import workflow_pb2 as pb
+
+if TYPE_CHECKING:
+    from onexflow.engine.protocols.coordinator import WorkflowEventCoordinator
+    from onexflow.engine.protocols.event_bus import BusOptions, WorkflowEventBus
+    from onexflow.engine.protocols.node_registry import WorkflowNodeRegistry
+    from onexflow.engine.protocols.nodes import Node
+    from onexflow.engine.protocols.persistence import WorkflowPersistence
+    from onexflow.engine.protocols.work_queue import WorkQueue
 
 PAGE = 1000
 
@@ -284,12 +287,16 @@ class Client:
         """The node of that id that workers serve: a class node by its node_id, a handler by its name. Its `execute_…` is
         a durable run of one task there; `timeout` seconds are what a call may take (0: any). `node_type` is needed when
         two roles have one of that name; with "orchestrator" the id may be the type of a workflow. Raises UnknownNode."""
+        from onexflow.engine.protocols.nodes import find_node
+
         return await find_node(self._service, node_id, node_type, namespace=self.namespace, timeout=timeout)
 
     # ---- work queues
 
     def work_queue(self, name: str = "default", *, wait_seconds: float = 0.0) -> WorkQueue:
         """The specification's work queue of that name. `wait_seconds`: how long dequeue_task waits for a task."""
+        from onexflow.engine.protocols.work_queue import WorkQueue
+
         return WorkQueue(self._service, namespace=self.namespace, name=name, wait_seconds=wait_seconds)
 
     # ---- the node registry
@@ -297,6 +304,8 @@ class Client:
     def node_registry(self, *, ttl_seconds: float = DEFAULT_TTL, environment: str = "") -> WorkflowNodeRegistry:
         """The specification's node registry. What is registered with it is kept registered until it or this client is
         closed, and lasts `ttl_seconds` when the process ends without that."""
+        from onexflow.engine.protocols.node_registry import WorkflowNodeRegistry
+
         registry = WorkflowNodeRegistry(
             self._service.node_registry,
             namespace=self.namespace,
@@ -311,6 +320,8 @@ class Client:
     def event_bus(self, **options: Unpack[BusOptions]) -> WorkflowEventBus:
         """The specification's event bus, with options of its class: `client.event_bus(start="earliest")`. The client ends
         its subscriptions and projections when it is closed."""
+        from onexflow.engine.protocols.event_bus import WorkflowEventBus
+
         bus = WorkflowEventBus(self._service.events, namespace=self.namespace, **options)
         self._buses.add(bus)
         return bus
@@ -318,12 +329,16 @@ class Client:
     def event_coordinator(self, **options: Unpack[BusOptions]) -> WorkflowEventCoordinator:
         """The specification's event coordinator, over a bus with these options and the cluster's node registry until it is
         given others."""
+        from onexflow.engine.protocols.coordinator import WorkflowEventCoordinator
+
         return WorkflowEventCoordinator(self._service.events, self.event_bus(**options), self.node_registry())
 
     # ---- persistence
 
     def persistence(self) -> WorkflowPersistence:
         """The specification's persistence: states, events, snapshots and clean-up."""
+        from onexflow.engine.protocols.persistence import WorkflowPersistence
+
         return WorkflowPersistence(self._service, namespace=self.namespace)
 
     # ---- the cluster

@@ -14,7 +14,6 @@ from uuid import UUID
 
 import grpc
 import msgspec
-import structlog
 
 from onexflow.client.channels import is_answer
 from onexflow.client.ids import new_request_id
@@ -39,12 +38,13 @@ from onexflow.ports.events import (
     TopicView,
 )
 from onexflow.spi.exceptions import SPIError
+from onexflow.telemetry.late import LateLogger
 from onexflow.v1 import events_pb2 as pb
 
 if TYPE_CHECKING:
     from onexflow.client.client import Client
 
-log = structlog.get_logger("onexflow.client")
+log = LateLogger("onexflow.client")
 
 #: Keeps what is under way; returns the way to stop it.
 Keep = Callable[[Coroutine[Any, Any, None], Callable[[SPIError], None]], Callable[[], None]]

@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import grpc
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay
 
 from onexflow.client.calls import Calls
 from onexflow.client.channels import Channels
 from onexflow.core.errors import ProtocolViolation, Unavailable
+from onexflow.rpc.channel import pause
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import workflow_pb2 as pb
 
@@ -73,7 +74,7 @@ class ConnectStream:
     async def _keep_up(self) -> None:
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(Unavailable),
-            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            wait=pause,
             stop=stop_after_delay(self._patience),
         )
         try:

@@ -7,11 +7,10 @@ Reading judges the shape: known keys, kinds of values, sizes. What the values me
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
-import yaml
 
 from onexflow.core.canonical import canonical_json
 from onexflow.core.definition import (
@@ -28,10 +27,6 @@ from onexflow.core.validate import Problems
 
 #: Bytes of a YAML file; of a JSON file: `core.definition.MAX_TEXT`.
 MAX_YAML: Final = 1024 * 1024
-#: Nodes of a YAML document with all its aliases written out.
-MAX_NODES: Final = 500_000
-#: Levels of nesting; a definition needs four.
-MAX_DEPTH: Final = 64
 
 Format = Literal["json", "yaml"]
 Reader = Callable[[Any, str, Problems], Any]
@@ -46,10 +41,16 @@ def load_definition(text: bytes, format: Format = "json") -> WorkflowDefinition:
     if len(text) > limit:
         raise InvalidDefinition(f"the definition has {len(text)} bytes; {limit} is the limit")
     try:
-        raw = _parse_yaml(text) if format == "yaml" else _parse_json(text)
+        raw = _yaml(text) if format == "yaml" else _parse_json(text)
     except RecursionError:
         raise InvalidDefinition("the definition is nested too deeply") from None
     return definition_of(raw)
+
+
+def _yaml(text: bytes) -> Any:
+    from onexflow.codec.definition_yaml import parse_yaml  # orchestrators and clients read JSON alone
+
+    return parse_yaml(text)
 
 
 def definition_of(raw: Any) -> WorkflowDefinition:
@@ -240,79 +241,3 @@ def _parse_json(text: bytes) -> Any:
 
 def _no_constant(name: str) -> Any:
     raise InvalidDefinition(f"not JSON: {name} is no number")
-
-
-_Loader: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _parse_yaml(text: bytes) -> Any:
-    """Composes first: depth, duplicate keys and the size with all aliases written out are judged before values exist."""
-    try:
-        _check_depth(yaml.parse(text, Loader=_Loader))
-        loader = _Loader(text)
-        try:
-            root = loader.get_single_node()
-            if root is None:
-                raise InvalidDefinition("the definition is empty")
-            _check_nodes(root)
-            return loader.construct_document(root)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InvalidDefinition(f"not YAML: {error.problem or error.context}{place}") from error
-    except yaml.YAMLError as error:
-        raise InvalidDefinition(f"not YAML: {str(error).splitlines()[0]}") from error
-    except (ValueError, OverflowError) as error:  # values such as 2026-13-45
-        raise InvalidDefinition(f"not YAML: {error}") from error
-
-
-def _check_depth(events: Iterable[Any]) -> None:
-    depth = 0
-    for event in events:
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InvalidDefinition("the definition is nested too deeply")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-
-
-def _check_nodes(root: yaml.Node) -> None:
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
-
-    def size(node: yaml.Node) -> int:
-        known = sizes.get(id(node))
-        if known is not None:
-            return known
-        if id(node) in open_nodes:
-            raise InvalidDefinition(f"an alias contains itself at line {node.start_mark.line + 1}")
-        open_nodes.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            _check_keys(node)
-            total = 1 + sum(size(key) + size(value) for key, value in node.value)
-        elif isinstance(node, yaml.SequenceNode):
-            total = 1 + sum(size(one) for one in node.value)
-        else:
-            total = 1
-        open_nodes.discard(id(node))
-        sizes[id(node)] = total
-        if total > MAX_NODES:
-            raise InvalidDefinition(f"the definition has more than {MAX_NODES} values with its aliases written out")
-        return total
-
-    size(root)
-
-
-def _check_keys(node: yaml.MappingNode) -> None:
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in seen and key.value != "<<":
-                line = key.start_mark.line + 1
-                raise InvalidDefinition(
-                    f"the key {key.value!r} stands twice in one object, line {line}", field=key.value
-                )
-            seen.add(key.value)

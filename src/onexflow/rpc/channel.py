@@ -6,10 +6,12 @@ in grpcio up to 1.85 (65 s instead of 7 s). A dead connection is found after 10 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any, Final, Self, cast
 
 import grpc
+from tenacity import RetryCallState
 
 from onexflow.codec.wire.common import MAX_MESSAGE
 from onexflow.core.identity import ON_BEHALF
@@ -40,8 +42,8 @@ _COMMON: Final = (
 _CLIENT: Final = (
     *_COMMON,
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # what a connection may take to come up
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
@@ -52,6 +54,20 @@ _SERVER: Final = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
 )
+
+#: Seconds between attempts to connect: at most this share of the time for which nobody has answered, within these bounds.
+_PAUSE_SHARE: Final = 0.1
+_PAUSES: Final = (0.05, 1.0)
+
+
+def pause(state: RetryCallState) -> float:
+    """Seconds until the next attempt to connect (a `wait` of tenacity).
+
+    Who is away for a second, as a process that is started again, is found within a tenth of one; who stays away is asked
+    once a second.
+    """
+    shortest, longest = _PAUSES
+    return random.uniform(0.0, min(max(_PAUSE_SHARE * (state.seconds_since_start or 0.0), shortest), longest))
 
 
 def client_options() -> list[tuple[str, Any]]:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import structlog
-
 from onexflow.core.errors import InvalidConfiguration
+from onexflow.telemetry.late import LateLogger
 
 T = TypeVar("T")
 _Stamp = tuple[tuple[int, int, int] | None, ...]
 
-_log = structlog.get_logger("onexflow.security")
+_log = LateLogger("onexflow.security")
 
 
 class Followed(Generic[T]):

@@ -25,7 +25,6 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import grpc
-import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
@@ -45,11 +44,12 @@ from onexflow.core.errors import (
 )
 from onexflow.rpc.tls import not_secured
 from onexflow.spi.exceptions import RegistryError, SPIError
+from onexflow.telemetry.late import LateLogger
 
 DOMAIN: Final = "onexflow"
 DETAILS: Final = "grpc-status-details-bin"
 
-_log = structlog.get_logger("onexflow.rpc")
+_log = LateLogger("onexflow.rpc")
 
 _BY_FAMILY: Final = {
     "OXF-10": grpc.StatusCode.INVALID_ARGUMENT,

@@ -1,7 +1,8 @@
 """The worker's end of its streams: one to every orchestrator, each kept up by itself.
 
 The first addresses are given; the others are learned from Welcome. A stream that is lost is opened again, at first
-within 50 ms, then after random pauses that grow to 0.2 s, and to 1 s where nobody is. Attempts go on meanwhile: they belong to the runtime.
+within 50 ms, then after random pauses that grow to 0.2 s where there was a Welcome, and where nobody is with the time for
+which nobody is, to 1 s. Attempts go on meanwhile: they belong to the runtime.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from onexflow.codec.wire import worker as wire
 from onexflow.core.errors import Unavailable
 from onexflow.ports.worker_link import FromWorker, Goodbye, OrchestratorLink, ToWorker, Welcome
-from onexflow.rpc.channel import open_channel
+from onexflow.rpc.channel import open_channel, pause
 from onexflow.rpc.outbox import Outbox
 from onexflow.rpc.status import from_rpc_error
 from onexflow.rpc.tls import ClientSecurity
@@ -29,10 +30,10 @@ from onexflow.v1 import worker_pb2_grpc
 WELCOME_WITHIN: Final = 5.0
 #: Seconds of silence before a ping of the connection, and those for its answer: how soon a dead one is left.
 PING: Final = (2.0, 3.0)
-#: A stream that lived shorter than this counts as a failed attempt, so that pauses grow: to the first of these where there
-#: was a Welcome, as what the worker holds may run elsewhere soon (`engine.sessions.RETURN_SECONDS`); else to the second.
+#: A stream that lived shorter than this counts as a failed attempt, so that pauses grow: to no more than this where there
+#: was a Welcome, as what the worker holds may run elsewhere soon (`engine.sessions.RETURN_SECONDS`).
 SETTLED_AFTER: Final = 1.0
-PAUSES: Final = (0.2, 1.0)
+WELCOMED_PAUSE: Final = 0.2
 #: Seconds for what is queued when the worker closes the stream.
 FLUSH_WITHIN: Final = 1.0
 
@@ -191,15 +192,13 @@ class _NotSettledError(Exception):
         self.was_welcomed = was_welcomed
 
 
-_PAUSES = {
-    welcomed: wait_random_exponential(multiplier=0.05, max=longest)
-    for welcomed, longest in zip((True, False), PAUSES, strict=True)
-}
+_welcomed_pause = wait_random_exponential(multiplier=0.05, max=WELCOMED_PAUSE)
 
 
 def _pause(attempts: RetryCallState) -> float:
     error = attempts.outcome.exception() if attempts.outcome is not None else None
-    return _PAUSES[isinstance(error, _NotSettledError) and error.was_welcomed](attempts)
+    was_welcomed = isinstance(error, _NotSettledError) and error.was_welcomed
+    return _welcomed_pause(attempts) if was_welcomed else pause(attempts)
 
 
 class _WorkerStream:

@@ -15,7 +15,7 @@ from onexflow.core.definition import MAX_TEXT
 from onexflow.core.errors import InvalidArgument, Overloaded
 from onexflow.core.identity import CALLER
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
-from onexflow.engine.protocols import reading
+from onexflow.engine import asking
 from onexflow.ports.client_link import EventView, OrchestratorService
 from onexflow.rpc.client_session import ClientStream
 from onexflow.rpc.status import judged
@@ -37,12 +37,12 @@ class WorkflowEndpoint:
 
     @unary
     async def StartWorkflow(self, request: pb.StartWorkflowRequest, context: Context) -> pb.StartWorkflowResponse:
-        started = await reading.start(
+        started = await asking.start(
             self._service, wire.start(request, trace=traceparent(context), principal=CALLER.get().name)
         )
         response = pb.StartWorkflowResponse(start=wire.start_outcome_to_pb(started))
         if request.wait:
-            response.outcome.CopyFrom(wire.run_outcome_to_pb(await reading.end_of(self._service, started.key)))
+            response.outcome.CopyFrom(wire.run_outcome_to_pb(await asking.end_of(self._service, started.key)))
         return response
 
     @unary
@@ -52,7 +52,7 @@ class WorkflowEndpoint:
             state = (await self._service.describe_run(key)).state
             if state not in TERMINAL_WORKFLOW_STATES:
                 return pb.GetResultResponse(state=state)
-        outcome = await reading.end_of(self._service, key)
+        outcome = await asking.end_of(self._service, key)
         return pb.GetResultResponse(outcome=wire.run_outcome_to_pb(outcome), state=outcome.state)
 
     @unary

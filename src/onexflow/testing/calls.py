@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from onexflow.core.ids import RunKey
-from onexflow.engine.protocols import reading
+from onexflow.engine import asking
 from onexflow.ports.client_link import OrchestratorService, RunOutcome, StartOutcome, StartRequest
 from onexflow.spi.exceptions import SPIError
 
@@ -31,10 +31,10 @@ class WorkerCalls:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start_run(self, request: StartRequest, reply: Callable[[StartOutcome | SPIError], None]) -> None:
-        self._answer(self._ask(lambda engine: reading.start(engine, request)), reply)
+        self._answer(self._ask(lambda engine: asking.start(engine, request)), reply)
 
     def wait_run(self, key: RunKey, reply: Callable[[RunOutcome | SPIError], None]) -> Callable[[], None]:
-        return self._answer(self._ask(lambda engine: reading.end_of(engine, key)), reply)
+        return self._answer(self._ask(lambda engine: asking.end_of(engine, key)), reply)
 
     async def register_definition(self, namespace: str, definition: bytes) -> Any:
         return await self._ask(lambda engine: engine.register_definition(namespace, definition))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from onexflow import Worker
@@ -19,6 +20,12 @@ async def noop(contract: Any) -> dict[str, bool]:
 async def noop_effect(contract: Any) -> dict[str, bool]:
     """The smallest effect."""
     return {"ok": True}
+
+
+@worker.compute("whose")
+async def whose(contract: Any) -> int:
+    """Tells which process has done it."""
+    return os.getpid()
 
 
 @worker.reducer("count")

@@ -10,6 +10,11 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+#: What was measured is thrown away when the machine was slower by so much before or after it than it has been at its best.
+SLOWER_CPU: Final = 1.25
+SLOWER_DISK: Final = 3.0
 
 
 def fsync_ms() -> float:
@@ -42,3 +47,30 @@ def machine() -> str:
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit or 'unknown'}, {os.cpu_count()} CPUs ({model}), "
         f"Python {platform.python_version()}, fdatasync p50 {fsync_ms():.2f} ms, spin {spin_ms():.0f} ms"
     )
+
+
+class Check(NamedTuple):
+    """How fast the machine is."""
+
+    spin: float
+    fsync: float
+
+    @classmethod
+    def now(cls) -> Self:
+        return cls(min(spin_ms() for _ in range(3)), fsync_ms())
+
+
+class Form:
+    """Whether the machine was in form, going by its best until now."""
+
+    def __init__(self) -> None:
+        self._best = Check.now()
+
+    def was_fit(self, *checks: Check) -> bool:
+        best = self._best
+        self._best = Check(
+            min(best.spin, *(one.spin for one in checks)), min(best.fsync, *(one.fsync for one in checks))
+        )
+        return all(
+            one.spin <= self._best.spin * SLOWER_CPU and one.fsync <= self._best.fsync * SLOWER_DISK for one in checks
+        )

@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,14 +42,30 @@ def memory_mib(pid: int) -> tuple[float, float]:
     return sizes["Rss"], sizes["Pss"]
 
 
-class Cluster:
-    """An orchestrator on SQLite (synchronous=FULL) and a worker, as subprocesses of the shipped binaries."""
+async def spawn(
+    module: str, *arguments: str, stdin: int | None = None, stdout: int | None = None, **more: str
+) -> asyncio.subprocess.Process:
+    """Start `python -m module`, which can import what this process can. `more` is added to its environment."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *arguments, stdin=stdin, stdout=stdout,
+        env={**os.environ, "PYTHONPATH": path, **more},
+    )  # fmt: skip
 
-    def __init__(self, store: str = "", slots: int = 64) -> None:
+
+class Cluster:
+    """An orchestrator on SQLite (synchronous=FULL) and a worker, as subprocesses of the shipped binaries. `environment` is
+    added to the orchestrator's."""
+
+    def __init__(
+        self, store: str = "", slots: int = 64, *, registry: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self._folder = tempfile.TemporaryDirectory(prefix="onexflow-bench-")
         self.store = store or f"sqlite:{self._folder.name}/bench.db"
         self._slots = slots
+        self._registry = ("--registry-url", registry) if registry else ()
+        self._environment = environment or {}
         self.orchestrator: asyncio.subprocess.Process | None = None
         self.worker: asyncio.subprocess.Process | None = None
 
@@ -61,8 +79,9 @@ class Cluster:
 
     async def start_orchestrator(self) -> None:
         self.orchestrator = await self._spawn(
-            "orchestrator", "--listen", self.address, "--store-url", self.store, "--log-level", "warning"
-        )
+            "orchestrator", "--listen", self.address, "--store-url", self.store, "--log-level", "warning",
+            **self._environment,
+        )  # fmt: skip
 
     async def start_worker(self) -> None:
         slots = str(self._slots)
@@ -71,11 +90,8 @@ class Cluster:
             "--slots-compute", slots, "--slots-effect", slots, "--slots-reducer", "4",
         )  # fmt: skip
 
-    async def _spawn(self, binary: str, *arguments: str) -> asyncio.subprocess.Process:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", f"onexflow.app.{binary}", *arguments, env=environment
-        )
+    async def _spawn(self, binary: str, *arguments: str, **more: str) -> asyncio.subprocess.Process:
+        return await spawn(f"onexflow.app.{binary}", *arguments, *self._registry, stdout=subprocess.DEVNULL, **more)
 
     async def __aenter__(self) -> Self:
         try:

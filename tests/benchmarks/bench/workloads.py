@@ -20,6 +20,7 @@ from .processes import Cluster, cpu_seconds
 #: About 100 bytes of JSON.
 PAYLOAD = {"order_id": "ORD-12345", "customer_id": "CUST-67890", "amount": 99.99, "note": "x" * 30}
 CHAIN = 10  #: tasks
+TRIPLE = 3  #: tasks of a short chain
 WIDTH = 1000  #: items of a fan-out
 
 
@@ -51,13 +52,17 @@ def definitions(role: str = "compute") -> list[WorkflowDefinition]:
     task = None
     for number in range(CHAIN):
         task = add(chain, f"step{number}", input="input", depends_on=[task] if task else [])
+    triple = onexflow.workflow(f"bench-triple-{role}")
+    task = None
+    for number in range(TRIPLE):
+        task = add(triple, f"step{number}", input="input", depends_on=[task] if task else [])
     fan = onexflow.workflow(f"bench-fan-{role}")
     items = add(fan, "item", map="input.items")
     fan.reducer("merge", handler="count", depends_on=[items])
-    return [single.build(), chain.build(), fan.build()]
+    return [single.build(), chain.build(), triple.build(), fan.build()]
 
 
-async def _in_flight(total: int, width: int, one: Callable[[], Awaitable[None]]) -> list[float]:
+async def in_flight(total: int, width: int, one: Callable[[], Awaitable[None]]) -> list[float]:
     """Call `one` so often, `width` at a time. No single one is timed."""
     left = iter(range(total))
 
@@ -107,6 +112,10 @@ class Onexflow:
         await self._client.close()
 
     @property
+    def address(self) -> str:
+        return self._cluster.address
+
+    @property
     def pids(self) -> dict[str, int]:
         return self._cluster.pids
 
@@ -115,6 +124,10 @@ class Onexflow:
 
     async def chain(self) -> None:
         await self._client.run(f"bench-chain-{self._role}", input=PAYLOAD)
+
+    async def triple(self) -> None:
+        """One run of three tasks, one after the other."""
+        await self._client.run(f"bench-triple-{self._role}", input=PAYLOAD)
 
     async def fan(self) -> None:
         result = await self._client.run(f"bench-fan-{self._role}", input=self._items)
@@ -161,15 +174,15 @@ class Load:
 
     async def single(self, runs: int, width: int = 200) -> Sample:
         """W1: workflows of one task, 200 in flight."""
-        return await self._measure("W1 single", runs, lambda: _in_flight(runs, width, self._runner.single))
+        return await self._measure("W1 single", runs, lambda: in_flight(runs, width, self._runner.single))
 
     async def chain(self, runs: int, width: int = 200) -> Sample:
         """W2: chains of ten tasks, 200 in flight."""
-        return await self._measure("W2 chain", runs * CHAIN, lambda: _in_flight(runs, width, self._runner.chain))
+        return await self._measure("W2 chain", runs * CHAIN, lambda: in_flight(runs, width, self._runner.chain))
 
     async def fan(self, times: int) -> Sample:
         """W3: one workflow of 1,000 parallel tasks and a reducer, `times` in a row."""
-        return await self._measure("W3 fan", times * (WIDTH + 1), lambda: _in_flight(times, 1, self._runner.fan))
+        return await self._measure("W3 fan", times * (WIDTH + 1), lambda: in_flight(times, 1, self._runner.fan))
 
     async def latency(self, samples: int) -> Sample:
         """W4: one workflow of one task at a time, start with wait."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from onexflow.codec.payload import decode_value, encode_value
 from onexflow.core.errors import RunFailed
-from onexflow.engine.protocols import reading
+from onexflow.engine import asking
 from onexflow.engine.protocols.nodes import Node, OrchestratorNode, called_node
 from onexflow.ports.client_link import RunService, StartRequest
 from onexflow.ports.orchestration import calling
@@ -48,8 +48,8 @@ class ServiceCaller:
                 trace=tracing.traceparent(),
                 caller=caller,
             )
-            started = await reading.start(self._service, request)
-            outcome = await reading.end_of(self._service, started.key)
+            started = await asking.start(self._service, request)
+            outcome = await asking.end_of(self._service, started.key)
         if outcome.state == "completed":
             return None if outcome.result is None else decode_value(outcome.result)
         failure = outcome.error

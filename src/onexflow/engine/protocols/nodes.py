@@ -14,8 +14,8 @@ from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import BY_CODE, HandlerFailed, InvalidArgument, TaskTimedOut, UnknownNode, UnknownWorkflowType
 from onexflow.core.ids import DEFAULT_NAMESPACE
 from onexflow.core.payload import Payload
+from onexflow.engine import asking
 from onexflow.engine.one_task import one_task
-from onexflow.engine.protocols import reading
 from onexflow.ports.client_link import Caller, RunOutcome, RunService, StartRequest
 from onexflow.ports.orchestration import calling, outside
 from onexflow.ports.registry import role_of
@@ -86,13 +86,13 @@ class _Node:
         if not self._is_registered:
             await self._register()
         try:
-            started = await reading.start(self._service, request)
+            started = await asking.start(self._service, request)
         except UnknownWorkflowType:
             if self._definition is None:
                 raise
             await self._register()  # the orchestrator has another store than when it was registered
-            started = await reading.start(self._service, request)
-        return await reading.end_of(self._service, started.key)
+            started = await asking.start(self._service, request)
+        return await asking.end_of(self._service, started.key)
 
     async def _register(self) -> None:
         if self._definition is not None:

@@ -8,6 +8,7 @@ from uuid import UUID
 from onexflow.codec.payload import encode_value
 from onexflow.core.errors import InvalidArgument, RunFailed
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
+from onexflow.engine import asking
 from onexflow.engine.protocols import checked, reading, records
 from onexflow.ports.client_link import Action, ControlRequest, EventView, RunService, RunView, StartRequest
 from onexflow.spi.types import (
@@ -68,7 +69,7 @@ class WorkflowOrchestrator:
             raise InvalidArgument(
                 f"initial_data: a dict is needed, not {type(initial_data).__name__}", field="initial_data"
             )
-        started = await reading.start(
+        started = await asking.start(
             self._service,
             StartRequest(
                 namespace=key.namespace,

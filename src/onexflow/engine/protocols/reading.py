@@ -1,49 +1,18 @@
-"""Asking an orchestrator: callbacks as awaitables, pages as lists, and waiting for a run to get somewhere."""
+"""Asking an orchestrator for more than one answer: pages as lists, and waiting for a run to get somewhere."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from onexflow.codec.definitions import load_definition
 from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.ids import RunKey
 from onexflow.engine.protocols import checked
-from onexflow.ports.client_link import EventView, RunOutcome, RunService, RunView, StartOutcome, StartRequest
+from onexflow.ports.client_link import EventView, RunService, RunView
 from onexflow.spi.exceptions import SPIError
 
 PAGE = 1000
-Outcome = TypeVar("Outcome", StartOutcome, RunOutcome)
-
-
-async def start(service: RunService, request: StartRequest) -> StartOutcome:
-    """The answer to a start. Raises what the orchestrator answered."""
-    answer: asyncio.Future[StartOutcome] = asyncio.get_running_loop().create_future()
-    service.start_run(request, _into(answer))
-    return await answer
-
-
-async def end_of(service: RunService, key: RunKey) -> RunOutcome:
-    """How the run ended, once it has."""
-    answer: asyncio.Future[RunOutcome] = asyncio.get_running_loop().create_future()
-    give_up = service.wait_run(key, _into(answer))
-    try:
-        return await answer
-    finally:
-        give_up()
-
-
-def _into(answer: asyncio.Future[Outcome]) -> Callable[[Outcome | SPIError], None]:
-    def reply(outcome: Outcome | SPIError) -> None:
-        if answer.done():
-            return
-        if isinstance(outcome, SPIError):
-            answer.set_exception(outcome)
-        else:
-            answer.set_result(outcome)
-
-    return reply
 
 
 async def read_events(
