@@ -211,8 +211,9 @@ async def parked_twice(seed: int) -> World:
 
 
 async def ended_while_read(seed: int) -> World:
-    """A slow look-up for a run that was paged out comes when the run is back in memory: its last effect ends while the
-    look-up waits for the disk, and the run leaves memory before the look-up has read all. Then the effect's worker dies."""
+    """A slow look-up for a run that was paged out (a late result is of it) comes when the run is back in memory: its last
+    effect ends while the look-up waits for the disk, and the run leaves memory before the look-up has read all. Then the
+    effect's worker dies."""
     world = World(seed, shards=1, slowest=0.0)
     cluster, clock = world.cluster, world.cluster.clock
     retry = RetryPolicy(policy="fixed", initial_delay=40.0, max_delay=40.0, jitter=0.0)
@@ -223,9 +224,11 @@ async def ended_while_read(seed: int) -> World:
         await clock.sleep(world.chance.uniform(0.0, 1.0))
         shard, store = cluster.members["o0"].engine.shards[0], world.faults("o0")
         key = await world.start("patient", 1)
+        iid = shard.by_key[key].iid
         while key in shard.by_key:
             await clock.sleep(1.0)
         looked, found = _late(store, "get_runs")
+        late = asyncio.ensure_future(cluster.members["o0"].engine._kernel.find_numbered(shard, iid))
         await looked.wait()
         await cluster.call(key, lambda engine: engine.describe_run(key))  # reads it back, too
         while len(world.bodies) < 2:
@@ -237,7 +240,7 @@ async def ended_while_read(seed: int) -> World:
         await clock.sleep(0.1)
         world.slower.set()
         await clock.sleep(0.1)
-        read, told = _late(store, "get_parked")
+        read, told = _late(store, "read_back")
         store.release()  # what it waits for, and not the end
         store.hold()
         await read.wait()
@@ -246,6 +249,7 @@ async def ended_while_read(seed: int) -> World:
         while key in shard.by_key:
             await clock.sleep(0.1)
         told.set()
+        await late
         await clock.sleep(0.5)
         worker = cluster.workers[world.bodies[1].worker]
         worker.is_dead = True

@@ -23,12 +23,11 @@ from onexflow.engine import kernel as engine_kernel
 from onexflow.engine import results as engine_results
 from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
-from onexflow.engine.catalog import Catalog
 from onexflow.engine.lane import CommitLane
+from onexflow.engine.loader import Loader
 from onexflow.engine.outcomes import Outcomes
 from onexflow.engine.placing import Placing
 from onexflow.engine.readback import open_items
-from onexflow.engine.recovery import read_run
 from onexflow.engine.run import Run
 from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import AppendOutcome, EventStore, RunRecord, ShardAppend
@@ -224,11 +223,13 @@ def read_too_early(patch: pytest.MonkeyPatch) -> None:
     """What a run does while its reading waits for the disk is not noticed: when the run leaves memory meanwhile, its old
     state comes back."""
 
-    async def unmarked(store: EventStore, catalog: Catalog, shard: Shard, record: RunRecord) -> Run:
-        shard.outdated.discard(record.iid)
-        return await read_run(store, catalog, shard, record)
+    stored = Loader._stored
 
-    patch.setattr(engine_kernel, "read_run", unmarked)
+    async def unmarked(loader: Loader, shard: Shard, records: Sequence[RunRecord]) -> Any:
+        shard.outdated.difference_update(record.iid for record in records)
+        return await stored(loader, shard, records)
+
+    patch.setattr(Loader, "_stored", unmarked)
 
 
 # ---- results and snapshots

@@ -87,7 +87,7 @@ async def test_an_attempt_that_is_known_nowhere() -> None:
     async with broken(script, single("compute", "calc"), workers=0) as cluster:
         key = (await cluster.start("single", 7)).key
         await settle(cluster)
-        cluster.engine._book._forget(attempt_of(cluster, key))
+        cluster.engine._book._placing.forget(attempt_of(cluster, key))
         await repaired(cluster)
         await cluster.add_worker(script.worker("w1"), "w1")
         assert await cluster.result(key) == 7
@@ -134,7 +134,7 @@ async def test_an_effect_that_nobody_waits_for() -> None:
         key = (await cluster.start("single", 7)).key
         await script.called("charge")
         await settle(cluster)
-        cluster.engine._book._forget(attempt_of(cluster, key))
+        cluster.engine._book._placing.forget(attempt_of(cluster, key))
         await repaired(cluster)
         gate.set()
         assert await cluster.result(key) == 7
