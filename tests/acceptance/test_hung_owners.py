@@ -105,7 +105,7 @@ async def greet_all(client: onexflow.Client, count: int) -> None:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable), stop=stop_after_delay(20), wait=wait_fixed(0.1)
         )
-        greeting = await retrying(client.run, "greet", {"name": f"n{number}"}, wait_timeout=30)
+        greeting: str = await retrying(client.run, "greet", {"name": f"n{number}"}, wait_timeout=30)
         assert greeting == f"Hello, n{number}!"
 
 
