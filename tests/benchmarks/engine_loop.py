@@ -1,14 +1,17 @@
 """Print the CPU that an orchestrator uses for one no-op task, without gRPC: engine, wire form, SQLite with its thread.
 
-    PYTHONPATH=tests python tests/benchmarks/engine_loop.py [chain | single] [RUNS]
+    PYTHONPATH=tests python tests/benchmarks/engine_loop.py [chain | single] [RUNS] [--calls]
 
 Clients and worker are calls in the same process. What the worker would do for its half of the wire is not counted. It
 varies a third as much as `scripts/bench`, so a change of a few µs a task shows: run it in turns with the commit before.
+`--calls` prints calls of Python functions on the loop's thread instead: a figure that no other load on the machine moves.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import cProfile
 import sys
 import tempfile
 import time
@@ -191,13 +194,36 @@ async def measure(shape: str, runs: int) -> tuple[float, float]:
         return await loop.run(shape, runs)
 
 
+async def count(shape: str, runs: int) -> tuple[int, int]:
+    """(calls of Python functions, of those and of C functions) on the loop's thread, for so many runs."""
+    profile = cProfile.Profile()
+    async with EngineLoop() as loop:
+        await loop.run(shape, WIDTH)  # imports, caches
+        profile.enable()
+        await loop.run(shape, runs)
+        profile.disable()
+    entries = profile.getstats()
+    python = sum(entry.callcount for entry in entries if not isinstance(entry.code, str))
+    return python, sum(entry.callcount for entry in entries)
+
+
 def main() -> None:
-    shape = sys.argv[1] if len(sys.argv) > 1 else "chain"
-    runs = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
+    parser = argparse.ArgumentParser(description="CPU of the orchestrator for one no-op task, without gRPC")
+    parser.add_argument("shape", nargs="?", default="chain", choices=("chain", "single"))
+    parser.add_argument("runs", nargs="?", type=int, default=1000)
+    parser.add_argument("--calls", action="store_true", help="count calls instead")
+    arguments = parser.parse_args()
+    shape, runs = arguments.shape, arguments.runs
+    tasks = runs * (10 if shape == "chain" else 1)
     sys.setswitchinterval(0.0005)
+    if arguments.calls:
+        python, every = asyncio.run(count(shape, runs))
+        sys.stdout.write(
+            f"{shape}: {python / tasks:.1f} calls of Python functions a task, {every / tasks:.1f} of all\n"
+        )
+        return
     # The best of several rounds: what else runs on the machine only ever adds.
     process, thread = min(asyncio.run(measure(shape, runs)) for _ in range(ROUNDS))
-    tasks = runs * (10 if shape == "chain" else 1)
     sys.stdout.write(
         f"{shape}: {process / tasks * 1e6:.0f} µs CPU a task ({thread / tasks * 1e6:.0f} of the loop's thread);"
         f" {tasks} tasks\n"
