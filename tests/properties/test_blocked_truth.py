@@ -53,6 +53,8 @@ ACTIONS = st.lists(
 )
 #: What the harness did is known to the cluster by then, and what it knew before is forgotten.
 SETTLED = 1.5
+#: By then all shards are where they stay: one that came back is given shards after ten seconds, one a second.
+CALM = 25.0
 
 
 class Harness:
@@ -173,7 +175,7 @@ class Harness:
     def is_calm(self) -> bool:
         """Has nothing happened to the orchestrators for so long that all shards have owners?"""
         frozen = any(member.state == "frozen" for member in self.cluster.members.values())
-        return not frozen and self.time - self.shaken_at > 15
+        return not frozen and self.time - self.shaken_at > CALM
 
     def check_run(self, run: BlockedRun) -> None:
         blocked = run.blocked
@@ -254,7 +256,7 @@ async def _storm(seed: int, graph: Graph, actions: list[tuple[str, int, float]])
                 await harness.check()
                 await cluster.clock.sleep(pause / 4)
         harness.thaw()
-        await cluster.clock.sleep(20)
+        await cluster.clock.sleep(CALM + 5)
         assert harness.is_calm
         await harness.check()
         for worker in harness.killed:

@@ -451,6 +451,16 @@ def test_a_person_may_retry_give_a_result_or_fail() -> None:
     assert "charged twice" in failed.task().error.message
 
 
+def test_a_resolved_item_makes_room_for_the_next_one() -> None:
+    flow = workflow("w")
+    flow.effect("a", map="input", max_parallel=1)
+    model = Model(graph_of(flow), [1, 2])
+    model.authorise(idempotent=False)
+    model.on_attempt(LoseAttempt, worker="w1")
+    model.do(ResolveItem(0, 0, result=Payload(b"1")))
+    assert model.dispatched() == [("a", 1, 1)]
+
+
 def test_only_what_waits_can_be_resolved() -> None:
     model = Model(one_task("effect"))
     with pytest.raises(InvalidTransition, match="only one that waits for input") as raised:

@@ -185,8 +185,13 @@ def complete(turn: Turn, command: CompleteItems) -> None:
         return
     if begun:  # of a pure task: written with how it ended
         turn.emit(TaskStarted(task, begun, command.worker, command.incarnation, command.started_at))
+    _record(turn, task, TaskCompleted(task, items, results))
+
+
+def _record(turn: Turn, task: int, completed: TaskCompleted) -> None:
+    """Items have their results: as many that were held back for them may go."""
     window = turn.state.tasks[task].window
-    turn.emit(TaskCompleted(task, items, results))
+    turn.emit(completed)
     if turn.graph.specs[task].max_parallel:
         state = turn.state.tasks[task]
         for index in range(window, state.window if state.items else 0):
@@ -443,7 +448,7 @@ def resolve(turn: Turn, command: ResolveItem) -> None:
     if command.retry:
         _schedule_again(turn, task, index, "resolved")
     elif command.result is not None:
-        turn.emit(TaskCompleted(task, [index], [command.result], kind="resolved"))
+        _record(turn, task, TaskCompleted(task, [index], [command.result], kind="resolved"))
     elif command.fail:
         give_up(turn, task, index, Failure("ResolvedAsFailed", command.fail, retryable=False), "resolved")
     else:
