@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 #: Beyond a lease, how long a registry that came back empty is not believed: with the time to notice it, those who died
 #: are shown for less than a lease and two seconds.
-WIPED_SECONDS: Final = 1.5
+WIPED_SECONDS: Final = 1.2
 #: How long after any other outage: those who live have registered again by then.
 RETURN_SECONDS: Final = 3.0
 
