@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -57,7 +58,8 @@ def _python() -> str:
     names = [f"python3.{minor}" for minor in range(OLDEST[1], NEWEST[1] + 1)]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = [os.environ.get("ONEXFLOW_TEST_PYTHON", ""), sys.executable, *(shutil.which(name) or "" for name in names)]
-    found += [str(path) for name in names for path in sorted(pyenv.glob(f"*/bin/{name}"))]
+    with suppress(OSError):  # it may be another user's
+        found += [str(path) for name in names for path in sorted(pyenv.glob(f"*/bin/{name}"))]
     for python in found:
         if python and OLDEST <= _version(python) <= NEWEST:
             return python
