@@ -82,6 +82,8 @@ async def _silent(name: str, options: Options, wiring: Wiring, away: Act, back: 
         figures.promise("effect begun elsewhere after s", LEASE_TTL + 1.0)
         figures.promise("effects not to be run again, begun again", 0)
         turns = itertools.cycle(stage.cluster.workers.values())
+        if not options.quick:
+            await stage.settled()  # a shard that moves meanwhile keeps its effects waiting for two owners
         for number in range(options.rounds):
             victim = next(turns)
             extra = [stage.load.add(kind, {"seconds": LASTS}) for kind in (ONCE, LONG, PURE) for _ in range(9)]
