@@ -34,7 +34,7 @@ _log = structlog.get_logger("onexflow.registry")
 #: Heartbeat and election timeout in ms. Starting takes one election timeout, and the shortest lease is 1.5 of them; a
 #: cluster needs some room, since each election that a busy machine causes is an outage of one.
 _ALONE: Final = (10, 100)
-_TOGETHER: Final = (50, 500)
+_TOGETHER: Final = (100, 1000)
 
 
 def find_etcd() -> Path | None:
