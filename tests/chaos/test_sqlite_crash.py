@@ -31,13 +31,14 @@ async def test_nothing_acknowledged_is_lost(tmp_path: Path, rounds: Callable[...
     chance = random.Random(4)
     acknowledged = dict.fromkeys(range(8), 1)
     checked = dict.fromkeys(range(8), 1)
-    for number in range(rounds(4, 40)):
+    count = rounds(4, 60)
+    for number in range(count):
         acknowledged |= write_and_kill(path, chance.uniform(0.0, 0.4))
         store = SqliteStore(path)
         await store.open()  # the lock went with the process
         for shard, head in acknowledged.items():
             checked[shard] = await check(store, shard, checked[shard], head)
-        if number % 10 == 3:  # of all that is there: it grows
+        if number % 10 == 3 or number == count - 1:  # of all that is there: it grows, and the last one sees all of it
             await assert_consistent(store)
         await store.close()
     assert min(acknowledged.values()) > 10
