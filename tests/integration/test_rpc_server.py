@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -241,6 +242,25 @@ async def test_the_liveness_port_answers_with_the_incarnation() -> None:
     await server.stop()
     await server.stop()
     assert await prober.probe(address) is None
+
+
+async def test_the_liveness_port_answers_while_the_loop_is_busy_until_it_hangs() -> None:
+    server = LivenessServer("i-1", hangs_after=0.0)  # what is owed from one question to the next hangs
+    host, _, port = (await server.start()).rpartition(":")
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        for _ in range(2):
+            with socket.create_connection((host, int(port))) as connection:
+                answers.append(connection.recv(100))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join()  # the loop does nothing meanwhile
+    assert answers == [b"i-1\n", b""]
+    await asyncio.sleep(0)
+    assert await TcpProber(1.0).probe(f"{host}:{port}") == "i-1", "it has turned"
+    await server.stop()
 
 
 async def test_silence_and_nonsense_prove_nothing() -> None:

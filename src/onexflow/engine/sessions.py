@@ -3,7 +3,8 @@
 A stream that breaks is a suspicion, not a death. Its worker is probed at its own liveness address: refused, or another
 incarnation answering, is proof, and everything it ran is lost. Otherwise pure attempts are dispatched anew unless it is
 back in a moment, and effects wait: for the worker's return (it tells what it holds), for proof, or for the end of its
-lease.
+lease. A worker that falls silent while its stream stands is a smaller suspicion (`engine.pulse`): what may run twice is
+begun elsewhere.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import structlog
 from onexflow.core.errors import ProtocolViolation, Unavailable
 from onexflow.core.ids import Token
 from onexflow.engine.lifecycle import Lifecycles
+from onexflow.engine.pulse import Pulse
 from onexflow.engine.run import Attempt
 from onexflow.engine.shard import Shard
 from onexflow.engine.tally import Tally
@@ -104,6 +106,8 @@ class WorkerSession:
         self.is_draining = False
         #: Its health is that of a worker which is given no new tasks (ports.nodes.UNFIT).
         self.is_unfit = False
+        #: It gave no sign of life: it is given nothing until it says something.
+        self.is_silent = False
         self.is_open = True
         #: Loop time at which it was heard last, and what it has done.
         self.heard_at = 0.0
@@ -112,7 +116,7 @@ class WorkerSession:
 
     @property
     def takes_work(self) -> bool:
-        return self.is_open and not self.is_draining and not self.is_unfit
+        return self.is_open and not (self.is_draining or self.is_unfit or self.is_silent)
 
     @property
     def handler_keys(self) -> list[tuple[str, str]]:
@@ -141,6 +145,7 @@ class WorkerSession:
 
     def flush(self) -> None:
         """Send the assignments and cancels that were collected, in messages of bounded size."""
+        self._sessions.pulse.begin()
         outbox, self.outbox = self.outbox, []
         first = size = 0
         for index, assignment in enumerate(outbox):
@@ -166,6 +171,8 @@ class WorkerSession:
                 raise ProtocolViolation(f"the first message must be Hello, not {type(message).__name__}")
             self._sessions.welcome(self, message)
             return
+        if self.is_silent:
+            self._sessions.on_heard(self)
         match message:
             case Results():
                 self._sessions.hub.on_results(self, message.results)
@@ -238,6 +245,7 @@ class Sessions:
         self._return_by: dict[str, float] = {}
         self._doubts: dict[str, asyncio.Task[None]] = {}
         self._unnamed: set[WorkerSession] = set()
+        self.pulse = Pulse(self.by_worker.values, self._look, self.on_silent)
         self._unsubscribe = registry.subscribe(self._on_member)
 
     def accept(self, link: WorkerLink) -> WorkerSession:
@@ -252,6 +260,7 @@ class Sessions:
             session.close(reason)
         self.by_worker.clear()
         self._unsubscribe()
+        await self.pulse.stop()
         watches = [*self._watches.values(), *self._doubts.values()]
         for watch in watches:
             watch.cancel()
@@ -359,6 +368,30 @@ class Sessions:
         for attempt in inflight.values():
             if planned or not attempt.sent:
                 self.hub.give_back(attempt)
+
+    # ---- silence
+
+    async def _look(self, session: WorkerSession) -> str | None:
+        """As `_answer`; a worker that has no address to look at is never suspected."""
+        liveness = session.hello.liveness if session.hello is not None else ""
+        return await self._answer(liveness) if self._prober is not None and liveness else ""
+
+    def on_silent(self, session: WorkerSession) -> None:
+        """What may run twice, or was never sent, is begun elsewhere; effects wait for its word, or for the end of its
+        stream. It gets nothing new, and is asked what it holds: that is what it says first when it goes on."""
+        session.is_silent = True
+        self.hub.pass_over(session)
+        moved = [attempt for attempt in session.inflight.values() if attempt.role != "effect" or not attempt.sent]
+        log.warning("worker.no_answer", worker=session.worker_id, running=len(session.inflight), moved=len(moved))
+        for attempt in moved:
+            self.hub.give_back(attempt)
+        self.ask(session, {attempt.token.shard for attempt in moved})
+
+    def on_heard(self, session: WorkerSession) -> None:
+        """The first word of a silent one."""
+        session.is_silent = False
+        log.info("worker.answers", worker=session.worker_id)
+        self.hub.on_credits(session)
 
     # ---- proof of death
 

@@ -7,47 +7,91 @@ incarnation, prove that it is gone; silence proves nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
+import time
 from typing import Final
 
 from onexflow.core.address import is_loopback
 from onexflow.core.errors import PortBusy, Unavailable
 
 TIMEOUT: Final = 0.15
+#: An event loop that has not turned for so many seconds hangs: nobody is told that its process lives.
+HANGS_SECONDS: Final = 2.0
 _LONGEST: Final = 512
+_BACKLOG: Final = 128
+#: Pause after a connection that could not be accepted (no file descriptor left).
+_PAUSE_SECONDS: Final = 0.1
 
 
 class LivenessServer:
-    """Answers every connection with `incarnation` and a newline, and closes it."""
+    """Answers every connection with `incarnation` and a newline, and closes it.
 
-    def __init__(self, incarnation: str) -> None:
+    From a thread of its own: a handler that keeps the event loop busy for a moment does not make its process look
+    dead. One that hangs does: after HANGS_SECONDS connections are closed without a word.
+    """
+
+    def __init__(self, incarnation: str, *, hangs_after: float = HANGS_SECONDS) -> None:
         self._answer = incarnation.encode() + b"\n"
-        self._server: asyncio.Server | None = None
+        self._hangs_after = hangs_after
+        self._listening: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_over = threading.Event()
+        #: Since when the loop has owed a turn; None: it owes none. Written by the thread, and by the loop for None.
+        self._owed_since: float | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listen; returns host:port. Raises PortBusy."""
+        self._loop = asyncio.get_running_loop()
         try:
-            self._server = await asyncio.start_server(self._reply, host, port, backlog=128)
+            family, _, _, _, address = (await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
+            self._listening = socket.create_server(address, family=family, backlog=_BACKLOG)
         except OSError as error:
             raise PortBusy(f"The liveness port {host}:{port} cannot be opened: {error.strerror}.") from error
-        bound = self._server.sockets[0].getsockname()
+        bound = self._listening.getsockname()
+        self._thread = threading.Thread(
+            target=self._serve, args=(self._listening,), name="onexflow-liveness", daemon=True
+        )
+        self._thread.start()
         return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
 
     async def stop(self) -> None:
         """Stop listening. Idempotent."""
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
-            self._server = None
+        if self._listening is not None and self._thread is not None:
+            self._is_over.set()
+            with contextlib.suppress(OSError):
+                self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread
+            self._thread.join()
+            self._listening.close()
+            self._listening = None
 
-    async def _reply(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            writer.write(self._answer)
-            async with asyncio.timeout(1.0):
-                await writer.drain()
-        except (OSError, TimeoutError):
-            pass  # whoever asked has gone
-        finally:
-            writer.close()
+    def _serve(self, listening: socket.socket) -> None:
+        while not self._is_over.is_set():
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                self._is_over.wait(_PAUSE_SECONDS)
+                continue
+            with connection, contextlib.suppress(OSError):  # whoever asked may have gone
+                connection.setblocking(False)
+                if not self._hangs():
+                    connection.send(self._answer)
+
+    def _hangs(self) -> bool:
+        """Whether the loop has not turned since it was asked to some time ago. Asks it to."""
+        now, owed_since = time.monotonic(), self._owed_since
+        if owed_since is not None:
+            return now - owed_since >= self._hangs_after
+        self._owed_since = now
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._turned)
+        return False
+
+    def _turned(self) -> None:
+        self._owed_since = None
 
 
 class TcpProber:

@@ -86,6 +86,18 @@ class ClusterWorker:
         if self.stream is not None:
             self.stream.cut_orchestrator_side()
 
+    def freeze(self) -> None:
+        """As SIGSTOP: its stream stands, nothing comes out of it or gets in, nobody answers at its port. Its handlers go
+        on here; what they say is held. Its lease is the caller's."""
+        self.liveness = "silent"
+        if self.stream is not None:
+            self.stream.held = True
+
+    def thaw(self) -> None:
+        self.liveness = "alive"
+        if self.stream is not None:
+            self.stream.release()
+
     async def close(self) -> None:
         await self.runtime.close()
         await self.registry.close()
