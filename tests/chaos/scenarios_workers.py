@@ -19,6 +19,8 @@ ROUND = 3.0
 #: Seconds that a worker is stopped or cut off, and after it is back until it is judged.
 AWAY = 10.0
 BACK = 3.0
+#: What may run twice is begun elsewhere at once: a moment of silence and two looks without an answer, 150 ms each.
+AT_ONCE = 1.0
 #: What runs when a worker goes away takes so long, besides the load: there is something to interrupt.
 LASTS = 1.5
 
@@ -78,7 +80,7 @@ Act = Callable[[Stage, Node], Awaitable[int]]
 async def _silent(name: str, options: Options, wiring: Wiring, away: Act, back: Act) -> Figures:
     async with Stage(name, options, ChaosCluster(wiring), copies=True) as stage:
         figures = stage.figures
-        figures.promise("pure task begun elsewhere after s", LEASE_TTL + 1.0)
+        figures.promise("pure task begun elsewhere after s", AT_ONCE)
         figures.promise("effect begun elsewhere after s", LEASE_TTL + 1.0)
         figures.promise("effects not to be run again, begun again", 0)
         turns = itertools.cycle(stage.cluster.workers.values())
