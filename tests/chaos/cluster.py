@@ -182,6 +182,8 @@ class ChaosCluster:
                 (kept / node.log.name).write_text(text)
                 parts.append(f"--- {node.name}\n{text[-1500:]}")
         (kept / "postgres.log").write_text(self.postgres.log())
+        for index, member in enumerate(self.etcd.members, start=1):
+            (kept / f"etcd{index}.log").write_text(member.log())
         return "\n".join([*parts, f"--- all logs are in {kept}"])
 
     async def audit(self) -> None:

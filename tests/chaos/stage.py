@@ -119,6 +119,8 @@ class Stage:
         self.figures.add("runs acknowledged", sum(bool(one.acked_ns) for one in self.load.started))
         self.figures.add("lost", 0)
         await self.reasons.report(self.figures)
+        if self.figures.broken():
+            print(self.cluster.logs(), file=sys.stderr)
 
     async def _story(self, one: Started) -> str:
         """What a living orchestrator says of a run without result."""
