@@ -121,7 +121,7 @@ class Router:
         try:
             return await call(self._local)
         except ShardMoved as error:
-            moved = error
+            moved = error.with_traceback(None)  # here and below: with it, it would hold the frame that holds it
         if self._waiting >= MAX_WAITING:
             raise Overloaded(f"{self._waiting} calls wait for the owners of their shards") from moved
         self._waiting += 1
@@ -152,14 +152,14 @@ class Router:
                         told[:] = [address]
                     return answer
                 except Unavailable as refused:  # it has gone, or has handed the shard over
-                    error = refused
+                    error = refused.with_traceback(None)
             if asked_at >= end:
                 raise error
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 return await call(self._local)  # it may have come here meanwhile
             except ShardMoved as again:
-                moved = again
+                moved = again.with_traceback(None)
             if loop.time() - asked_at > LONG_SECONDS:  # somebody had it for a while: a wait goes on
                 end = loop.time() + PATIENCE
 
@@ -328,7 +328,7 @@ class Gateway:
         try:
             outcome = await self._router.ask(call, caller)
         except SPIError as error:
-            outcome = error
+            outcome = error.with_traceback(None)
         if not told.is_over:
             told.is_over = True
             reply(outcome)
@@ -555,6 +555,9 @@ def _tell(answer: asyncio.Future[T], outcome: T) -> None:
 
 
 def _value(answer: T | SPIError) -> T:
-    if isinstance(answer, SPIError):
+    if not isinstance(answer, SPIError):
+        return answer
+    try:
         raise answer
-    return answer
+    finally:
+        del answer  # its traceback holds this frame
