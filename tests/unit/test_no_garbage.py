@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-from onexflow.engine.orchestrator import Orchestrator
 from onexflow.ports.client_link import StartRequest
 from onexflow.testing import Cluster, virtual_time
 from onexflow.testing.multi_cluster import MultiCluster

@@ -207,11 +207,17 @@ class _Told:
         self.is_over = False
 
     def give_up(self) -> None:
+        stop, task = self.stop, self.task
+        self.end()
+        if stop is not None:
+            stop()
+        if task is not None:
+            task.cancel()
+
+    def end(self) -> None:
+        """It has its answer, or wants none. What it knows knows of it: no cycle is to be left."""
         self.is_over = True
-        if self.stop is not None:
-            self.stop()
-        if self.task is not None:
-            self.task.cancel()
+        self.stop = self.task = None
 
 
 class Gateway:
@@ -308,11 +314,11 @@ class Gateway:
                 told.stop = None
                 told.task = self._spawn(self._forward(told, lambda peer: _ended(peer, key), reply, caller))
             else:
-                told.is_over = True
+                told.end()
                 reply(outcome)
 
         stop = self.local.wait_run(key, answered)
-        if told.task is None:
+        if told.task is None and not told.is_over:
             told.stop = stop
         return told.give_up
 
@@ -330,7 +336,7 @@ class Gateway:
         except SPIError as error:
             outcome = error.with_traceback(None)
         if not told.is_over:
-            told.is_over = True
+            told.end()
             reply(outcome)
 
     def follow_run(
