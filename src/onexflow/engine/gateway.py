@@ -50,9 +50,13 @@ T = TypeVar("T")
 FORWARDED: ContextVar[bool] = ContextVar("onexflow-forwarded", default=False)
 #: Takes the address of the orchestrator that the present call was passed on to, for who has made it.
 PASSED_ON: ContextVar[list[str] | None] = ContextVar("onexflow-passed-on", default=None)
-#: Seconds that a call waits for an owner, and those between looks.
+#: Seconds that a call waits for an owner.
 PATIENCE: Final = 10.0
+#: Seconds between looks for him: at least, at most, and as a share of the time for which there has been none. Thousands of
+#: calls that look all the time would leave no time to what they wait for.
 LOOK_SECONDS: Final = 0.05
+LOOK_AT_MOST: Final = 1.0
+LOOK_SHARE: Final = 0.2
 LONG_SECONDS: Final = 1.0
 #: Seconds that others are given to learn of a new definition.
 TELL_SECONDS: Final = 1.0
@@ -140,7 +144,7 @@ class Router:
 
     async def _ask_owner(self, call: Callable[[Peer], Awaitable[T]], moved: ShardMoved, caller: Identity | None) -> T:
         loop = asyncio.get_running_loop()
-        end = loop.time() + PATIENCE
+        since = loop.time()
         error: Unavailable = moved
         while True:
             asked_at = loop.time()
@@ -153,15 +157,16 @@ class Router:
                     return answer
                 except Unavailable as refused:  # it has gone, or has handed the shard over
                     error = refused.with_traceback(None)
-            if asked_at >= end:
+            if asked_at >= since + PATIENCE:
                 raise error
-            await asyncio.sleep(LOOK_SECONDS)
+            slept = min(LOOK_AT_MOST, max(LOOK_SECONDS, LOOK_SHARE * (loop.time() - since)))
+            await asyncio.sleep(slept)
             try:
                 return await call(self._local)  # it may have come here meanwhile
             except ShardMoved as again:
                 moved = again.with_traceback(None)
-            if loop.time() - asked_at > LONG_SECONDS:  # somebody had it for a while: a wait goes on
-                end = loop.time() + PATIENCE
+            if loop.time() - asked_at - slept > LONG_SECONDS:  # somebody had it for a while: a wait goes on
+                since = loop.time()
 
     async def _ask_while_owner(
         self, call: Callable[[Peer], Awaitable[T]], address: str, moved: ShardMoved, caller: Identity | None
