@@ -40,7 +40,7 @@ def ports_of(pids: Iterable[int]) -> set[int]:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):  # it was closed as we looked
                 sockets.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
-    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    rows = [row.split() for table in ("tcp", "tcp6") for row in Path("/proc/net", table).read_text().splitlines()[1:]]
     return {int(row[1].rpartition(":")[2], 16) for row in rows if row[9] in sockets}
 
 

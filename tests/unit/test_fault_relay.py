@@ -125,7 +125,7 @@ async def test_the_connections_of_some_clients_can_be_cut(relay: Relay) -> None:
         one.write(b"a")
     await _read(reader, 1)
     await _read(other_reader, 1)
-    relay.cut({writer.get_extra_info("sockname")[1]})
+    assert relay.cut({writer.get_extra_info("sockname")[1]}) == 1
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await _read(reader, 1)
     other_writer.write(b"b")

@@ -129,11 +129,12 @@ class Relay:
         for gate in self._open.values():
             gate.set()
 
-    def cut(self, ports: Container[int] | None = None) -> None:
-        """Break the open connections, or those whose client's end has one of these ports."""
-        for link in tuple(self._links):
-            if ports is None or link.client_port in ports:
-                link.reset()
+    def cut(self, ports: Container[int] | None = None) -> int:
+        """Break the open connections, or those whose client's end has one of these ports. Returns how many."""
+        links = [link for link in self._links if ports is None or link.client_port in ports]
+        for link in links:
+            link.reset()
+        return len(links)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.taken += 1
