@@ -9,7 +9,7 @@ import pytest
 
 from onexflow.core.errors import ShardMoved, Unavailable
 from onexflow.engine.gateway import LOOK_SECONDS, PATIENCE, Router
-from onexflow.testing import virtual_time
+from onexflow.testing.clock import virtual_time
 
 
 class Nobody:
