@@ -12,7 +12,7 @@ from onexflow.core.errors import InvalidArgument, Overloaded
 from onexflow.engine.events import book as event_book
 from onexflow.engine.events import topics as event_topics
 from onexflow.engine.events.checks import MAX_STREAMS, MIN_ACK_TIMEOUT
-from onexflow.engine.events.reader import NOT_GIVEN
+from onexflow.engine.events.deliveries import NOT_GIVEN
 from onexflow.ports.events import Consume, Filter
 from onexflow.rpc import consume_session
 from onexflow.rpc.consume_session import ConsumeStream

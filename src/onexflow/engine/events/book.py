@@ -170,7 +170,7 @@ class EventBook:
             if not self._kernel.is_shared:
                 for number in self._kernel.shards:
                     reader.cursors.setdefault(number, Cursor(number, 1))
-            reader.seen_at = max(seen, default=config.born)
+            reader.standings.seen_at = max(seen, default=config.born)
             self._keep(namespace, group, reader)
 
     def _keep(self, namespace: str, group: str, reader: Reader) -> None:
@@ -290,7 +290,7 @@ class EventBook:
         home = self._kernel.shard_of(names.home("group", where.namespace, name))
         home.put(names.group_config(where.namespace, name), names.encode(config))
         for cursor in reader.cursors.values():
-            reader.begin(cursor)
+            reader.standings.begin(cursor)
         return reader
 
     async def _enter(self, request: Consume) -> Reader:
@@ -362,7 +362,7 @@ class EventBook:
                     cursor.restore(standing)
                 else:
                     cursor = self._beginning(shard, request)
-                    reader.begin(cursor)
+                    reader.standings.begin(cursor)
                     try:
                         await self._kernel.lane.durable(shard)
                     except ShardMoved:

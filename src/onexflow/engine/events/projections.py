@@ -84,7 +84,7 @@ class Projections:
         for key, state in states.items():
             data = names.encode(StateRecord(reader.config.born, state)) if state.data else b""
             owned.put(names.state(namespace, name, key), data)
-        reader.saved(cursor, offset)
+        reader.deliveries.saved(cursor, offset)
         await self._kernel.lane.durable()
 
     async def _is_stored(self, namespace: str, name: str, shard: int, states: Mapping[RunKey, Payload]) -> bool:
@@ -144,13 +144,13 @@ class Projections:
             )
         )
         born = max(self._kernel.now(), reader.config.born + 1)
-        reader.config = msgspec.structs.replace(reader.config, born=born)
+        reader.standings.config = config = msgspec.structs.replace(reader.config, born=born)
         home = self._kernel.shard_of(names.home("group", namespace, name))
-        home.put(names.group_config(namespace, name), names.encode(reader.config))
+        home.put(names.group_config(namespace, name), names.encode(config))
         for cursor in reader.cursors.values():
             cursor.forget_open()
             cursor.next, cursor.begins, cursor.not_before = 1, 1, 0.0
-            reader.saved(cursor, 0)
+            reader.deliveries.saved(cursor, 0)
         await self._kernel.lane.durable()
         await self.forget(namespace, name)
 

@@ -122,7 +122,7 @@ def held_by(kernel: Kernel, groups: Iterable[Reader], shard: int, key: RunKey) -
         if shard not in reader.cursors:
             continue
         low = _low(reader, shard)
-        seen = now if reader.members else reader.seen_at
+        seen = now if reader.members else reader.standings.seen_at
         if low < head and head - low <= HELD_EVENTS and now - seen <= HELD_SECONDS * SECOND:
             lows.append(low)
     return min(lows, default=None)
