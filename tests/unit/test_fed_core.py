@@ -56,7 +56,7 @@ def test_a_fed_reducer_is_refused_where_it_cannot_be_fed() -> None:
 
     assert "cannot be fed: it has an input for each of its items" in problem(fed(map="input"))
     flow = workflow("fed")
-    flow.reducer("total", feed="yes", depends_on=[flow.compute("items", map="input")])  # type: ignore[arg-type]  # as a program without a type checker may
+    flow.reducer("total", feed="yes", depends_on=[flow.compute("items", map="input")])
     assert "'yes' is neither true nor false" in problem(flow)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -55,6 +55,8 @@ class ResultIntake:
         self.is_repeating = False
         #: Results of attempts that the log does not wait for.
         self.superseded = 0
+        #: Called with a fed attempt that has ended at that worker.
+        self.on_ended: Callable[[WorkerSession, Token], None] = _ignore
         self._lookups: set[asyncio.Task[None]] = set()
         self.gatherer = Gatherer(lambda session, results: self.on_results(session, results, gathered=True))
 
@@ -71,6 +73,8 @@ class ResultIntake:
         ended: list[AttemptResult] = []
         for result in results:
             token, status = result.token, result.status
+            if token in session.fed:
+                self.on_ended(session, token)
             attempt = self._placing.attempts.get(token)
             if attempt is None:
                 self._on_unknown_result(session, result)
@@ -287,6 +291,10 @@ class ResultIntake:
     def stop(self) -> None:
         for task in self._lookups:
             task.cancel()
+
+
+def _ignore(*_: object) -> None:
+    """Until the book of attempts sets the real one."""
 
 
 def _item_of(run: Run, token: Token) -> tuple[int, int] | None:
