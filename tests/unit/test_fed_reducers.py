@@ -72,7 +72,7 @@ class Work:
             await self.gate.wait()
             fold.append(index)
             result += value
-            if self.errors and len(fold) > 3:
+            if self.errors and len(fold) > 50:
                 raise self.errors.pop()
         return result
 
@@ -353,8 +353,8 @@ async def test_a_handler_that_cannot_be_fed_fails_and_says_why(kind: str) -> Non
         return number
 
     async def early(contract: Any, ctx: Context) -> int:
-        async for index, _ in ctx.items():
-            return index
+        async for index, value in ctx.items():
+            return index + value
         return 0
 
     def sync(contract: Any, ctx: Context) -> int:
