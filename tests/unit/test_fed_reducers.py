@@ -10,11 +10,12 @@ import pytest
 
 from onexflow import Worker, workflow
 from onexflow.core.builder import WorkflowBuilder
-from onexflow.core.definition import RetryPolicy
+from onexflow.core.definition import RetryPolicy, Timeouts
 from onexflow.core.errors import RunFailed
 from onexflow.ports.client_link import EventView
 from onexflow.ports.worker_link import FEED_WINDOW_BYTES, FEED_WINDOW_ITEMS, Fed, Feed
-from onexflow.testing import Cluster, virtual_time
+from onexflow.storage.memory import MemoryStore
+from onexflow.testing import Cluster, FaultyStore, VirtualClock, virtual_time
 from onexflow.worker.context import Context
 from support.engine_kit import until
 
@@ -383,3 +384,129 @@ async def test_a_handler_that_cannot_be_fed_fails_and_says_why(kind: str) -> Non
         await cluster.add_worker(worker)
         with pytest.raises(RunFailed, match=said[kind].replace("(", r"\(").replace(")", r"\)")):
             await cluster.run("fed", [1, 2, 3])
+
+
+# ---- what it may be given, and what is said of it
+
+
+@virtual_time
+async def test_nothing_is_given_that_is_not_durable() -> None:
+    clock = VirtualClock()
+    store = FaultyStore(MemoryStore(clock))
+    async with Cluster(store=store, clock=clock) as cluster:
+        work = Work()
+        await cluster.register(flow().build())
+        await cluster.add_worker(work.worker("compute"), "computes", slots={"compute": 64})
+        await cluster.add_worker(work.worker("reducer"), "reduces")
+        work.seconds = 0.1
+        key = (await cluster.start("fed", list(range(200)))).key
+        store.hold()
+        await until(lambda: work.done == 200)
+        await asyncio.sleep(1)
+        assert work.folds == [[]], "it has begun, ahead of the disk, and was given nothing"
+        store.release()
+        await folded(cluster, work, key, 200, folds=1)
+
+
+@virtual_time
+async def test_it_says_what_it_waits_for() -> None:
+    async with Cluster() as cluster:
+        work = Work(0.1)
+        key = await begun(cluster, work)
+        await cluster.control(key, "pause")
+        await cluster.control(key, "resume")
+        work.gate.clear()
+        await until(lambda: cluster.workers[holder(cluster)].runtime.statistics().running["reducer"] == 1)
+        await asyncio.sleep(0.5)
+        blocked = (await cluster.task(key, "total")).blocked
+        assert blocked is not None
+        assert (blocked.kind, blocked.worker) == ("running", holder(cluster)), "it is at an item"
+        work.gate.set()
+        work.seconds = 100.0
+        await asyncio.sleep(3)
+        blocked = (await cluster.task(key, "total")).blocked
+        assert blocked is not None
+        assert (blocked.kind, blocked.names) == ("dependencies", ("item",))
+        assert blocked.ended_by
+
+
+@virtual_time
+async def test_a_run_that_is_read_back_amid_the_fold_has_it_begun_anew() -> None:
+    async with Cluster() as cluster:
+        work = Work(0.1)
+        key = await begun(cluster, work)
+        run = cluster.engine._kernel.resident(key)
+        assert run is not None
+        cluster.engine._kernel.read_anew(run)
+        await folded(cluster, work, key)
+
+
+@virtual_time
+async def test_items_that_nobody_gives_are_found_by_the_watchdog() -> None:
+    async with Cluster() as cluster:
+        work = Work(0.1)
+        key = await begun(cluster, work)
+        cluster.expects_stalls = True
+        run = cluster.engine._kernel.resident(key)
+        assert run is not None
+        for arrivals in run.arrivals.values():
+            arrivals.cursors.clear()  # a fault of ours
+        await folded(cluster, work, key)
+        assert cluster.engine.watchdog.repaired
+
+
+@virtual_time
+async def test_waiting_for_items_is_no_silence_of_the_handler() -> None:
+    async with Cluster() as cluster:
+        work = Work(30.0)
+        await cluster.register(flow(timeouts=Timeouts(heartbeat=2.0)).build())
+        await cluster.add_worker(work.worker())
+        key = (await cluster.start("fed", list(range(20)))).key
+        await folded(cluster, work, key, 20, folds=1)
+
+
+@virtual_time
+async def test_a_handler_that_hangs_at_an_item_is_silent() -> None:
+    async with Cluster() as cluster:
+        work = Work(0.01)
+        work.gate.clear()
+        await cluster.register(flow(timeouts=Timeouts(heartbeat=2.0)).build())
+        await cluster.add_worker(work.worker())
+        key = (await cluster.start("fed", list(range(300)))).key
+        await until(lambda: len(work.folds) == 2)
+        work.gate.set()
+        await until(lambda: len(work.folds[-1]) == 300)
+        assert await cluster.result(key) == sum(range(300)) * 2
+
+
+@virtual_time
+async def test_two_reducers_and_a_reader_of_the_list_get_the_same_items() -> None:
+    made = flow()
+    made.reducer("again", handler="total", feed=True, depends_on=["item"])
+    made.reducer("whole", depends_on=["item"])
+    async with Cluster() as cluster:
+        work = Work(0.01)
+        worker = work.worker()
+
+        @worker.reducer("whole")
+        async def whole(numbers: list[int]) -> int:
+            return sum(numbers)
+
+        await cluster.register(made.build())
+        await cluster.add_worker(worker)
+        count = 700
+        wanted = sum(range(count)) * 2
+        assert await cluster.run("fed", list(range(count))) == {"total": wanted, "again": wanted, "whole": wanted}
+
+
+@virtual_time
+async def test_folds_of_many_runs_take_turns_when_slots_are_few() -> None:
+    """More runs than slots: a fold holds its slot until its items have come, and they never wait for one of those."""
+    async with Cluster() as cluster:
+        work = Work(0.02)
+        await cluster.register(flow().build())
+        await cluster.add_worker(work.worker(), slots={"compute": 4, "reducer": 2})
+        keys = [(await cluster.start("fed", list(range(50)))).key for _ in range(10)]
+        for key in keys:
+            assert await cluster.result(key) == sum(range(50)) * 2
+        assert len(work.folds) == 10
