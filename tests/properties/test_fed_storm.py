@@ -55,7 +55,10 @@ class Storm:
         )
         flow.reducer("total", feed=True, depends_on=[items])
         flow.reducer("other", feed=True, depends_on=[items])
-        self.flow = flow.build()
+        #: Does something read the results as one list, too?
+        self.is_listed = self.random.random() < 0.5
+        output = {"total": "tasks.total", "other": "tasks.other"}
+        self.flow = flow.build(output=output | ({"all": "tasks.item"} if self.is_listed else {}))
 
     def worker(self) -> Worker:
         worker = Worker("fed")
@@ -140,6 +143,7 @@ class Storm:
                         assert index not in recorded
                         recorded[index] = plain(payload)
             plain_fold = [self.count, sum(recorded.values())]
+            assert result.pop("all", None) == ([recorded[n] for n in range(self.count)] if self.is_listed else None)
             assert result == {"total": plain_fold, "other": plain_fold}
 
 

@@ -85,12 +85,15 @@ def _task(name: str, told: Task, task: TaskState) -> Iterator[str]:
 def _results(story: RunStory, index: int, task: TaskState) -> Iterator[str]:
     name, told = story.plan.names[index], story.tasks[index]
     results = [item.result for item in told.items if item.result is not None]
-    if told.items and told.status == "completed" and task.result is None and story.plan.feeds[index]:
-        # Kept one by one, as long as a reducer may be fed them.
-        is_wanted = any(story.tasks[fed].status not in ITEM_TERMINAL for fed in story.plan.feeds[index])
+    feeds = story.plan.feeds[index]
+    if told.items and told.status == "completed" and feeds:
+        # Kept one by one, too, as long as a reducer may be fed them.
+        is_wanted = any(story.tasks[fed].status not in ITEM_TERMINAL for fed in feeds)
         if task.results != (results if is_wanted else []):
             yield f"task {name} keeps other results of its items than their events"
-    elif (told.items or not told.of) and told.status == "completed" and task.result is not None:
+    if feeds and task.result is None and told.status == "completed":
+        return  # nothing reads them as one
+    if (told.items or not told.of) and told.status == "completed" and task.result is not None:
         joined = Payload(b"[" + b",".join(result.data for result in results) + b"]")
         if task.result != joined and (told.of != 1 or task.result != results[0]):
             yield f"task {name} has another result than its events"

@@ -267,9 +267,9 @@ def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoc
         task.window = min(task.of, task.window + len(event.items))
     if task.done < task.of:
         return
+    if any(state.tasks[child].status not in TERMINAL_TASK_STATES for child in graph.feeds[event.task]):
+        task.results = [item.result for item in task.items if item.result is not None]
     if event.task in graph.unlisted:
-        if any(state.tasks[child].status not in TERMINAL_TASK_STATES for child in graph.feeds[event.task]):
-            task.results = [item.result for item in task.items if item.result is not None]
         task.items = []
     elif graph.specs[event.task].map:
         task.result = Payload(b"[" + b",".join(item.result.data for item in task.items if item.result) + b"]")

@@ -95,7 +95,7 @@ class Graph:
     fed_by: tuple[int | None, ...]
     #: The fed reducers of a mapped task.
     feeds: tuple[tuple[int, ...], ...]
-    #: Mapped tasks whose results are kept one by one only, for those that are fed: nothing reads them as one list.
+    #: Mapped tasks that feed, and whose results nothing reads as one list: none is made.
     unlisted: frozenset[int]
     #: States of the run in which attempts of the task may leave.
     active: tuple[frozenset[str], ...]

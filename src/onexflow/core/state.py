@@ -76,8 +76,7 @@ class TaskState(msgspec.Struct, array_like=True):
     result: Payload | None = None
     error: Failure | None = None
     finished_at: int = 0
-    #: Of a mapped task that has completed and whose results are kept one by one (`Graph.unlisted`), as long as a reducer
-    #: is fed them.
+    #: Of a mapped task that has completed, as long as a reducer is fed them.
     results: list[Payload] = []
 
 

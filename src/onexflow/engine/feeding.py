@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from onexflow.core.events import TaskCompleted
 from onexflow.core.ids import Token
 from onexflow.core.machine import TERMINAL_TASK_STATES
@@ -25,6 +27,8 @@ from onexflow.ports.worker_link import FEED_WINDOW_BYTES, FEED_WINDOW_ITEMS, Fed
 if TYPE_CHECKING:
     from onexflow.engine.placing import Placing
     from onexflow.engine.sessions import WorkerSession
+
+log = structlog.get_logger("onexflow.feeding")
 
 #: Most items, and bytes, of one message: as for assignments.
 BATCH_ITEMS: Final = 64
@@ -138,7 +142,7 @@ class Feeding:
                 for arrivals in run.arrivals.values():
                     if arrivals.stored(seq):
                         for cursor in list(arrivals.cursors):
-                            self._go_on(cursor)
+                            self._guarded(cursor)
 
     def on_fed(self, session: WorkerSession, message: Fed) -> bool:
         """A worker begins a fold, or has taken items. False: it says what cannot be.
@@ -204,6 +208,13 @@ class Feeding:
         return cursor.has_room and (cursor.position < arrivals.durable or arrivals.is_whole)
 
     # ---- feeding
+
+    def _guarded(self, cursor: Cursor) -> None:
+        """A fault of ours hurts this fold alone: the watchdog finds it."""
+        try:
+            self._go_on(cursor)
+        except Exception:
+            log.exception("feed.failed", token=str(cursor.token))
 
     def _go_on(self, cursor: Cursor) -> None:
         """Give it what there is and what fits, if the attempt is that worker's."""
