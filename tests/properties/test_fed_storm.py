@@ -118,7 +118,7 @@ class Storm:
             assert action in {"pause", "resume"}
             self.store.release()
             try:
-                await cluster.control(key, action)  # type: ignore[arg-type]  # one of these two
+                await cluster.control(key, action)
             except (InvalidTransition, SPIError):
                 return  # it has ended
 

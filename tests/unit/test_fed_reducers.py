@@ -16,6 +16,7 @@ from onexflow.ports.client_link import EventView
 from onexflow.ports.worker_link import FEED_WINDOW_BYTES, FEED_WINDOW_ITEMS, Fed, Feed
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster, FaultyStore, VirtualClock, virtual_time
+from onexflow.testing.cluster import ClusterWorker
 from onexflow.worker.context import Context
 from support.engine_kit import until
 
@@ -183,6 +184,11 @@ async def begun(cluster: Cluster, work: Work, count: int = 1_000, workers: int =
     return key
 
 
+def feeds_of(worker: ClusterWorker) -> list[Feed]:
+    assert worker.stream is not None
+    return [message for message in worker.stream.log if isinstance(message, Feed)]
+
+
 def holder(cluster: Cluster) -> str:
     """The worker on which the reducer runs."""
     [name] = [name for name, one in cluster.workers.items() if one.runtime.statistics().running.get("reducer")]
@@ -267,6 +273,46 @@ async def test_a_silent_worker_is_overtaken_by_another_and_the_first_result_wins
         frozen.thaw()
         await until(lambda: not frozen.runtime.statistics().running["reducer"])
         await folded(cluster, work, key)
+
+
+@virtual_time
+async def test_a_fold_that_is_overtaken_by_a_late_result_is_stopped() -> None:
+    """The silent worker has all its items and ends: the other's fold, which nobody feeds any more, gives its slot back."""
+    made = flow()
+    made.reducer("slow", feed=True, depends_on=["item"])
+    async with Cluster() as cluster:
+        work = Work()
+        slow = asyncio.Event()
+        workers = [work.worker() for _ in range(2)]
+
+        async def other(contract: Any, ctx: Context) -> int:
+            await slow.wait()
+            return len([index async for index, value in ctx.items()])
+
+        await cluster.register(made.build(output="tasks.total"))
+        for number, worker in enumerate(workers):
+            worker.reducer("slow")(other)
+            await cluster.add_worker(worker, f"w{number}")
+        work.gate.clear()
+        key = (await cluster.start("fed", list(range(500)))).key
+        await until(lambda: work.done == 500)
+        await asyncio.sleep(1)
+        work.gate.set()
+        work.pace = 0.01
+        await until(lambda: work.folds and len(work.folds[0]) > 450)
+        frozen = next(
+            one for one in cluster.workers.values() if one.stream and feeds_of(one) and feeds_of(one)[-1].is_last
+        )
+        frozen.freeze()
+        await until(lambda: len(work.folds) == 2 and len(work.folds[0]) == 500)
+        frozen.thaw()
+        await asyncio.sleep(1)
+        assert (await cluster.task(key, "total")).state == "completed"
+        assert len(work.folds[1]) < 500
+        running = sum(one.runtime.statistics().running["reducer"] for one in cluster.workers.values())
+        assert running == 1, "the slow one alone"
+        slow.set()
+        assert await cluster.result(key) == sum(range(500)) * 2
 
 
 @virtual_time
@@ -355,7 +401,7 @@ async def test_a_handler_that_cannot_be_fed_fails_and_says_why(kind: str) -> Non
 
     async def early(contract: Any, ctx: Context) -> int:
         async for index, value in ctx.items():
-            return index + value
+            return int(index + value)
         return 0
 
     def sync(contract: Any, ctx: Context) -> int:
@@ -368,7 +414,8 @@ async def test_a_handler_that_cannot_be_fed_fails_and_says_why(kind: str) -> Non
         ctx.items()
         return 0
 
-    worker.reducer("total")({"early": early, "sync": sync, "blind": blind, "not fed": not_fed}[kind])
+    handlers: dict[str, Any] = {"early": early, "sync": sync, "blind": blind, "not fed": not_fed}
+    worker.reducer("total")(handlers[kind])
     made = flow()
     if kind == "not fed":
         made = workflow("fed")

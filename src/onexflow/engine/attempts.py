@@ -59,6 +59,7 @@ class AttemptBook:
         self.feeding = Feeding(self._placing)
         self._placing.on_sent_again = self.feeding.look
         self._results.on_ended = self.feeding.ended
+        self._results.on_overtaken = self._stop
         self.attempts = self._placing.attempts
         self.dispatcher = self._placing.dispatcher
         self._told: dict[str, int] = {}
@@ -154,6 +155,7 @@ class AttemptBook:
         shard.adopting = []
         for session in self._sessions:
             session.told.discard(shard.id)
+            session.asked.add(shard.id)
             self.feeding.cut_off(session, shard.id)
             session.send(ShardEpoch(shard.id, shard.epoch))
 
@@ -179,11 +181,15 @@ class AttemptBook:
 
     def _cancel(self, attempt: Attempt) -> None:
         """Stop it if it was sent, once the decision is durable. Its session answers, or not: nobody waits."""
-        session, token = attempt.session, attempt.token
         state = attempt.run.state.tasks[attempt.task]
         stopping = attempt.item < len(state.items) and state.items[attempt.item].stopping
         if not stopping:
             self._placing.forget(attempt)
+        self._stop(attempt)
+
+    def _stop(self, attempt: Attempt) -> None:
+        """Tell its worker, if it was sent, once what was decided is durable."""
+        session, token = attempt.session, attempt.token
         if session is not None and attempt.sent:
 
             def release(error: Coded | None) -> None:
@@ -268,9 +274,11 @@ class AttemptBook:
 
     def on_fed(self, session: WorkerSession, message: Fed) -> None:
         """A fed attempt begins, or has taken items: a sign of life, too."""
-        attempt = self.attempts.get(message.token)
+        attempt, shard = self.attempts.get(message.token), self._kernel.shards.get(message.token.shard)
         if attempt is not None and attempt.session is session:
             attempt.progress_at = loop_time()
+        elif attempt is None and shard is not None and shard.early is None:
+            self.on_unknown(session, [message.token])  # nobody will feed it
         if not self.feeding.on_fed(session, message):
             raise ProtocolViolation(f"{message.count} items of {message.token} were taken that were not given")
 

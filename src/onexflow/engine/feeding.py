@@ -129,7 +129,7 @@ class Feeding:
                 arrivals.came(event.items, seq)
         for task in [task for task in run.arrivals if not self._is_wanted(run, task)]:
             for cursor in list(run.arrivals.pop(task).cursors):
-                cursor.close()
+                self.ended(cursor.session, cursor.token)
 
     @staticmethod
     def _is_wanted(run: Run, task: int) -> bool:
@@ -149,7 +149,7 @@ class Feeding:
 
         What it said before it heard of the shard's epoch is of a fold that it has dropped since."""
         token = message.token
-        if token.shard not in session.told:
+        if token.shard in session.asked:
             return True
         cursor = session.fed.get(token)
         if not message.count:

@@ -57,6 +57,8 @@ class ResultIntake:
         self.superseded = 0
         #: Called with a fed attempt that has ended at that worker.
         self.on_ended: Callable[[WorkerSession, Token], None] = _ignore
+        #: Called with a fed attempt that has ended elsewhere, and would wait for ever where it is.
+        self.on_overtaken: Callable[[Attempt], None] = _ignore
         self._lookups: set[asyncio.Task[None]] = set()
         self.gatherer = Gatherer(lambda session, results: self.on_results(session, results, gathered=True))
 
@@ -71,6 +73,7 @@ class ResultIntake:
         started_at = 0
         worker, incarnation = session.worker_id, session.incarnation
         ended: list[AttemptResult] = []
+        overtaken: list[Attempt] = []
         for result in results:
             token, status = result.token, result.status
             if token in session.fed:
@@ -93,6 +96,8 @@ class ResultIntake:
             if status in {"stopped", "returned"} and attempt.session not in (None, session):
                 answer.discarded.append(token)  # it runs elsewhere by now, under the same token
                 continue
+            if attempt.session is not session and attempt.run.graph.specs[attempt.task].feed:
+                overtaken.append(attempt)
             self._placing.forget(attempt)
             ended.append(result)
             last = attempt
@@ -110,6 +115,8 @@ class ResultIntake:
             took = (ended[-1].finished_at - ended[-1].started_at) / SECOND
             waiting = len(self._placing.dispatcher.queue(last.role, last.handler))
             self._admission.heard(loop_time(), last.sent_at, took, waiting / (len(session.inflight) + len(ended)))
+        for attempt in overtaken:
+            self.on_overtaken(attempt)
         session.tally.add(ended)
         self._acknowledge(session, answer)
 

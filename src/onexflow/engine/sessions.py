@@ -110,6 +110,8 @@ class WorkerSession:
         self.cancels: list[Token] = []
         #: Shards of which this worker has said what it holds.
         self.told: set[int] = set()
+        #: Shards whose newest epoch it was told of on this stream, and has not answered.
+        self.asked: set[int] = set()
         self.is_draining = False
         #: Its health is that of a worker which is given no new tasks (ports.nodes.UNFIT).
         self.is_unfit = False
@@ -357,6 +359,7 @@ class Sessions:
         if not orphans:
             self.orphans.pop(session.incarnation, None)
         session.told.add(held.shard)
+        session.asked.discard(held.shard)
         self._on_told(shard)
 
     def on_close(self, session: WorkerSession, *, planned: bool) -> None:
