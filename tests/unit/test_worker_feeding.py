@@ -147,7 +147,7 @@ async def test_a_fold_that_has_its_last_item_is_held_and_goes_on() -> None:
 
     @worker.reducer("total")
     async def total(contract: Any, ctx: Context) -> int:
-        result = sum([value async for _, value in ctx.items()])
+        result: int = sum([value async for _, value in ctx.items()])
         await gate.wait()
         return result
 

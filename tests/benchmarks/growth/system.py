@@ -129,6 +129,7 @@ class System:
         await self._register(flow.build())
         gc.collect()
         before, most = rss(), 0
+        fed = -sum(worker.fed for worker in self._loop.workers)
         run_input = Payload(b'{"items":[%s]}' % b",".join(b"%d" % number for number in range(items)))
         done: asyncio.Future[RunKey] = asyncio.get_running_loop().create_future()
 
@@ -149,7 +150,7 @@ class System:
                 most = max(most, rss())
 
         process, _ = await self._loop.measure(work())
-        fed = sum(worker.fed for worker in self._loop.workers)
+        fed += sum(worker.fed for worker in self._loop.workers)
         assert fed == items, f"{fed} items were fed"
         events, recorded = await _recorded(self._orchestrator, done.result())
         return {"us": process / items * 1e6, "events": events, "recorded": recorded, "mib": (most - before) / 2**20}
