@@ -9,8 +9,8 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +31,17 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = DEADL
         if time.monotonic() > give_up:
             raise TimeoutError(f"waited {seconds:g} s for {what}")
         await asyncio.sleep(0.005)
+
+
+def ports_of(pids: Iterable[int]) -> set[int]:
+    """The local TCP ports of these processes."""
+    sockets = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # it was closed as we looked
+                sockets.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
+    rows = [row.split() for table in ("tcp", "tcp6") for row in Path("/proc/net", table).read_text().splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[9] in sockets}
 
 
 class Processes:

@@ -118,6 +118,21 @@ async def test_cut_connections_break_and_new_ones_are_served(relay: Relay) -> No
     writer.close()
 
 
+async def test_the_connections_of_some_clients_can_be_cut(relay: Relay) -> None:
+    reader, writer = await _connect(relay)
+    other_reader, other_writer = await _connect(relay)
+    for one in (writer, other_writer):
+        one.write(b"a")
+    await _read(reader, 1)
+    await _read(other_reader, 1)
+    assert relay.cut({writer.get_extra_info("sockname")[1]}) == 1
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await _read(reader, 1)
+    other_writer.write(b"b")
+    assert await _read(other_reader, 1) == b"b"
+    other_writer.close()
+
+
 async def test_refused_until_it_listens_again_on_its_port(relay: Relay) -> None:
     relay.hold()
     _, held = await _connect(relay)

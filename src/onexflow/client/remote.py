@@ -91,7 +91,7 @@ class RemoteService:
                 answer = await client._calls.call(start=message, timeout=client._call_timeout)
                 outcome: StartOutcome | SPIError = wire.start_outcome(answer.started)
             except SPIError as error:
-                outcome = error
+                outcome = error.with_traceback(None)
             reply(outcome)
 
         self._keep(start(), reply)
@@ -103,7 +103,7 @@ class RemoteService:
                 answer = await client._calls.call(key=_key(key))
                 outcome: RunOutcome | SPIError = wire.run_outcome(answer.ended)
             except SPIError as error:
-                outcome = error
+                outcome = error.with_traceback(None)
             reply(outcome)
 
         return self._keep(wait(), reply)

@@ -50,9 +50,13 @@ T = TypeVar("T")
 FORWARDED: ContextVar[bool] = ContextVar("onexflow-forwarded", default=False)
 #: Takes the address of the orchestrator that the present call was passed on to, for who has made it.
 PASSED_ON: ContextVar[list[str] | None] = ContextVar("onexflow-passed-on", default=None)
-#: Seconds that a call waits for an owner, and those between looks.
+#: Seconds that a call waits for an owner.
 PATIENCE: Final = 10.0
+#: Seconds between looks for him: at least, at most, and as a share of the time for which there has been none. Thousands of
+#: calls that look all the time would leave no time to what they wait for.
 LOOK_SECONDS: Final = 0.05
+LOOK_AT_MOST: Final = 1.0
+LOOK_SHARE: Final = 0.2
 LONG_SECONDS: Final = 1.0
 #: Seconds that others are given to learn of a new definition.
 TELL_SECONDS: Final = 1.0
@@ -121,7 +125,7 @@ class Router:
         try:
             return await call(self._local)
         except ShardMoved as error:
-            moved = error
+            moved = error.with_traceback(None)  # here and below: with it, it would hold the frame that holds it
         if self._waiting >= MAX_WAITING:
             raise Overloaded(f"{self._waiting} calls wait for the owners of their shards") from moved
         self._waiting += 1
@@ -140,7 +144,7 @@ class Router:
 
     async def _ask_owner(self, call: Callable[[Peer], Awaitable[T]], moved: ShardMoved, caller: Identity | None) -> T:
         loop = asyncio.get_running_loop()
-        end = loop.time() + PATIENCE
+        since = loop.time()
         error: Unavailable = moved
         while True:
             asked_at = loop.time()
@@ -152,16 +156,17 @@ class Router:
                         told[:] = [address]
                     return answer
                 except Unavailable as refused:  # it has gone, or has handed the shard over
-                    error = refused
-            if asked_at >= end:
+                    error = refused.with_traceback(None)
+            if asked_at >= since + PATIENCE:
                 raise error
-            await asyncio.sleep(LOOK_SECONDS)
+            slept = min(LOOK_AT_MOST, max(LOOK_SECONDS, LOOK_SHARE * (loop.time() - since)))
+            await asyncio.sleep(slept)
             try:
                 return await call(self._local)  # it may have come here meanwhile
             except ShardMoved as again:
-                moved = again
-            if loop.time() - asked_at > LONG_SECONDS:  # somebody had it for a while: a wait goes on
-                end = loop.time() + PATIENCE
+                moved = again.with_traceback(None)
+            if loop.time() - asked_at - slept > LONG_SECONDS:  # somebody had it for a while: a wait goes on
+                since = loop.time()
 
     async def _ask_while_owner(
         self, call: Callable[[Peer], Awaitable[T]], address: str, moved: ShardMoved, caller: Identity | None
@@ -207,11 +212,17 @@ class _Told:
         self.is_over = False
 
     def give_up(self) -> None:
+        stop, task = self.stop, self.task
+        self.end()
+        if stop is not None:
+            stop()
+        if task is not None:
+            task.cancel()
+
+    def end(self) -> None:
+        """It has its answer, or wants none. What it knows knows of it: no cycle is to be left."""
         self.is_over = True
-        if self.stop is not None:
-            self.stop()
-        if self.task is not None:
-            self.task.cancel()
+        self.stop = self.task = None
 
 
 class Gateway:
@@ -308,11 +319,11 @@ class Gateway:
                 told.stop = None
                 told.task = self._spawn(self._forward(told, lambda peer: _ended(peer, key), reply, caller))
             else:
-                told.is_over = True
+                told.end()
                 reply(outcome)
 
         stop = self.local.wait_run(key, answered)
-        if told.task is None:
+        if told.task is None and not told.is_over:
             told.stop = stop
         return told.give_up
 
@@ -328,9 +339,9 @@ class Gateway:
         try:
             outcome = await self._router.ask(call, caller)
         except SPIError as error:
-            outcome = error
+            outcome = error.with_traceback(None)
         if not told.is_over:
-            told.is_over = True
+            told.end()
             reply(outcome)
 
     def follow_run(
@@ -555,6 +566,9 @@ def _tell(answer: asyncio.Future[T], outcome: T) -> None:
 
 
 def _value(answer: T | SPIError) -> T:
-    if isinstance(answer, SPIError):
+    if not isinstance(answer, SPIError):
+        return answer
+    try:
         raise answer
-    return answer
+    finally:
+        del answer  # its traceback holds this frame

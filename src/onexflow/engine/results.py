@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -33,6 +33,10 @@ from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.attempts")
 
+#: Attempts that are not in memory are looked for in the store so many at a time: workers whose streams break say thousands
+#: of them, again and again, and whoever takes over shards reads there, too.
+LOOKUPS: Final = 2
+
 
 class _Answer:
     """What a worker is told of its results: recorded, or not wanted. One in neither it keeps, and sends again."""
@@ -60,6 +64,9 @@ class ResultIntake:
         #: Called with a fed attempt that has ended elsewhere, and would wait for ever where it is.
         self.on_overtaken: Callable[[Attempt], None] = _ignore
         self._lookups: set[asyncio.Task[None]] = set()
+        self._few = asyncio.Semaphore(LOOKUPS)
+        #: What is looked for of a worker (its incarnation), however often it says it, and its stream of now.
+        self._sought: dict[tuple[Token, str], WorkerSession] = {}
         self.gatherer = Gatherer(lambda session, results: self.on_results(session, results, gathered=True))
 
     def on_results(self, session: WorkerSession, results: Sequence[AttemptResult], *, gathered: bool = False) -> None:
@@ -220,10 +227,20 @@ class ResultIntake:
             return  # the worker keeps it for the shard's owner
         if shard.early is not None:  # its run may be read back just now
             shard.early.append(lambda: self.on_results(session, [result]))
-        else:
-            self._in_background(self._resolve_unknown(session, result))
+            return
+        sought = result.token, session.incarnation
+        is_new = sought not in self._sought
+        self._sought[sought] = session
+        if is_new:
+            self._in_background(self._seek(sought, result))
 
-    async def _resolve_unknown(self, session: WorkerSession, result: AttemptResult) -> None:
+    async def _seek(self, sought: tuple[Token, str], result: AttemptResult) -> None:
+        try:
+            await self._resolve_unknown(sought, result)
+        finally:
+            self._sought.pop(sought, None)
+
+    async def _resolve_unknown(self, sought: tuple[Token, str], result: AttemptResult) -> None:
         """A result of an attempt that is not in memory: superseded, recorded before, or of a parked run."""
         shard = self._kernel.shards.get(result.token.shard)
         if shard is None:
@@ -231,6 +248,7 @@ class ResultIntake:
         await self._kernel.lane.durable(shard)
         answer = _Answer()
         attempt = await self._find(result.token)
+        session = self._sought.pop(sought)
         shard.check()
         if attempt is None:
             self.superseded += 1
@@ -287,9 +305,12 @@ class ResultIntake:
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         async def guarded() -> None:
             try:
-                await work
+                async with self._few:
+                    await work
             except SPIError as error:
                 log.warning("lookup.failed", error=str(error))
+            finally:
+                work.close()  # it may not have begun
 
         task = asyncio.get_running_loop().create_task(guarded())
         self._lookups.add(task)

@@ -457,12 +457,14 @@ class Sessions:
             self._doubts[record.incarnation] = task
 
     async def _doubt(self, session: WorkerSession) -> None:
-        """It is, if it says something or answers at its liveness port. Else its stream is given up."""
+        """It is, if it says something or answers at its liveness port. Else its stream is given up; at once if it was
+        looked for in vain before, and what it ran is lost when the next look is in vain, too."""
         loop = asyncio.get_running_loop()
         try:
             heard_at = session.heard_at
             await asyncio.sleep(max(0.0, heard_at + QUIET_SECONDS - loop.time()))
-            answer = await self._answer(session.hello.liveness if session.hello is not None else "")
+            liveness = session.hello.liveness if session.hello is not None else ""
+            answer = None if session.is_silent else await self._answer(liveness)
             if session.heard_at == heard_at and answer != session.incarnation and session.is_open:
                 log.warning("worker.silent", worker=session.worker_id, incarnation=session.incarnation)
                 session.close("the worker is silent, and its membership has ended")

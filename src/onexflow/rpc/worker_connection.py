@@ -1,8 +1,9 @@
 """The worker's end of its streams: one to every orchestrator, each kept up by itself.
 
 The first addresses are given; the others are learned from Welcome. A stream that is lost is opened again, at first
-within 50 ms, then after random pauses that grow to 0.2 s where there was a Welcome, and where nobody is with the time for
-which nobody is, to 1 s. Attempts go on meanwhile: they belong to the runtime.
+within 50 ms, then after random pauses that grow to 0.2 s where there was a Welcome (further, where it is long in coming:
+whoever has no time to connect must not be made to all the time), and where nobody is with the time for which nobody is,
+to 1 s. Attempts go on meanwhile: they belong to the runtime.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ PING: Final = (2.0, 3.0)
 #: was a Welcome, as what the worker holds may run elsewhere soon (`engine.sessions.RETURN_SECONDS`).
 SETTLED_AFTER: Final = 1.0
 WELCOMED_PAUSE: Final = 0.2
+#: But it grows to so many times what the way to Welcome took, and to LONGEST_PAUSE at most.
+WELCOME_TIMES: Final = 5.0
+LONGEST_PAUSE: Final = 1.0
 #: Seconds for what is queued when the worker closes the stream.
 FLUSH_WITHIN: Final = 1.0
 
@@ -157,7 +161,7 @@ class WorkerConnections:
             except SPIError as error:
                 self._ended(stream, error)
                 if not (stream.orchestrator_id and asyncio.get_running_loop().time() - began > SETTLED_AFTER):
-                    raise _NotSettledError(was_welcomed=bool(stream.orchestrator_id)) from error
+                    raise _NotSettledError(stream.welcomed_at - began if stream.orchestrator_id else None) from error
             finally:
                 if self._streams.get(address) is stream:
                     del self._streams[address]
@@ -187,18 +191,18 @@ class WorkerConnections:
 class _NotSettledError(Exception):
     """A stream that ended too soon; its cause says why."""
 
-    def __init__(self, *, was_welcomed: bool) -> None:
+    def __init__(self, welcome_took: float | None) -> None:
+        """`welcome_took`: seconds until Welcome; None: there was none."""
         super().__init__()
-        self.was_welcomed = was_welcomed
-
-
-_welcomed_pause = wait_random_exponential(multiplier=0.05, max=WELCOMED_PAUSE)
+        self.welcome_took = welcome_took
 
 
 def _pause(attempts: RetryCallState) -> float:
     error = attempts.outcome.exception() if attempts.outcome is not None else None
-    was_welcomed = isinstance(error, _NotSettledError) and error.was_welcomed
-    return _welcomed_pause(attempts) if was_welcomed else pause(attempts)
+    if not isinstance(error, _NotSettledError) or error.welcome_took is None:
+        return pause(attempts)
+    longest = min(LONGEST_PAUSE, max(WELCOMED_PAUSE, WELCOME_TIMES * error.welcome_took))
+    return wait_random_exponential(multiplier=0.05, max=longest)(attempts)
 
 
 class _WorkerStream:
@@ -210,6 +214,8 @@ class _WorkerStream:
         self._on_welcome = on_welcome
         self.address = address
         self.orchestrator_id = ""
+        #: Loop time; of use when there was a Welcome.
+        self.welcomed_at = 0.0
         self.superseded = False
         self.said_goodbye = False
         self.over = asyncio.Event()
@@ -268,6 +274,7 @@ class _WorkerStream:
             message = wire.from_response(first)
             if type(message) is Welcome and not self.orchestrator_id:
                 self.orchestrator_id = message.orchestrator_id
+                self.welcomed_at = asyncio.get_running_loop().time()
                 self._on_welcome(self, message)
             peer.on_message(message)
             first = await call.read()

@@ -78,7 +78,11 @@ Ping is sent only while nothing else flows, and wants its Pong within 5 s; else 
 Liveness port. Hello.liveness is a TCP address of the worker's own process. Whoever connects gets the incarnation
 and a newline, and the connection is closed. After a broken stream the orchestrator connects there: a refused
 connection or another incarnation prove that the process is gone, and its work is given to others at once; silence
-proves nothing. A worker without one is waited for, as long as its membership lives.
+proves nothing. A worker without one is waited for, as long as its membership lives. It connects there, too, when a
+worker that runs something has said nothing for 150 ms: answer at once, from a thread of its own if handlers may keep
+the others busy. After two looks without an answer (150 ms each) nothing new is sent, pure attempts are given to
+others, and ShardEpoch asks what is held: the first message of any kind ends the suspicion, and the first result of a
+pure attempt wins, whoever sends it.
 """
 
 from collections import abc as _abc

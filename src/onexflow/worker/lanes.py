@@ -221,6 +221,7 @@ class Lane:
             result = self._ended_badly(attempt, error)
         finally:
             attempt.state = ENDED
+            attempt.context = attempt.items = None  # which know of it: no cycle is to be left
             runner.attempt = None
             ledger.running -= 1
         if runner.task is not None and runner.task.cancelling():

@@ -10,8 +10,8 @@ from .figures import Goal, at_least, at_most, quantile, verdict
 from .machine import Check, Form
 from .workloads import Load, Sample
 
-#: Runs of a round.
-CALLS: Final = {"single": 4000, "chain": 400, "fan": 10, "latency": 300}
+#: Runs of a round: some seconds of onexflow, half a second of the probe, whose CPU time is read in ticks of 10 ms.
+CALLS: Final = {"single": 20_000, "chain": 4_000, "fan": 100, "latency": 1_000}
 
 
 class Comparison(NamedTuple):

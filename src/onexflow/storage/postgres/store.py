@@ -119,7 +119,8 @@ class PostgresStore:
         return self._time.now()
 
     async def owners(self) -> Sequence[tuple[int, int, str]]:
-        return await self._read(reads.owners)
+        # Not in the line of the reads: who cannot ask it for some seconds gives up what it owns.
+        return await self._control(reads.owners)
 
     async def heads(self) -> dict[int, int]:
         return await self._read(reads.heads)

@@ -6,7 +6,7 @@
         relay.resume()           # what was held arrives
         relay.drop()             # what is sent is lost; `resume` then breaks those connections, as TCP would
         relay.delay(0.2)         # everything arrives this much later, in order
-        relay.cut()              # break the open connections (RST); new ones are served
+        relay.cut()              # break the open connections (RST), or those of some clients; new ones are served
         await relay.refuse()     # and take no new ones: connection refused, until `listen`
 
 It works on real time, on the event loop it was started on.
@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Container
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -33,6 +34,7 @@ class _Link:
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writers = [writer]
+        self.client_port = int(writer.get_extra_info("peername")[1])
         self.pumps: list[asyncio.Task[None]] = []
         self.served_by = asyncio.current_task()
         self.lost_bytes = False
@@ -127,10 +129,12 @@ class Relay:
         for gate in self._open.values():
             gate.set()
 
-    def cut(self) -> None:
-        """Break the open connections."""
-        for link in tuple(self._links):
+    def cut(self, ports: Container[int] | None = None) -> int:
+        """Break the open connections, or those whose client's end has one of these ports. Returns how many."""
+        links = [link for link in self._links if ports is None or link.client_port in ports]
+        for link in links:
             link.reset()
+        return len(links)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.taken += 1
