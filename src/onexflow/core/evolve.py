@@ -267,7 +267,8 @@ def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoc
         task.window = min(task.of, task.window + len(event.items))
     if task.done < task.of:
         return
-    if any(state.tasks[child].status not in TERMINAL_TASK_STATES for child in graph.feeds[event.task]):
+    fed = graph.feeds[event.task]
+    if fed and any(state.tasks[child].status not in TERMINAL_TASK_STATES for child in fed):
         task.results = [item.result for item in task.items if item.result is not None]
     if event.task in graph.unlisted:
         task.items = []

@@ -99,9 +99,9 @@ class Cursor:
         self.given: deque[int] = deque()
         self.size = 0
 
-    @property
-    def has_room(self) -> bool:
-        return not self.given or (len(self.given) < FEED_WINDOW_ITEMS and self.size < FEED_WINDOW_BYTES)
+    def has_room(self, size: int) -> bool:
+        """For an item of so many bytes?"""
+        return not self.given or (len(self.given) < FEED_WINDOW_ITEMS and self.size + size <= FEED_WINDOW_BYTES)
 
     def taken(self, count: int) -> None:
         for _ in range(count):
@@ -205,7 +205,9 @@ class Feeding:
         arrivals = cursor.arrivals
         if arrivals is None or attempt.run.arrivals.get(arrivals.task) is not arrivals:
             return True
-        return cursor.has_room and (cursor.position < arrivals.durable or arrivals.is_whole)
+        if cursor.position == arrivals.durable:
+            return arrivals.is_whole
+        return cursor.has_room(len(arrivals.payload(arrivals.order[cursor.position]).data))
 
     # ---- feeding
 
@@ -246,13 +248,11 @@ class Feeding:
         """One message, if there is something for it."""
         items: list[FedItem] = []
         size = 0
-        while (
-            cursor.position < arrivals.durable and cursor.has_room and len(items) < BATCH_ITEMS and size < BATCH_BYTES
-        ):
+        while cursor.position < arrivals.durable and len(items) < BATCH_ITEMS:
             index = arrivals.order[cursor.position]
             payload = arrivals.payload(index)
             bytes_ = len(payload.data)
-            if items and size + bytes_ > BATCH_BYTES:
+            if not cursor.has_room(bytes_) or (items and size + bytes_ > BATCH_BYTES):
                 break
             items.append(FedItem(index, payload))
             size += bytes_

@@ -175,7 +175,7 @@ class Placing:
                 graph.specs[task].feed,
             )
         )  # fmt: skip
-        if attempt.token in session.fed:  # it has it already
+        if session.fed and attempt.token in session.fed:  # it has it already
             self.on_sent_again(session, attempt.token)
 
     def arm_pure(self, attempt: Attempt) -> None:

@@ -83,7 +83,7 @@ class ResultIntake:
         overtaken: list[Attempt] = []
         for result in results:
             token, status = result.token, result.status
-            if token in session.fed:
+            if session.fed and token in session.fed:
                 self.on_ended(session, token)
             attempt = self._placing.attempts.get(token)
             if attempt is None:
