@@ -24,6 +24,7 @@ DELIVERY: Final = "src/onexflow/testing/conformance/onex_event_delivery.py"
 PROJECTIONS: Final = "src/onexflow/testing/conformance/onex_projections.py"
 COORDINATOR: Final = "src/onexflow/testing/conformance/onex_event_coordinator.py"
 PERSISTENCE: Final = "src/onexflow/testing/conformance/onex_persistence.py"
+CLEAN_UP: Final = "src/onexflow/testing/conformance/onex_persistence_cuts.py"
 CUTS: Final = "tests/properties/test_cut_histories.py"
 QUEUES: Final = "tests/integration/test_work_queue_engine.py"
 HERE: Final = "tests/acceptance/test_spec_rows.py"
@@ -226,9 +227,9 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
         [
             (PERSISTENCE, "test_a_snapshot_is_the_state_at_exactly_that_event"),
             (PERSISTENCE, "test_there_is_no_snapshot_beyond_the_head"),
-            (PERSISTENCE, "test_a_clean_up_leaves_a_snapshot_and_the_rest"),
-            (PERSISTENCE, "test_what_was_cut_is_out_of_range_and_never_silence"),
-            (PERSISTENCE, "test_a_run_goes_on_after_a_clean_up"),
+            (CLEAN_UP, "test_a_clean_up_leaves_a_snapshot_and_the_rest"),
+            (CLEAN_UP, "test_what_was_cut_is_out_of_range_and_never_silence"),
+            (CLEAN_UP, "test_a_run_goes_on_after_a_clean_up"),
             (CUTS, "test_a_run_is_what_its_whole_history_says"),
         ],
     ),

@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 from onexflow.core.errors import InvalidArgument, Overloaded
-from onexflow.engine.events import book as event_book
+from onexflow.engine.events import groups as event_groups
 from onexflow.engine.events import topics as event_topics
 from onexflow.engine.events.checks import MAX_STREAMS, MIN_ACK_TIMEOUT
-from onexflow.engine.events.reader import NOT_GIVEN
+from onexflow.engine.events.deliveries import NOT_GIVEN
 from onexflow.ports.events import Consume, Filter
 from onexflow.rpc import consume_session
 from onexflow.rpc.consume_session import ConsumeStream
@@ -124,7 +124,7 @@ async def test_a_dead_letter_keeps_so_much_of_its_failure_that_it_can_be_told() 
 
 @virtual_time
 async def test_groups_are_no_more_than_can_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_book, "MAX_GROUPS", 5)
+    monkeypatch.setattr(event_groups, "MAX_GROUPS", 5)
     async with Cluster(seed=1) as cluster:
         bus = cluster.engine.events
         for n in range(5):

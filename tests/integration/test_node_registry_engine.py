@@ -411,7 +411,7 @@ async def test_a_registry_that_is_away_keeps_nobody_from_registering() -> None:
 
 async def test_no_more_guests_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_GUESTS == 10_000
-    monkeypatch.setattr("onexflow.engine.node_book.MAX_GUESTS", 2)
+    monkeypatch.setattr("onexflow.engine.guests.MAX_GUESTS", 2)
     async with Cluster(seed=1) as cluster:
         book = cluster.engine.node_registry
         made = [
@@ -504,9 +504,9 @@ async def test_an_orchestrator_that_stood_still_gives_its_guests_their_time_agai
     async with Cluster(seed=1) as cluster:
         registry = registry_of(cluster)
         await registry.base_registry.register_node(guest(), 15)
-        book = cluster.engine.node_registry
+        guests = cluster.engine.node_registry._guests
         now = asyncio.get_running_loop().time()
-        book._expire(book._guests["g"], now - 5)  # it should have been told five seconds ago
+        guests._expire(guests._guests["g"], now - 5)  # it should have been told five seconds ago
         await asyncio.sleep(14)
         assert await registry.base_registry.get_node("g") is not None
         await asyncio.sleep(2)

@@ -175,3 +175,24 @@ async def settle() -> None:
     """Let everything run that can run without time passing."""
     for _ in range(30):
         await asyncio.sleep(0)
+
+
+class Shop:
+    """A worker whose handlers wait until they are told."""
+
+    def __init__(self) -> None:
+        self.worker = Worker("shop")
+        self.gate = asyncio.Event()
+        self.ran: list[int] = []
+        self.effect = self.worker.effect("hold")(self._hold)
+        self.worker.compute("fast")(self._fast)
+        self.worker.effect("fast")(self._fast)
+
+    async def _hold(self, contract: Any) -> Any:
+        self.ran.append(contract)
+        await self.gate.wait()
+        return {"held": contract}
+
+    async def _fast(self, contract: Any) -> Any:
+        self.ran.append(contract)
+        return contract

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from onexflow.core.errors import ShardMoved, Unavailable
-from onexflow.engine.gateway import LOOK_SECONDS, PATIENCE, Router
+from onexflow.engine.routing import LOOK_SECONDS, PATIENCE, Router
 from onexflow.testing.clock import virtual_time
 
 

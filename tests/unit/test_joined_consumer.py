@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from onexflow.core.errors import ShardMoved, Unavailable
 from onexflow.core.payload import Failure
+from onexflow.engine.events.deliveries import NOT_GIVEN
 from onexflow.engine.events.joined import BEGUN_WITHIN, JoinedConsumer
-from onexflow.engine.events.reader import NOT_GIVEN
 from onexflow.ports.events import (
     Begun,
     Consume,

@@ -15,9 +15,9 @@ from onexflow.codec.payload import encode_value
 from onexflow.core.builder import WorkflowBuilder, workflow
 from onexflow.core.errors import ShardMoved, UnknownNode
 from onexflow.core.ids import RunKey
-from onexflow.engine.gateway import FORWARDED
 from onexflow.engine.placement import LOOK_SECONDS, MOVE_SECONDS, SETTLED_SECONDS, ranking
 from onexflow.engine.protocols.work_queue import WorkQueue
+from onexflow.engine.routing import FORWARDED
 from onexflow.ports.client_link import ControlRequest, RunOutcome, StartOutcome, StartRequest
 from onexflow.ports.events import EventRecord, Publish
 from onexflow.ports.persistence import StateRecord

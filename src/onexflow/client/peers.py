@@ -17,7 +17,7 @@ CALL_TIMEOUT: Final = 30.0
 
 
 class PeerPool:
-    """`engine.gateway.Peers` over gRPC. What it asks is marked as passed on, and is not repeated by itself."""
+    """`engine.routing.Peers` over gRPC. What it asks is marked as passed on, and is not repeated by itself."""
 
     def __init__(self, own_id: str, security: ClientSecurity | None = None) -> None:
         """`security`: by what the others know this orchestrator as one of them."""

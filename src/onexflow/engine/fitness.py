@@ -18,8 +18,8 @@ from typing import Final
 
 import structlog
 
-from onexflow.engine.gateway import Peers
 from onexflow.engine.kernel import Kernel
+from onexflow.engine.routing import Peers
 from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.fitness")

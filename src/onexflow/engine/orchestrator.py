@@ -38,7 +38,7 @@ from onexflow.engine.blocking import Blocking
 from onexflow.engine.calls import CallBook
 from onexflow.engine.events.book import EventBook
 from onexflow.engine.fitness import Fitness
-from onexflow.engine.gateway import Peer, Peers, gateways
+from onexflow.engine.gateway import gateways
 from onexflow.engine.housekeeping import Housekeeping
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.measures import measure
@@ -52,6 +52,7 @@ from onexflow.engine.queries import FollowListener, Queries
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.queue_bridge import QueueBridge
 from onexflow.engine.records import RecordBook
+from onexflow.engine.routing import Peer, Peers
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.engine.shard import Entity, Shard

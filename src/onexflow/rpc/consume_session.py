@@ -12,8 +12,8 @@ from onexflow.codec.wire import common
 from onexflow.codec.wire import events as wire
 from onexflow.codec.wire.worker import cut
 from onexflow.core.errors import Draining, ProtocolViolation
-from onexflow.engine.events.reader import NOT_GIVEN
-from onexflow.engine.gateway import FORWARDED
+from onexflow.engine.events.deliveries import NOT_GIVEN
+from onexflow.engine.routing import FORWARDED
 from onexflow.ports.events import Begun, Consumer, Delivery, EventService, Left, Position, Reached, Told
 from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
 from onexflow.spi.exceptions import SPIError

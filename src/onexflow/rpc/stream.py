@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from onexflow.core.errors import ProtocolViolation, Unavailable
-from onexflow.engine.gateway import FORWARDED
+from onexflow.engine.routing import FORWARDED
 from onexflow.rpc.channel import FORWARDED_MARK
 from onexflow.rpc.status import judged, to_status
 from onexflow.spi.exceptions import SPIError

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from onexflow.core.errors import DeadlineExceeded
-from onexflow.engine.gateway import PASSED_ON
+from onexflow.engine.routing import PASSED_ON
 from onexflow.rpc.status import judged
 from onexflow.rpc.stream import Context, abort, mark
 from onexflow.spi.exceptions import SPIError

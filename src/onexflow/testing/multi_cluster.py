@@ -15,20 +15,18 @@ block that raised nothing the store's log is audited, and no append may have bee
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
-from math import inf
 from random import Random
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 from uuid import UUID
 
 from onexflow.audit import audit
 from onexflow.codec.definitions import dump_definition
 from onexflow.codec.payload import JsonCodec, decode_value, encode_value
 from onexflow.core.definition import WorkflowDefinition
-from onexflow.core.errors import Coded, DeadlineExceeded, RunFailed, StoreUnavailable, Unavailable
+from onexflow.core.errors import Coded, DeadlineExceeded, RunFailed, Unavailable
 from onexflow.core.ids import RunKey, shard_of_slot
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.engine.protocols import ServiceCaller
@@ -50,8 +48,11 @@ from onexflow.storage.memory import MemoryStore
 from onexflow.testing.calls import WorkerCalls
 from onexflow.testing.clock import SeededIds, VirtualClock
 from onexflow.testing.links import InProcessStream
+from onexflow.testing.multi_members import ClusterMember, MemberRegistry, MemberStore, MultiWorker, Prober
 from onexflow.worker.handlers import Worker
 from onexflow.worker.runtime import WorkerRuntime
+
+__all__ = ["ClusterMember", "MultiCluster", "MultiWorker"]
 
 T = TypeVar("T")
 
@@ -61,121 +62,6 @@ _RETRY_SECONDS: Final = 0.05
 _PING_SECONDS: Final = 5.0
 #: How long a call is repeated, in virtual seconds.
 PATIENCE: Final = 120.0
-
-
-class MemberStore:
-    """One member's way to the store: calls wait while the member is frozen, and fail once it is dead."""
-
-    def __init__(self, inner: EventStore, delays: Random, slowest: float) -> None:
-        #: May be replaced, by a `FaultyStore` over it.
-        self.inner = inner
-        self._delays = delays
-        self._slowest = slowest
-        #: Seconds that every call takes longer, there and back each: this member alone is far away.
-        self.delay = 0.0
-        self._runs = asyncio.Event()
-        self._runs.set()
-        self.is_dead = False
-        #: (shard, epoch) of each part of an append that was accepted, and loop time.
-        self.accepted: list[tuple[float, int, int]] = []
-        #: Parts that were refused as another's.
-        self.rejected = 0
-        #: (shard, epoch, the store's epoch) of each part that was accepted though another owner had claimed the shard.
-        self.deposed: list[tuple[int, int, int]] = []
-
-    def freeze(self) -> None:
-        self._runs.clear()
-
-    def thaw(self) -> None:
-        self._runs.set()
-
-    async def _turn(self) -> None:
-        if self._slowest or self.delay:
-            await asyncio.sleep(self.delay + self._delays.uniform(0, self._slowest))
-        await self._runs.wait()
-        if self.is_dead:
-            raise StoreUnavailable("the process is dead", {"fatal": True})
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.inner, name)
-        if not inspect.iscoroutinefunction(found) or name == "close":
-            return found
-
-        async def guarded(*arguments: Any, **named: Any) -> Any:
-            await self._turn()
-            owners = {shard: epoch for shard, epoch, _ in await self.inner.owners()} if name == "append" else {}
-            answer = await found(*arguments, **named)
-            if name == "append":
-                now = asyncio.get_running_loop().time()
-                parts = [part for part in arguments[0] if part.shard in answer.stored]
-                self.accepted.extend((now, part.shard, part.epoch) for part in parts)
-                self.rejected += len(answer.refused)
-                self.deposed.extend(
-                    (part.shard, part.epoch, owners[part.shard]) for part in parts if part.epoch < owners[part.shard]
-                )
-            await self._turn()  # what a frozen process asked for before is answered later
-            return answer
-
-        return guarded
-
-
-class MemberRegistry(MemoryRegistry):
-    """One member's registry: a frozen process renews nothing."""
-
-    _is_frozen = False
-
-    def beat(self) -> None:
-        if not self._is_frozen:
-            super().beat()
-
-    def freeze(self) -> None:
-        self._is_frozen = True
-        self._beat = -inf  # not even once more, for the beat that came before
-
-    def thaw(self) -> None:
-        self._is_frozen = False
-
-
-class ClusterMember:
-    """One orchestrator process."""
-
-    def __init__(self, engine: Orchestrator, registry: MemberRegistry, store: MemberStore) -> None:
-        self.engine = engine
-        self.registry = registry
-        self.store = store
-        self.state: Literal["running", "frozen", "dead"] = "running"
-        #: Set while it does not run.
-        self.gone = asyncio.Event()
-
-    @property
-    def id(self) -> str:
-        return self.engine.orchestrator_id
-
-
-class MultiWorker:
-    """One worker process, with a stream to each orchestrator."""
-
-    def __init__(self, runtime: WorkerRuntime, registry: MemoryRegistry) -> None:
-        self.runtime = runtime
-        self.registry = registry
-        self.streams: dict[str, InProcessStream] = {}
-        self.is_dead = False
-
-
-class _Prober:
-    """Liveness addresses are incarnations."""
-
-    def __init__(self, cluster: MultiCluster) -> None:
-        self._cluster = cluster
-
-    async def probe(self, address: str) -> str | None:
-        for member in self._cluster.lives:
-            if member.engine.incarnation == address and member.state != "dead":
-                if member.state == "frozen":
-                    raise Unavailable(f"no answer from {address}")
-                return address
-        alive = any(w.runtime.incarnation == address and not w.is_dead for w in self._cluster.workers.values())
-        return address if alive else None
 
 
 class MultiCluster:
@@ -268,7 +154,7 @@ class MultiCluster:
             codec=JsonCodec(),
             orchestrator_id=name,
             incarnation=incarnation,
-            prober=_Prober(self),
+            prober=Prober(self.lives, self.workers),
             on_fatal=self.fatal.append,
             shared=True,
             peers=partial(self._peer, name),

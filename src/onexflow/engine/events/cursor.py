@@ -89,6 +89,18 @@ class Cursor:
             self.open[offset] = Open(attempts)
             self.wait(offset, 0.0)
 
+    def give_to(self, member: Member | None, *, rewind: bool) -> None:
+        """The shard changes hands. `rewind`: its next owner gets all again that is not saved (a projection)."""
+        self.owner, self.heir, self.reached = member, None, 0
+        if rewind and member is not None:
+            self.forget_open()
+            self.next = max(1, self.saved)
+
+    def inherit(self, *, rewind: bool) -> None:
+        """Once the owner has answered everything, the heir gets the shard."""
+        if self.heir is not None and not self.out:
+            self.give_to(self.heir, rewind=rewind)
+
     def forget_open(self, first: int = 0) -> None:
         """Take back all deliveries from that offset on, without a word to their members."""
         for offset in [offset for offset in self.open if offset >= first]:

@@ -58,7 +58,7 @@ class DeadLetters:
             if wanting and await self._log.at(*place) is not None:
                 self._forget(namespace, group, place)
                 for reader in wanting:
-                    reader.reopen(*place)
+                    reader.deliveries.reopen(*place)
                 count += 1
         await self._kernel.lane.durable()
         return count

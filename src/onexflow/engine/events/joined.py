@@ -18,7 +18,8 @@ import structlog
 from onexflow.core.errors import ShardMoved, Unavailable
 from onexflow.core.identity import ON_BEHALF, Identity
 from onexflow.core.payload import Failure
-from onexflow.engine.events.reader import BATCH, NOT_GIVEN
+from onexflow.engine.events.deliveries import NOT_GIVEN
+from onexflow.engine.events.reader import BATCH
 from onexflow.ports.events import (
     Begun,
     Consume,

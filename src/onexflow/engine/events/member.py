@@ -67,17 +67,17 @@ class Member:
 
     def ack(self, positions: Sequence[Position], done: Done | None = None) -> None:
         if self.reader is not None:
-            self.reader.ack(self, positions, done)
+            self.reader.deliveries.ack(self, positions, done)
         else:
             self._too_early(done)
 
     def reject(self, position: Position, error: Failure, delay: float) -> None:
         if self.reader is not None:
-            self.reader.reject(self, position, error, max(0.0, delay))
+            self.reader.deliveries.reject(self, position, error, max(0.0, delay))
 
     def bury(self, position: Position, error: Failure, done: Done | None = None) -> None:
         if self.reader is not None:
-            self.reader.bury(self, position, error, done)
+            self.reader.deliveries.bury(self, position, error, done)
         else:
             self._too_early(done)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -11,11 +11,12 @@ from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
 from onexflow.engine.events import names
 from onexflow.engine.events.checks import check_key, check_names
+from onexflow.engine.events.groups import Groups
+from onexflow.engine.events.homes import Homes
 from onexflow.engine.events.names import StateRecord
 from onexflow.engine.events.reader import Reader
 from onexflow.engine.events.registers import registers
 from onexflow.engine.kernel import Kernel
-from onexflow.engine.shard import Shard
 from onexflow.engine.stream import stream_key
 from onexflow.ports.events import MAX_STATE, ProjectionState
 
@@ -26,25 +27,17 @@ FORGOTTEN = 1000
 class Projections:
     """Those among the groups that are projections."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        groups: Mapping[tuple[str, str], Reader],
-        find: Callable[[str, str], Awaitable[Reader | None]],
-        home: Callable[[str, str, str], Awaitable[Shard]],
-    ) -> None:
-        """`find` gives a group as its home has it, `home` the shard in which a group is kept, when that is owned here."""
+    def __init__(self, kernel: Kernel, groups: Groups, homes: Homes) -> None:
         self._kernel = kernel
         self._groups = groups
-        self._find = find
-        self._home = home
+        self._homes = homes
 
     async def _known(self, namespace: str, name: str) -> Reader:
         if self._kernel.is_shared:
             check_names(namespace, name)
-            reader = await self._find(namespace, name)
+            reader = await self._groups.find(namespace, name)
         else:
-            reader = self._groups.get((namespace, name))
+            reader = self._groups.get(namespace, name)
         if reader is None or not reader.is_projection:
             raise UnknownProjection(f"no projection {name!r} was ever registered", {"projection": name})
         return reader
@@ -84,7 +77,7 @@ class Projections:
         for key, state in states.items():
             data = names.encode(StateRecord(reader.config.born, state)) if state.data else b""
             owned.put(names.state(namespace, name, key), data)
-        reader.saved(cursor, offset)
+        reader.deliveries.saved(cursor, offset)
         await self._kernel.lane.durable()
 
     async def _is_stored(self, namespace: str, name: str, shard: int, states: Mapping[RunKey, Payload]) -> bool:
@@ -107,7 +100,7 @@ class Projections:
                 raise Unavailable(f"projection {name!r} is not read in shard {shard.id} yet", {"projection": name})
             offset = cursor.saved
             data = await shard.register(self._kernel.store, names.state(namespace, name, key))
-            if cursor.saved != offset or self._groups.get((namespace, name)) is not reader:
+            if cursor.saved != offset or self._groups.get(namespace, name) is not reader:
                 continue  # written meanwhile
             record = names.decode(data, StateRecord) if data else None
             if record is not None and record.born != reader.config.born:
@@ -134,7 +127,7 @@ class Projections:
     async def reset(self, namespace: str, name: str) -> None:
         """A new `born`: from then on nothing that is stored counts, and it can be forgotten at leisure."""
         if self._kernel.is_shared:
-            await self._home("group", namespace, name)
+            await self._homes.wait_known("group", namespace, name)
         reader = await self._known(namespace, name)
         assert reader.config is not None, "a projection is stored"
         reader.end(
@@ -144,13 +137,13 @@ class Projections:
             )
         )
         born = max(self._kernel.now(), reader.config.born + 1)
-        reader.config = msgspec.structs.replace(reader.config, born=born)
+        reader.standings.config = config = msgspec.structs.replace(reader.config, born=born)
         home = self._kernel.shard_of(names.home("group", namespace, name))
-        home.put(names.group_config(namespace, name), names.encode(reader.config))
+        home.put(names.group_config(namespace, name), names.encode(config))
         for cursor in reader.cursors.values():
             cursor.forget_open()
             cursor.next, cursor.begins, cursor.not_before = 1, 1, 0.0
-            reader.saved(cursor, 0)
+            reader.deliveries.saved(cursor, 0)
         await self._kernel.lane.durable()
         await self.forget(namespace, name)
 
@@ -161,7 +154,7 @@ class Projections:
             async for register, _ in registers(self._kernel, shard.id, names.states(namespace, name)):
                 # Looked at again: since the page was read, a state that counts may have come in its place.
                 data = await shard.register(self._kernel.store, register)
-                reader = self._groups.get((namespace, name))
+                reader = self._groups.get(namespace, name)
                 born = reader.config.born if reader is not None and reader.config is not None else None
                 if shard.moved is not None:
                     break

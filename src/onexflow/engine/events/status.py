@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from onexflow.core.ids import RunKey
 from onexflow.core.turn import SECOND
 from onexflow.engine.events import names
+from onexflow.engine.events.dead import DeadLetters
+from onexflow.engine.events.groups import Groups
 from onexflow.engine.events.log import Located
 from onexflow.engine.events.names import GroupConfig, Standing
 from onexflow.engine.events.reader import Reader
+from onexflow.engine.events.registers import registers
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.stream import is_stream
 from onexflow.ports.events import EventStatus, GroupView, Position
@@ -21,7 +25,41 @@ HELD_EVENTS: Final = 1_000_000
 HELD_SECONDS: Final = 7 * 86_400
 
 
-def view_of(kernel: Kernel, reader: Reader, dead_letters: int) -> GroupView:
+async def views_of(kernel: Kernel, groups: Groups, dead: DeadLetters, namespace: str) -> list[GroupView]:
+    """The groups of a namespace: all of them; of several orchestrators who reads, what is not answered, and dead letters,
+    here alone."""
+    await kernel.lane.durable()
+    if kernel.is_shared:
+        return await _shared_views(kernel, groups, dead, namespace)
+    return [_view(kernel, reader, await dead.count(namespace, reader.name)) for reader in groups.of(namespace)]
+
+
+async def _shared_views(kernel: Kernel, groups: Groups, dead: DeadLetters, namespace: str) -> list[GroupView]:
+    """The groups as the store has them."""
+    heads = await kernel.store.heads()
+    views = []
+    for name, config in sorted(await _stored_groups(kernel, namespace)):
+        found = await kernel.store.find_register(names.position(namespace, name))
+        standings = {number: names.decode(stored, Standing) for number, stored in found}
+        letters = await dead.count(namespace, name)
+        known = groups.get(namespace, name)
+        views.append(_stored_view(namespace, name, config, standings, heads, letters, known))
+    return views
+
+
+async def _stored_groups(kernel: Kernel, namespace: str) -> list[tuple[str, GroupConfig]]:
+    async def of(shard: int) -> list[tuple[str, GroupConfig]]:
+        prefix = names.group_config(namespace, "")
+        return [
+            (names.parts_of(register)[1], names.decode(data, GroupConfig))
+            async for register, data in registers(kernel, shard, prefix)
+        ]
+
+    shards = await asyncio.gather(*(of(shard) for shard in range(kernel.store.shards)))
+    return [group for groups in shards for group in groups]
+
+
+def _view(kernel: Kernel, reader: Reader, dead_letters: int) -> GroupView:
     lows = {shard: _low(reader, shard) for shard in reader.cursors}
     return GroupView(
         name=reader.name,
@@ -35,7 +73,7 @@ def view_of(kernel: Kernel, reader: Reader, dead_letters: int) -> GroupView:
     )
 
 
-def stored_view(
+def _stored_view(
     namespace: str,
     name: str,
     config: GroupConfig,
@@ -122,7 +160,7 @@ def held_by(kernel: Kernel, groups: Iterable[Reader], shard: int, key: RunKey) -
         if shard not in reader.cursors:
             continue
         low = _low(reader, shard)
-        seen = now if reader.members else reader.seen_at
+        seen = now if reader.members else reader.standings.seen_at
         if low < head and head - low <= HELD_EVENTS and now - seen <= HELD_SECONDS * SECOND:
             lows.append(low)
     return min(lows, default=None)
