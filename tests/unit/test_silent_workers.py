@@ -239,3 +239,40 @@ async def test_a_reducer_of_a_stopped_worker_is_begun_elsewhere() -> None:
         gate.set()
         await cluster.result(key)
         assert script.calls[1].worker != frozen.id
+
+
+@pytest.mark.parametrize("away", ["stopped", "cut off"])
+@pytest.mark.parametrize("handler", ["send", "charge"])
+def test_a_member_that_cannot_be_reached_keeps_its_effects_for_the_time_of_a_lease(handler: str, away: str) -> None:
+    """Its lease goes on, as it reaches the registry. What may run twice is begun elsewhere all the same, and what may not
+    waits for it."""
+
+    @virtual_time
+    async def scenario() -> None:
+        script = Script()
+        gate = script.gate(handler)
+        async with Cluster() as cluster:
+            await ready(cluster, script, single("effect", handler), workers=2)
+            key = (await cluster.start("single", 5)).key
+            await script.called(handler)
+            there = cluster.workers[script.calls[0].worker]
+            there.freeze()
+            if away == "cut off":
+                there.cut()
+            away_at = now()
+            await asyncio.sleep(4.9)
+            assert script.count(handler) == 1
+            await asyncio.sleep(1.0)
+            assert script.count(handler) == (2 if handler == "send" else 1)
+            if handler == "send":
+                assert script.calls[1].worker != there.id
+                assert script.calls[1].at - away_at < 6.0
+            await asyncio.sleep(30)
+            gate.set()
+            there.thaw()
+            if there.stream is None or not there.stream.is_open:
+                cluster.reconnect(there.id)
+            assert await cluster.result(key) == 5
+            assert script.count(handler) == (2 if handler == "send" else 1)
+
+    scenario()

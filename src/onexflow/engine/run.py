@@ -56,6 +56,11 @@ class Attempt:
         #: Loop time of the last sign of progress, for the heartbeat timeout.
         self.progress_at = 0.0
 
+    @property
+    def may_repeat(self) -> bool:
+        """May it run twice? An effect says so when it is authorised."""
+        return self.run.state.tasks[self.task].items[self.item].idempotent
+
 
 class Run:
     """One open run, owned by its shard. Changed by the shard loop only."""

@@ -3,7 +3,7 @@
 A stream that breaks is a suspicion, not a death. Its worker is probed at its own liveness address: refused, or another
 incarnation answering, is proof, and everything it ran is lost. Otherwise pure attempts are dispatched anew unless it is
 back in a moment, and effects wait: for the worker's return (it tells what it holds), for proof, or for the end of its
-lease. A worker that falls silent while its stream stands is a smaller suspicion (`engine.pulse`): what may run twice is
+lease; those that may run twice no longer than a lease's time without a word and an answer. A worker that falls silent while its stream stands is a smaller suspicion (`engine.pulse`): what may run twice is
 begun elsewhere.
 """
 
@@ -254,7 +254,8 @@ class Sessions:
         self._watches: dict[str, asyncio.Task[None]] = {}
         #: Loop time until which those that are watched may come back to their pure attempts.
         self._return_by: dict[str, float] = {}
-        self._doubts: dict[str, asyncio.Task[None]] = {}
+        #: By incarnation, and the seconds of silence after which they are judged.
+        self._doubts: dict[tuple[str, float], asyncio.Task[None]] = {}
         self._unnamed: set[WorkerSession] = set()
         self.pulse = Pulse(self.by_worker.values, self._look, self.on_silent)
         self._unsubscribe = registry.subscribe(self._on_member)
@@ -398,6 +399,7 @@ class Sessions:
         for attempt in moved:
             self.hub.give_back(attempt)
         self.ask(session, {attempt.token.shard for attempt in moved})
+        self._doubt_it(session, self._lease_ttl)
 
     def on_heard(self, session: WorkerSession) -> None:
         """The first word of a silent one."""
@@ -452,25 +454,32 @@ class Sessions:
         session = self.by_worker.get(record.node_id)
         if event.type != "down" or session is None or session.incarnation != record.incarnation:
             return
-        if record.incarnation not in self._doubts:
-            task = asyncio.get_running_loop().create_task(self._doubt(session), name="worker-doubt")
-            self._doubts[record.incarnation] = task
+        self._doubt_it(session, QUIET_SECONDS)
 
-    async def _doubt(self, session: WorkerSession) -> None:
-        """It is, if it says something or answers at its liveness port. Else its stream is given up; at once if it was
-        looked for in vain before, and what it ran is lost when the next look is in vain, too."""
+    def _doubt_it(self, session: WorkerSession, seconds: float) -> None:
+        """Judge a worker when it has been silent for so long."""
+        key = session.incarnation, seconds
+        if key not in self._doubts:
+            doubt = self._doubt(session, seconds, key)
+            self._doubts[key] = asyncio.get_running_loop().create_task(doubt, name="worker-doubt")
+
+    async def _doubt(self, session: WorkerSession, seconds: float, key: tuple[str, float]) -> None:
+        """It is still there if it says something or answers at its liveness port. Else its stream is given up; at once if
+        it was looked for in vain before, and what it ran is lost when the next look is in vain, too."""
         loop = asyncio.get_running_loop()
         try:
             heard_at = session.heard_at
-            await asyncio.sleep(max(0.0, heard_at + QUIET_SECONDS - loop.time()))
+            await asyncio.sleep(max(0.0, heard_at + seconds - loop.time()))
+            if session.heard_at != heard_at or not session.is_open:
+                return
             liveness = session.hello.liveness if session.hello is not None else ""
             answer = None if session.is_silent else await self._answer(liveness)
             if session.heard_at == heard_at and answer != session.incarnation and session.is_open:
                 log.warning("worker.silent", worker=session.worker_id, incarnation=session.incarnation)
-                session.close("the worker is silent, and its membership has ended")
+                session.close("the worker is silent")
                 session.on_close(planned=False)
         finally:
-            del self._doubts[session.incarnation]
+            del self._doubts[key]
 
     async def _watch(self, incarnation: str, worker: str, liveness: str, heard_at: float) -> None:
         try:
@@ -491,10 +500,12 @@ class Sessions:
             may_return = self._return_by.get(incarnation, 0.0) - loop.time()
             if may_return <= 0:
                 self._release_pure(incarnation)
-            registered = any(record.incarnation == incarnation for record in self._registry.members())
-            if not registered and loop.time() - silent_since > self._lease_ttl:
-                self.declare_dead(incarnation, worker)
-                return
+            if loop.time() - silent_since > self._lease_ttl:
+                if not any(record.incarnation == incarnation for record in self._registry.members()):
+                    self.declare_dead(incarnation, worker)
+                    return
+                if liveness:  # it was looked for: a member that cannot be reached is of no use here
+                    self._lose_repeatable(incarnation, worker)
             await asyncio.sleep(may_return if may_return > 0 else PROBE_SECONDS)
 
     async def _answer(self, liveness: str) -> str | None:
@@ -512,6 +523,16 @@ class Sessions:
             if attempt.role != "effect":
                 del orphans[token]
                 self.hub.give_back(attempt)
+        if not orphans:
+            self.orphans.pop(incarnation, None)
+
+    def _lose_repeatable(self, incarnation: str, worker: str) -> None:
+        """What may run twice is begun elsewhere. The rest waits: the worker may still come back with its true end."""
+        orphans = self.orphans.get(incarnation, {})
+        for token, attempt in list(orphans.items()):
+            if attempt.may_repeat:
+                del orphans[token]
+                self.hub.lose(attempt, worker)
         if not orphans:
             self.orphans.pop(incarnation, None)
 
