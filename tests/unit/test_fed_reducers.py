@@ -321,6 +321,57 @@ async def test_a_fold_that_is_overtaken_by_a_late_result_is_stopped() -> None:
 
 
 @virtual_time
+async def test_a_late_failure_stops_the_fold_that_waits_for_items_elsewhere() -> None:
+    """It ends the attempt of both: nobody feeds the other one any more, which says nothing by itself."""
+    more, fail = asyncio.Event(), asyncio.Event()
+    folds: list[list[int]] = []
+
+    def worker() -> Worker:
+        made = Worker("fed")
+
+        @made.compute("item")
+        async def item(number: int) -> int:
+            if number >= 100:
+                await more.wait()
+            return number
+
+        @made.reducer("total")
+        async def total(contract: Any, ctx: Context) -> int:
+            fold: list[int] = []
+            folds.append(fold)
+            is_first = len(folds) == 1
+            async for index, _ in aiter(ctx.items()):
+                fold.append(index)
+                if is_first and len(fold) == 100:
+                    await fail.wait()
+                    raise OSError("again")
+            return sum(fold)
+
+        return made
+
+    async with Cluster() as cluster:
+        await cluster.register(flow(retry=RetryPolicy(initial_delay=0.1)).build())
+        await cluster.add_worker(worker(), "c", slots={"compute": 4, "reducer": 0})
+        for name in ("r0", "r1"):
+            await cluster.add_worker(worker(), name, slots={"compute": 0, "reducer": 1})
+        key = (await cluster.start("fed", list(range(200)))).key
+        await until(lambda: folds and len(folds[0]) == 100)
+        frozen = cluster.workers[holder(cluster)]
+        frozen.freeze()
+        await until(lambda: len(folds) == 2 and len(folds[1]) == 100)
+        await asyncio.sleep(0.1)
+        fail.set()
+        await asyncio.sleep(0.1)
+        frozen.thaw()
+        await until(lambda: len(folds) == 3)
+        await asyncio.sleep(1)
+        assert holder(cluster), "one fold, and no other"
+        more.set()
+        assert await cluster.result(key) == sum(range(200))
+        assert len(folds) == 3
+
+
+@virtual_time
 async def test_a_silent_worker_without_another_goes_on_with_its_fold() -> None:
     async with Cluster() as cluster:
         work = Work(0.1)
