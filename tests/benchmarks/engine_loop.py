@@ -25,6 +25,7 @@ from onexflow.app.tuning import settle_memory
 from onexflow.codec.definitions import dump_definition
 from onexflow.codec.payload import JsonCodec
 from onexflow.codec.wire import worker as wire
+from onexflow.core.ids import Token
 from onexflow.core.payload import Payload
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.ports.client_link import RunOutcome, StartOutcome, StartRequest
@@ -34,6 +35,8 @@ from onexflow.ports.worker_link import (
     Assignments,
     AttemptResult,
     Credits,
+    Fed,
+    Feed,
     HandlerInfo,
     Hello,
     Results,
@@ -61,15 +64,31 @@ class InstantWorker:
         self.excluded = 0.0
         self.holds = False
         self._waiting: list[Assignment] = []
+        self._folds: dict[Token, Assignment] = {}
+        #: Items that its reducers were fed.
+        self.fed = 0
 
     def send(self, message: ToWorker) -> None:
-        if isinstance(message, Assignments | Ack):
+        if isinstance(message, Assignments | Ack | Feed):
             for one in wire.to_responses(message):
                 one.SerializeToString()
         if isinstance(message, Assignments):
-            if not (self._waiting or self.holds):
-                asyncio.get_running_loop().call_soon(self._answer)
-            self._waiting.extend(message.assignments)
+            for assignment in message.assignments:
+                if assignment.fed:
+                    self._folds[assignment.token] = assignment
+                    asyncio.get_running_loop().call_soon(self._say, Fed(assignment.token, 0))
+            self._take([one for one in message.assignments if not one.fed])
+        elif isinstance(message, Feed):
+            self.fed += len(message.items)
+            if message.items:
+                asyncio.get_running_loop().call_soon(self._say, Fed(message.token, len(message.items)))
+            if message.is_last:
+                self._take([self._folds.pop(message.token)])
+
+    def _take(self, assignments: list[Assignment]) -> None:
+        if not (self._waiting or self.holds):
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._waiting.extend(assignments)
 
     def let_go(self) -> None:
         """Answer what was held, and what comes."""
@@ -87,7 +106,7 @@ class InstantWorker:
             self._say(Results([AttemptResult(one.token, "completed", RESULT, None, at, at) for one in part]))
         self._say(Credits(Counter(one.role for one in taken)))
 
-    def _say(self, message: Results | Credits) -> None:
+    def _say(self, message: Results | Credits | Fed) -> None:
         assert self.peer is not None
         began = time.thread_time()
         raw = [one.SerializeToString() for one in wire.to_requests(message)]

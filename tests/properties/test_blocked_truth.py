@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onexflow.core.blocked import BY_NAME, Blocked
-from onexflow.core.errors import RunFailed
+from onexflow.core.errors import InvalidTransition, RunFailed
 from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey
 from onexflow.core.machine import TERMINAL_TASK_STATES, TERMINAL_WORKFLOW_STATES, WORKFLOW_STATES
@@ -23,6 +23,7 @@ from onexflow.ports.event_store import RunFilter
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing.clock import run_virtual
 from onexflow.testing.multi_cluster import MultiCluster, MultiWorker
+from onexflow.worker.context import Context
 from onexflow.worker.handlers import Worker
 from support.random_graphs import graphs
 
@@ -89,7 +90,7 @@ class Harness:
         for role, register in roles.items():
             for number in range(8):
                 options = {"idempotent": bool(number % 2)} if role == "effect" else {}
-                register(f"t{number}", **options)(self.handle)
+                register(f"t{number}", **options)(self.fold if role == "reducer" else self.handle)
         worker.effect("undo", idempotent=True)(self.handle)
         return worker
 
@@ -98,6 +99,12 @@ class Harness:
         if self.random.random() < 0.2:
             raise OSError("the world is away")
         return contract
+
+    async def fold(self, contract: Any, ctx: Context) -> Any:
+        with suppress(InvalidTransition):  # it is not fed
+            async for _ in ctx.items():
+                await self.cluster.clock.sleep(self.random.choice([0.0, 0.0, 0.5]))
+        return await self.handle(contract)
 
     async def do(self, action: str, which: int) -> None:
         cluster = self.cluster

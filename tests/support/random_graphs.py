@@ -55,6 +55,11 @@ def graphs(draw: st.DrawFn) -> Graph:
             tasks[-1] = msgspec.structs.replace(tasks[-1], compensation=draw(st.sampled_from(_COMPENSATIONS)))
         if tasks[-1].map:
             tasks[-1] = msgspec.structs.replace(tasks[-1], max_parallel=draw(st.sampled_from((0, 1, 2))))
+        elif tasks[-1].role == "reducer" and [one.role for one in tasks if one.name in hard and one.map] in (
+            ["effect"],
+            ["compute"],
+        ):
+            tasks[-1] = msgspec.structs.replace(tasks[-1], feed=len(hard) == 1 and draw(st.booleans()))
     return compile_graph(
         WorkflowDefinition(
             workflow_type="random",

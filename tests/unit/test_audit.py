@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -225,6 +225,53 @@ async def test_a_token_of_an_effect_has_one_end_across_retries(name: str) -> Non
     assert (await audit(log.store)).findings == []
     log.rewrite(TOKENS[name])
     assert rules(await audit(log.store)) & {"task-transition", "attempt"}
+
+
+async def fed() -> Log:
+    """The log of two items and the reducer that was fed them."""
+    flow = workflow("fed")
+    flow.reducer("total", feed=True, depends_on=[flow.compute("item", map="input")])
+    model = Model(graph_of(flow), [1, 2])
+    model.complete("item", 1, result=2)
+    model.complete("item", 0, result=1)
+    model.complete("total", result=3)
+    assert model.state.status == "completed"
+    return await stored(model)
+
+
+def of_task(kind: type[Event], task: int) -> Callable[[Event], bool]:
+    return lambda event: isinstance(event, kind) and getattr(event, "task", -1) == task
+
+
+def before(wanted: Callable[[Event], bool], place: Callable[[Event], bool]) -> Callable[[list[Event]], list[Event]]:
+    """The events that are wanted stand before the first that is at that place."""
+
+    def change(events: list[Event]) -> list[Event]:
+        moving = [one for one in events if wanted(one)]
+        others = [one for one in events if not wanted(one)]
+        index = next(index for index, one in enumerate(others) if place(one))
+        return [*others[:index], *moving, *others[index:]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        before(of_task(TaskCompleted, 1), of_task(TaskCompleted, 0)),
+        before(of_task(TaskScheduled, 1), of_task(TaskScheduled, 0)),
+        lambda events: [one for one in events if not (of_task(TaskCompleted, 0)(one) and one.items == [0])],
+    ],
+    ids=["it completes before its items", "it is scheduled before them", "an item has no end"],
+)
+@virtual_time
+async def test_a_fed_reducer_begins_with_its_items_and_ends_after_them(
+    change: Callable[[list[Any]], list[Event]],
+) -> None:
+    log = await fed()
+    assert (await audit(log.store)).findings == []
+    log.rewrite(change)
+    assert rules(await audit(log.store)) & {"dependency"}
 
 
 async def undone() -> Log:

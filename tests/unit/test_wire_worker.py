@@ -58,6 +58,8 @@ ASSIGNMENT = link.Assignment(
         link.Results([link.AttemptResult(TOKEN, "stopped")], {"effect": 3}),
         link.Held(3, 9, [TOKEN]),
         link.Progress(TOKEN, Payload(b'"half"')),
+        link.Fed(TOKEN, 0),
+        link.Fed(TOKEN, 64),
         link.WorkerDraining(),
         link.Lifecycle((link.HandlerInfo("effect", "charge", True, "ready"), link.HandlerInfo("orchestrator", "lead"))),
         link.Goodbye(),
@@ -76,6 +78,9 @@ def test_messages_of_a_worker_come_back_as_they_went(message: link.FromWorker) -
         link.ShardEpoch(1, 2),
         link.Assignments([ASSIGNMENT]),
         link.Assignments([ASSIGNMENT], link.Ack([TOKEN], [Token(1, 1, 1)], {3: 2**50})),
+        link.Assignments([msgspec.structs.replace(ASSIGNMENT, fed=True)]),
+        link.Feed(TOKEN, [link.FedItem(7, Payload(b"[1]")), link.FedItem(0, Payload(b"\x00", "raw"))]),
+        link.Feed(TOKEN, [], True),
         link.Ack([TOKEN], [Token(1, 1, 1)], {3: 2**50}),
         link.Cancel([TOKEN], "because"),
         link.Recall("compute", 3),
@@ -99,6 +104,16 @@ def test_batches_are_cut_at_64_entries_and_at_a_mebibyte() -> None:
     assert all(one.ByteSize() <= 1 << 20 for one in wire.to_requests(large))
 
     assert list(wire.to_requests(link.Results([]))) == []
+
+
+def test_a_feed_is_cut_and_its_last_part_is_the_last() -> None:
+    feed = link.Feed(TOKEN, [link.FedItem(index, Payload(b"1")) for index in range(130)], True)
+    parts = [wire.from_response(one) for one in wire.to_responses(feed)]
+    assert [(len(part.items), part.is_last) for part in parts if isinstance(part, link.Feed)] == [
+        (64, False),
+        (64, False),
+        (2, True),
+    ]
 
 
 def test_what_goes_along_with_a_batch_goes_once() -> None:

@@ -16,7 +16,7 @@ RULES: Final[dict[str, str]] = {
     "run-transition": "a run was in a state that this event cannot follow",
     "after-the-end": "an event follows the run's terminal one",
     "task-transition": "a task's item was in a state that this event cannot follow",
-    "dependency": "a task was scheduled before what it depends on had ended",
+    "dependency": "a task was scheduled before what it depends on had ended, or a fed reducer ended before its items",
     "attempt": "an attempt's number is not one more than that of the attempt before",
     "open-task": "a run completed with a task that had not ended",
     "compensation": "something was undone that had not been done, or in the wrong order; or a run ended without undoing it",

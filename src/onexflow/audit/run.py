@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -41,13 +41,17 @@ class Plan:
         self.matters = [not task.get("allow_failure") for task in tasks]
         self.at_once = [int(task.get("max_parallel", 0)) for task in tasks]
         self.roles = [task["role"] for task in tasks]
+        #: Of a fed reducer the task that feeds it, with which it begins; and the other way round.
+        self.fed_by = [hard[0] if task.get("feed") else -1 for task, hard in zip(tasks, self.hard, strict=True)]
+        self.feeds = [[fed for fed, feeder in enumerate(self.fed_by) if feeder == index] for index in range(len(tasks))]
         #: Behind the tasks come those that undo them.
         self.count = len(tasks)
         undone = [index for index, task in enumerate(tasks) if "compensation" in task]
         self.undo = {index: self.count + number for number, index in enumerate(undone)}
         self.names += [f"{self.names[index]}.undo" for index in undone]
-        for lists in (self.hard, self.soft, self.parents):
+        for lists in (self.hard, self.soft, self.parents, self.feeds):
             lists += [[] for _ in undone]
+        self.fed_by += [-1] * len(undone)
         self.setup += [False] * len(undone)
         self.matters += [True] * len(undone)
         self.at_once += [0] * len(undone)
@@ -344,6 +348,8 @@ class RunStory:
         if not self.plan.setup[index] and not self.is_started:
             complain("dependency", f"{name} was scheduled before the run was started")
         for parent in self.plan.hard[index]:
+            if parent == self.plan.fed_by[index] and derived[parent] in {"scheduled", "running"}:
+                continue
             if derived[parent] != "completed":
                 complain("dependency", f"{name} was scheduled while {self.plan.names[parent]} was {derived[parent]}")
         for parent in self.plan.soft[index]:
@@ -364,7 +370,10 @@ class RunStory:
             task.status = "running"
 
     def _completed(self, event: TaskCompleted, complain: Complain) -> None:
-        task = self.tasks[event.task]
+        task, feeder = self.tasks[event.task], self.plan.fed_by[event.task]
+        if feeder >= 0 and self.tasks[feeder].status != "completed":
+            names, status = self.plan.names, self.tasks[feeder].status
+            complain("dependency", f"{names[event.task]} completed while {names[feeder]}, which feeds it, was {status}")
         for index, result in zip(event.items, event.results, strict=True):
             self._move(event.task, index, "completed", complain).result = result
         task.window = min(task.of, task.window + len(event.items))
@@ -384,6 +393,9 @@ class RunStory:
             self._move(event.task, event.item, target, complain)
         _cancel_rest(task)
         task.status = target
+        for fed in self.plan.feeds[event.task]:
+            if self.tasks[fed].status:  # else it follows from the definition that it is skipped
+                _cancel_rest(self.tasks[fed])
         if self.plan.matters[event.task] and (self.status != "compensating" or event.task >= self.plan.count):
             self.is_failing = True
 
@@ -438,9 +450,21 @@ class RunStory:
         if index >= self.plan.count:
             return "blocked"
         is_free = self.status != "pending" if self.plan.setup[index] else self.is_started
-        if not is_free or any(found[parent] not in ITEM_TERMINAL for parent in self.plan.parents[index]):
+        if not is_free or self.waits_for(index, found):
             return "blocked"
-        return "pending" if all(found[parent] == "completed" for parent in self.plan.hard[index]) else "skipped"
+        return "skipped" if self.waits_in_vain(index, found) else "pending"
+
+    def waits_for(self, index: int, found: Mapping[int, str] | Sequence[str]) -> int:
+        """How many tasks this one waits for. A fed reducer waits for the beginning of the one that feeds it."""
+        begun = {*ITEM_TERMINAL, "scheduled", "running"}
+        return sum(
+            found[parent] not in (begun if parent == self.plan.fed_by[index] else ITEM_TERMINAL)
+            for parent in self.plan.parents[index]
+        )
+
+    def waits_in_vain(self, index: int, found: Mapping[int, str] | Sequence[str]) -> bool:
+        """Has one that it needs ended without a result?"""
+        return any(found[parent] in ITEM_TERMINAL and found[parent] != "completed" for parent in self.plan.hard[index])
 
 
 def _cancel_rest(task: Task) -> None:

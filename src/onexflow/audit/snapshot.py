@@ -36,6 +36,7 @@ def _differences(story: RunStory, state: RunState) -> Iterator[str]:
         if task.status != statuses[index]:
             yield f"task {name} is {task.status}, the events make it {statuses[index]}"
         yield from _task(name, told, task)
+        yield from _results(story, index, task)
         yield from _counted(story, statuses, index, task)
     pending = {index for index, status in enumerate(statuses) if status == "pending"}
     if set(state.ready) != pending:
@@ -72,13 +73,6 @@ def _task(name: str, told: Task, task: TaskState) -> Iterator[str]:
         made, kept = _facts(item), _kept(one)
         if made != kept:
             yield f"item {index} of {name} is {kept}, the events make {made}"
-    results = [item.result for item in told.items if item.result is not None]
-    if (told.items or not told.of) and told.status == "completed" and task.result is not None:
-        joined = Payload(b"[" + b",".join(result.data for result in results) + b"]")
-        if task.result != joined and (told.of != 1 or task.result != results[0]):
-            yield f"task {name} has another result than its events"
-    elif told.items and [one.result for one in task.items if one.result is not None] != results:
-        yield f"items of {name} have other results than their events"
     if (task.of, task.window) != (told.of, told.window):
         yield f"task {name} has {task.window} of {task.of} items in its window, the events make {told.window} of {told.of}"
     done = sum(item.status == "completed" for item in told.items)
@@ -86,6 +80,25 @@ def _task(name: str, told: Task, task: TaskState) -> Iterator[str]:
         done = told.of  # it began with a snapshot, which has let go of the items
     if task.done != done:
         yield f"{task.done} items of task {name} are done, the events say {done}"
+
+
+def _results(story: RunStory, index: int, task: TaskState) -> Iterator[str]:
+    name, told = story.plan.names[index], story.tasks[index]
+    results = [item.result for item in told.items if item.result is not None]
+    feeds = story.plan.feeds[index]
+    if told.items and told.status == "completed" and feeds:
+        # Kept one by one, too, as long as a reducer may be fed them.
+        is_wanted = any(story.tasks[fed].status not in ITEM_TERMINAL for fed in feeds)
+        if task.results != (results if is_wanted else []):
+            yield f"task {name} keeps other results of its items than their events"
+    if feeds and task.result is None and told.status == "completed":
+        return  # nothing reads them as one
+    if (told.items or not told.of) and told.status == "completed" and task.result is not None:
+        joined = Payload(b"[" + b",".join(result.data for result in results) + b"]")
+        if task.result != joined and (told.of != 1 or task.result != results[0]):
+            yield f"task {name} has another result than its events"
+    elif told.items and [one.result for one in task.items if one.result is not None] != results:
+        yield f"items of {name} have other results than their events"
 
 
 def _facts(item: Item) -> tuple[object, ...]:
@@ -109,10 +122,10 @@ def _counted(story: RunStory, statuses: list[str], index: int, task: TaskState) 
     plan = story.plan
     if statuses[index] != "blocked" or story.is_over or story.status == "compensating" or index >= plan.count:
         return
-    waits = sum(statuses[parent] not in ITEM_TERMINAL for parent in plan.parents[index])
+    waits = story.waits_for(index, statuses)
     waits += any(plan.setup) and not plan.setup[index] and not story.is_started
     if task.unresolved != waits:
         yield f"task {plan.names[index]} waits for {task.unresolved} others in it, the events make it {waits}"
-    vain = any(statuses[parent] in ITEM_TERMINAL and statuses[parent] != "completed" for parent in plan.hard[index])
+    vain = story.waits_in_vain(index, statuses)
     if task.doomed != vain:
         yield f"task {plan.names[index]} waits {'in vain' if task.doomed else 'with hope'} in it, unlike the events"

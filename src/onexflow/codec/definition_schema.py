@@ -90,6 +90,7 @@ def _task() -> Schema:
         "when": _expression("The task is skipped when this is false."),
         "map": _expression("Expression of a list: the task runs once an item."),
         "max_parallel": _integer("Items of a map that may be in flight at a time; 0: no limit.", 0, default=0),
+        "feed": _flag("This reducer gets the results of the mapped task that it depends on as they come."),
         "retry": _nullable("retry", "When it is tried again."),
         "timeouts": {"$ref": "#/$defs/timeouts"},
         "priority": _choice("Who goes first when workers are scarce.", PRIORITIES, spec.priority),

@@ -181,7 +181,7 @@ _READERS: Final[dict[type[msgspec.Struct], dict[str, Reader]]] = {
     },
     TaskSpec: {
         "name": _text, "role": _text, "handler": _text, "depends_on": _names, "after": _names, "input": _mapping,
-        "when": _expression, "map": _expression, "max_parallel": _integer, "retry": _part(RetryPolicy),
+        "when": _expression, "map": _expression, "max_parallel": _integer, "feed": _flag, "retry": _part(RetryPolicy),
         "timeouts": _part(Timeouts), "priority": _text, "allow_failure": _flag, "setup": _flag,
         "compensation": _compensation,
     },

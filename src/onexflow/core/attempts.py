@@ -185,7 +185,27 @@ def complete(turn: Turn, command: CompleteItems) -> None:
         return
     if begun:  # of a pure task: written with how it ended
         turn.emit(TaskStarted(task, begun, command.worker, command.incarnation, command.started_at))
+    if is_early(turn.graph, turn.state, task):
+        _retry_or_give_up(turn, task, items[0], _too_early(turn, task), "")
+        return
     _record(turn, task, TaskCompleted(task, items, results))
+
+
+def is_early(graph: Graph, state: RunState, task: int) -> bool:
+    """Is it a fed reducer that may have no result yet, as the task that feeds it has not completed?"""
+    feeder = graph.fed_by[task]
+    return feeder is not None and state.tasks[feeder].status != "completed"
+
+
+def _too_early(turn: Turn, task: int) -> Failure:
+    feeder = turn.graph.fed_by[task]
+    assert feeder is not None, "only a fed reducer can be too early"
+    return Failure(
+        "ItemsLeft",
+        f"reducer {turn.graph.names[task]} ended while {turn.graph.names[feeder]}, whose items it is fed, had not "
+        "completed: it must take its items to the last",
+        retryable=False,
+    )
 
 
 def _record(turn: Turn, task: int, completed: TaskCompleted) -> None:
@@ -360,6 +380,11 @@ def give_up(turn: Turn, task: int, index: int, error: Failure, kind: str) -> Non
 def _fail(turn: Turn, task: int, index: int, error: Failure, kind: str) -> None:
     """The item has failed, and so has its task: its other items are stopped."""
     graph, items = turn.graph, turn.state.tasks[task].items
+    for fed in graph.feeds[task]:
+        for other, item in enumerate(turn.state.tasks[fed].items):
+            if item.status in {"scheduled", "running"}:
+                reason = f"{graph.names[task]}, whose items it is fed, has failed"
+                turn.instructions.append(CancelAttempt(fed, other, item.epoch, item.offset, reason))
     for other, item in enumerate(items):
         if item.status in {"scheduled", "running"} and (other != index or kind == "timeout"):
             turn.instructions.append(CancelAttempt(task, other, item.epoch, item.offset, "its task has failed"))

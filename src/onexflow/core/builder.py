@@ -59,6 +59,7 @@ class TaskOptions(TypedDict, total=False):
     when: str | Task
     map: str | Task
     max_parallel: int
+    feed: bool
     retry: RetryPolicy | None
     timeouts: Timeouts
     priority: Priority
@@ -105,7 +106,7 @@ class WorkflowBuilder:
         return self.task(name, "compute", handler, **options)
 
     def reducer(self, name: str, handler: str | None = None, **options: Unpack[TaskOptions]) -> Task:
-        """A task that folds many inputs into one value."""
+        """A task that folds many inputs into one value: all at once, or with `feed=True` as they come."""
         return self.task(name, "reducer", handler, **options)
 
     def orchestrator(self, name: str, handler: str | None = None, **options: Unpack[TaskOptions]) -> Task:
@@ -124,6 +125,7 @@ class WorkflowBuilder:
         when: str | Task = "",
         map: str | Task = "",
         max_parallel: int = 0,
+        feed: bool = False,
         retry: RetryPolicy | None = None,
         timeouts: Timeouts = NO_TIMEOUTS,
         priority: Priority = "normal",
@@ -144,6 +146,7 @@ class WorkflowBuilder:
                 when=_expression(when),
                 map=_expression(map),
                 max_parallel=max_parallel,
+                feed=feed,
                 retry=retry,
                 timeouts=timeouts,
                 priority=priority,

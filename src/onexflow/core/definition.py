@@ -108,6 +108,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
     map: str = ""
     #: Items of a mapped task that may be in flight at a time; 0 = no limit.
     max_parallel: int = 0
+    #: This reducer is fed: it begins with the mapped task that it depends on, and gets that one's results as they come.
+    feed: bool = False
     #: None: `core.retry.DEFAULT_RETRY`, but an effect whose handler is not idempotent is not tried again.
     retry: RetryPolicy | None = None
     timeouts: Timeouts = NO_TIMEOUTS

@@ -108,6 +108,7 @@ def _end_run(state: RunState, target: str, at: int) -> None:
     _move_run(state, target)
     state.completed_at = at
     for task in state.tasks if state.open_tasks else ():
+        task.results = []
         if task.status not in TERMINAL_TASK_STATES:
             _cancel_task(task, at)
     state.open_tasks = state.open_setup = 0
@@ -154,6 +155,7 @@ def _on_compensation_started(
     state.retry_at = state.open_setup = 0
     state.ready.clear()
     for index, task in enumerate(state.tasks):
+        task.results = []
         if task.status in TERMINAL_TASK_STATES:
             continue
         if index in graph.undo and any(item.is_unknown for item in task.items):
@@ -209,6 +211,8 @@ def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: in
         limit = graph.specs[event.task].max_parallel
         task.window = min(event.of, limit) if limit else event.of
         task.items = []
+        for child in graph.feeds[event.task]:
+            _resolve_parent(graph, state, child, False, at)
     first = event.first
     inline = event.inputs
     if first == len(task.items):
@@ -263,7 +267,12 @@ def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoc
         task.window = min(task.of, task.window + len(event.items))
     if task.done < task.of:
         return
-    if graph.specs[event.task].map:
+    fed = graph.feeds[event.task]
+    if fed and any(state.tasks[child].status not in TERMINAL_TASK_STATES for child in fed):
+        task.results = [item.result for item in task.items if item.result is not None]
+    if event.task in graph.unlisted:
+        task.items = []
+    elif graph.specs[event.task].map:
         task.result = Payload(b"[" + b",".join(item.result.data for item in task.items if item.result) + b"]")
         task.items = []
     else:
@@ -372,10 +381,31 @@ def _end_task(graph: Graph, state: RunState, task: int, at: int) -> None:
         if graph.specs[index].setup:
             state.open_setup -= 1
         without_result = task_state.status != "completed"
+        feeder = graph.fed_by[index]
+        if feeder is not None and all(state.tasks[one].status in TERMINAL_TASK_STATES for one in graph.feeds[feeder]):
+            state.tasks[feeder].results = []  # nobody is fed them again
+        fed = graph.feeds[index] if task_state.status != "skipped" else ()  # they began with it, but for skipped ones
         for child in graph.hard_children[index]:
-            _resolve_parent(graph, state, child, without_result, at, ended)
+            if child not in fed:
+                _resolve_parent(graph, state, child, without_result, at, ended)
+            elif without_result and state.tasks[child].status not in TERMINAL_TASK_STATES:
+                _stop_fed(state, child, at, ended)
         for child in graph.soft_children[index]:
             _resolve_parent(graph, state, child, False, at, ended)
+
+
+def _stop_fed(state: RunState, task: int, at: int, ended: list[int]) -> None:
+    """The mapped task of a fed reducer has failed: it is skipped, or cancelled if it has begun."""
+    child = state.tasks[task]
+    if child.status == "blocked":
+        child.doomed = True
+        return
+    if child.status == "pending":
+        state.ready.pop(task, None)
+        child.status = "skipped"
+    else:
+        _cancel_task(child, at)
+    ended.append(task)
 
 
 def _end_while_compensating(graph: Graph, state: RunState, task: int, at: int) -> None:

@@ -10,7 +10,7 @@ ancestors a task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +26,9 @@ ROOTS: Final = frozenset({"input", "tasks", "run"})
 ITEM_ROOTS: Final = ROOTS | {"item", "index"}
 #: In the input of a compensation there are these too: of the task that is undone, and why.
 UNDO_ROOTS: Final = ROOTS | {"result", "outcome", "reason"}
+
+#: Roles of mapped tasks that can feed a reducer. (An orchestration may call a reducer, and so wait for its slot.)
+_FEEDERS: Final = ("effect", "compute")
 
 _MAIN: Final = frozenset({"running"})
 _SETUP: Final = frozenset({"running", "initializing"})
@@ -88,6 +91,12 @@ class Graph:
     conditions: tuple[Rule | None, ...]
     maps: tuple[Rule | None, ...]
     output: InputRule | None
+    #: Of a fed reducer the mapped task whose results it gets as they come; else None.
+    fed_by: tuple[int | None, ...]
+    #: The fed reducers of a mapped task.
+    feeds: tuple[tuple[int, ...], ...]
+    #: Mapped tasks that feed, and whose results nothing reads as one list: none is made.
+    unlisted: frozenset[int]
     #: States of the run in which attempts of the task may leave.
     active: tuple[frozenset[str], ...]
     #: Has it orchestrations, which call other runs?
@@ -139,12 +148,14 @@ class _Compiler:
         self.order: list[int] = []
         self._ancestors: list[int] | None = None
         self._expressions: dict[str, Expression] = {}
+        self.fed_by: tuple[int | None, ...] = ()
 
     def compile(self) -> Graph:
         check_definition(self.definition, self.problems)
         self._check_kinds()
         self._name_tasks()
         self._link()
+        self.fed_by = tuple(self._feeder(number) for number in range(len(self.specs)))
         children = _turned(self.hard), _turned(self.soft)
         self._sort(children)
         rules = self._compile_rules()
@@ -203,15 +214,36 @@ class _Compiler:
             conditions=tuple(rule[1] for rule in rules),
             maps=tuple(rule[2] for rule in rules),
             output=output,
+            fed_by=self.fed_by + (None,) * len(undone),
+            feeds=_turned(() if one is None else (one,) for one in self.fed_by) + none,
+            unlisted=self._unlisted(children, rules, output),
             active=tuple(_active(spec) for spec in self.specs) + (_UNDO,) * len(undone),
             calls=any(spec.role == "orchestrator" for spec in specs),
             undo={task: len(self.specs) + place for place, task in enumerate(undone)},
             undone=undone,
         )
 
+    def _unlisted(self, children: _Children, rules: _Rules, output: InputRule | None) -> frozenset[int]:
+        feeding = {mapped for mapped in self.fed_by if mapped is not None}
+        if not feeding:
+            return frozenset()
+        read = set(_read(output))
+        for made, *others in rules:
+            read.update(_read(made))
+            read.update(one for rule in others if rule is not None for one in rule.tasks)
+        for task in feeding:
+            if any(
+                self.specs[child].input is None and self.fed_by[child] != task and not self.specs[child].map
+                for child in (*children[0][task], *children[1][task])
+            ):
+                read.add(task)
+        return frozenset(feeding - read)
+
     def _source(self, task: int, rule: InputRule | None) -> int | None:
         parents = self.hard[task] + self.soft[task]
         if self.specs[task].when or self.specs[task].map or (rule is None and len(parents) > 1):
+            return None
+        if rule is None and self.fed_by[task] is not None:
             return None
         if rule is None:
             return parents[0] if parents else RUN_INPUT
@@ -263,6 +295,35 @@ class _Compiler:
                 seen.add(parent)
                 parents.append(parent)
         return tuple(parents)
+
+    def _feeder(self, number: int) -> int | None:
+        """The mapped task that a fed reducer is fed by. None: it is not fed, or wrongly (that is told)."""
+        spec, place = self.specs[number], f"tasks[{number}].feed"
+        if spec.feed is not True:
+            return None
+        if spec.role != "reducer":
+            self.problems.add(place, f"only a reducer is fed, and this task is of role {spec.role!r}")
+            return None
+        if spec.map:
+            self.problems.add(place, "a task with `map` cannot be fed: it has an input for each of its items")
+            return None
+        if len(self.hard[number]) != 1:
+            self.problems.add(
+                place, f"a fed reducer has one task in depends_on, the mapped one; this has {len(self.hard[number])}"
+            )
+            return None
+        feeder = self.specs[self.hard[number][0]]
+        if not feeder.map:
+            self.problems.add(place, f"{feeder.name!r} has no `map`: it has one result, and nothing to feed with")
+            return None
+        if feeder.role not in _FEEDERS:
+            self.problems.add(
+                place,
+                f"{feeder.name!r} is of role {feeder.role!r}: what it runs might wait for the slot that the fed reducer "
+                f"holds. Only {_listed(_FEEDERS, ' or ')} can feed",
+            )
+            return None
+        return self.hard[number][0]
 
     def _sort(self, children: _Children) -> None:
         """Kahn's algorithm, the list being its own queue. What it cannot reach lies on a cycle or behind one."""
@@ -357,7 +418,7 @@ class _Compiler:
             self.problems.add(place, self._root_problem(root, allowed, text))
         used = [self._used(name, place, task) for name in sorted(expression.tasks)]
         if expression.every_task:
-            used.extend(parents)
+            used.extend(self._used(self.specs[one].name, place, task) for one in parents)
         tasks = tuple(dict.fromkeys(one for one in used if one is not None))
         return Rule(place, expression, tasks, _source(expression, tasks))
 
@@ -379,6 +440,11 @@ class _Compiler:
         used = self.index.get(name)
         if used is None:
             self.problems.add(place, f"unknown task {name!r}{self.problems.near(name, self.index)}")
+            return None
+        if task is not None and used == self.fed_by[task]:
+            self.problems.add(
+                place, f"{self.specs[task].name!r} begins before {name!r} has ended: its items come by `ctx.items()`"
+            )
             return None
         if task is None or used in self.hard[task] or used in self.soft[task] or self._is_ancestor(used, task):
             return used
@@ -404,6 +470,14 @@ class _Compiler:
 
 _Children = tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
 _Rules = list[tuple[InputRule | None, Rule | None, Rule | None]]
+
+
+def _read(rule: InputRule | None) -> Iterator[int]:
+    """The tasks whose result a mapping reads."""
+    if rule is not None:
+        for one in (rule.whole, *(field for _, field in rule.fields)):
+            if one is not None:
+                yield from one.tasks
 
 
 def _active(spec: TaskSpec) -> frozenset[str]:

@@ -53,10 +53,12 @@ def task_input(graph: Graph, task: int, values: Values, codec: PayloadCodec) -> 
     """Where the input of a plain task comes from: (RUN_INPUT or a task's index, None), or (INLINE, the payload).
 
     Without a mapping: the run's input if the task has no parents, its parent's result if it has one, else the object
-    name → result of all its parents.
+    name → result of all its parents; null if it is fed.
     """
     rule = graph.inputs[task]
     if rule is None:
+        if graph.fed_by[task] is not None:
+            return INLINE, NULL
         parents = graph.parents(task)
         if len(parents) > 1:
             return INLINE, _joined_results(graph, parents, values, f"tasks[{task}]")

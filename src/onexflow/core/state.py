@@ -76,6 +76,8 @@ class TaskState(msgspec.Struct, array_like=True):
     result: Payload | None = None
     error: Failure | None = None
     finished_at: int = 0
+    #: Of a mapped task that has completed, as long as a reducer is fed them.
+    results: list[Payload] = []
 
 
 class RunState(msgspec.Struct, array_like=True):

@@ -122,7 +122,7 @@ def check_task(task: Any, place: str, problems: Problems) -> None:
         problems.add(f"{place}.max_parallel", f"{_shown(task.max_parallel)} is not a whole number from 0")
     elif task.max_parallel and not task.map:
         problems.add(f"{place}.max_parallel", "only a task with `map` has items to limit")
-    for field in ("allow_failure", "setup"):
+    for field in ("allow_failure", "setup", "feed"):
         if not isinstance(getattr(task, field), bool):
             problems.add(f"{place}.{field}", f"{_shown(getattr(task, field))} is neither true nor false")
     if task.retry is not None:

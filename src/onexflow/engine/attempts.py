@@ -12,11 +12,12 @@ from typing import Literal
 import structlog
 
 from onexflow.core.commands import FireTimer
-from onexflow.core.errors import Coded
+from onexflow.core.errors import Coded, ProtocolViolation
 from onexflow.core.ids import Token
 from onexflow.core.instructions import ArmTimer, CancelAll, CancelAttempt, Dispatch, SendAuthorised
 from onexflow.core.turn import Turn
 from onexflow.engine.admission import Admission
+from onexflow.engine.feeding import Feeding
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.placing import Placing, loop_time
 from onexflow.engine.readback import open_items, timers_of
@@ -26,7 +27,7 @@ from onexflow.engine.sessions import WorkerSession
 from onexflow.engine.shard import Shard
 from onexflow.engine.tally import Tallies
 from onexflow.engine.timers import Timers, again_at
-from onexflow.ports.worker_link import AttemptResult, Demand, Progress, ShardEpoch
+from onexflow.ports.worker_link import AttemptResult, Demand, Fed, Progress, ShardEpoch
 from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.attempts")
@@ -55,6 +56,10 @@ class AttemptBook:
         self.gatherer = self._results.gatherer
         self._placing.give_back = self._results.give_back
         self._placing.on_returned = self._pump
+        self.feeding = Feeding(self._placing)
+        self._placing.on_sent_again = self.feeding.look
+        self._results.on_ended = self.feeding.ended
+        self._results.on_overtaken = self._stop
         self.attempts = self._placing.attempts
         self.dispatcher = self._placing.dispatcher
         self._told: dict[str, int] = {}
@@ -106,6 +111,8 @@ class AttemptBook:
             if known is not None:  # the run was read back while it was at work
                 known.run = run
                 run.attempts[token] = known
+                if known.session is not None and known.sent:
+                    self.feeding.look(known.session, token)
                 continue
             if item.status not in {"scheduled", "running"}:
                 continue
@@ -148,6 +155,8 @@ class AttemptBook:
         shard.adopting = []
         for session in self._sessions:
             session.told.discard(shard.id)
+            session.asked.add(shard.id)
+            self.feeding.cut_off(session, shard.id)
             session.send(ShardEpoch(shard.id, shard.epoch))
 
     def end_adoption(self, shard: Shard) -> int:
@@ -168,14 +177,19 @@ class AttemptBook:
                 self._placing.forget(attempt)
         for session in self._sessions:
             session.told.discard(shard.id)
+            self.feeding.cut_off(session, shard.id)
 
     def _cancel(self, attempt: Attempt) -> None:
         """Stop it if it was sent, once the decision is durable. Its session answers, or not: nobody waits."""
-        session, token = attempt.session, attempt.token
         state = attempt.run.state.tasks[attempt.task]
         stopping = attempt.item < len(state.items) and state.items[attempt.item].stopping
         if not stopping:
             self._placing.forget(attempt)
+        self._stop(attempt)
+
+    def _stop(self, attempt: Attempt) -> None:
+        """Tell its worker, if it was sent, once what was decided is durable."""
+        session, token = attempt.session, attempt.token
         if session is not None and attempt.sent:
 
             def release(error: Coded | None) -> None:
@@ -205,6 +219,8 @@ class AttemptBook:
 
     def leave(self, session: WorkerSession) -> None:
         self.gatherer.left(session)
+        if not session.is_open:
+            self.feeding.cut_off(session)
         self._sessions.pop(session, None)
         self.dispatcher.remove(session)
         self.on_room("gone")
@@ -256,10 +272,21 @@ class AttemptBook:
             attempt.progress_at = loop_time()
             attempt.run.progress[attempt.task, attempt.item] = message.details
 
+    def on_fed(self, session: WorkerSession, message: Fed) -> None:
+        """A fed attempt begins, or has taken items: a sign of life, too."""
+        attempt, shard = self.attempts.get(message.token), self._kernel.shards.get(message.token.shard)
+        if attempt is not None and attempt.session is session:
+            attempt.progress_at = loop_time()
+        elif attempt is None and shard is not None and shard.early is None:
+            self.on_unknown(session, [message.token])  # nobody will feed it
+        if not self.feeding.on_fed(session, message):
+            raise ProtocolViolation(f"{message.count} items of {message.token} were taken that were not given")
+
     def on_adopted(self, session: WorkerSession, attempt: Attempt) -> None:
         """A worker runs it, as it said: its clocks begin anew, and a stop that it may not have heard is told again."""
         attempt.sent_at = attempt.progress_at = loop_time()
         self._placing.arm_pure(attempt)
+        self.feeding.look(session, attempt.token)
         if attempt.run.state.tasks[attempt.task].items[attempt.item].stopping:
             session.cancels.append(attempt.token)
             self._placing.mark(session)
@@ -276,6 +303,8 @@ class AttemptBook:
             return
         if command.kind == "heartbeat" and attempt is not None:
             seconds = run.graph.specs[command.task].timeouts.heartbeat
+            if self.feeding.waits(attempt):  # it is not the one who is silent
+                attempt.progress_at = loop_time()
             left = attempt.progress_at + seconds - loop_time()
             if left > 0:
                 self.timers.add(again_at(self._kernel.now(), left), run, command)

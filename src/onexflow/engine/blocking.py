@@ -207,6 +207,8 @@ class Look:
             return _stalled("it was scheduled, and not dispatched")
         if attempt.session is not None or attempt.sent:
             found = self._placed(run, attempt, item)
+            if found.kind == "running" and spec.feed:
+                found = self._fed(run, index, attempt, found)
         elif run.shard.adopting is not None and any(one is attempt for one in run.shard.adopting):
             found = self._recovering(run.shard)
         else:
@@ -219,6 +221,17 @@ class Look:
         return found
 
     # ---- attempts
+
+    def _fed(self, run: Run, index: int, attempt: Attempt, running: Blocked) -> Blocked:
+        """A fed reducer that is with a worker waits for the next items when it has taken what there is."""
+        feeder = run.graph.fed_by[index]
+        if self._book.feeding.is_forgotten(attempt):
+            return _stalled("items have come, and it was not given them")
+        if feeder is None or not self._book.feeding.waits(attempt):
+            return running
+        if run.state.tasks[feeder].status in TERMINAL_TASK_STATES:  # its end is not durable yet
+            return self._store(run.shard)
+        return Blocked(kind="dependencies", names=(run.graph.names[feeder],))
 
     def _placed(self, run: Run, attempt: Attempt, item: ItemState) -> Blocked:
         """An attempt that is with a worker, or on its way there."""

@@ -316,6 +316,7 @@ class Orchestrator:
     def _on_durable(self, entities: Sequence[tuple[Entity, int]]) -> None:
         self._queries.on_durable(entities)
         self.events.on_durable(entities)
+        self._book.feeding.stored(entities)
 
     def _on_claimed(self, shard: Shard) -> None:
         self._book.claimed(shard)
@@ -364,6 +365,8 @@ class Orchestrator:
             self._pins.follow(run)
             if not run.is_over:
                 self._book.place_anew(run)
+        if run.arrivals:
+            self._book.feeding.decided(run, turn)
         if instructions:
             self._book.carry_out(run, turn)
         if instructions and type(instructions[-1]) is FinishRun and run.is_over:

@@ -43,6 +43,8 @@ class Placing:
         self._marked_at = 0.0
         #: Called with an effect that was told to stop before it could leave: it never began.
         self.give_back: Callable[[Attempt], None] = _ignore
+        #: Called with a fed attempt that the worker has begun before.
+        self.on_sent_again: Callable[[WorkerSession, Token], None] = _ignore
         #: Called in the next turn of the loop with a worker that has a credit back.
         self.on_returned: Callable[[WorkerSession], None] = _ignore
 
@@ -170,8 +172,11 @@ class Placing:
                 idempotency_key(key, name, attempt.item, state.causation_id) if role == "effect" else "",
                 timeouts.start_to_close, timeouts.heartbeat, state.trace,
                 run.progress.get((task, attempt.item)) if run.progress else None,
+                graph.specs[task].feed,
             )
         )  # fmt: skip
+        if session.fed and attempt.token in session.fed:  # it has it already
+            self.on_sent_again(session, attempt.token)
 
     def arm_pure(self, attempt: Attempt) -> None:
         """A pure attempt is with a worker: nothing in the log says so, its timers are the engine's own."""
@@ -199,7 +204,7 @@ class Placing:
             session.flush()
 
 
-def _ignore(_: object) -> None:
+def _ignore(*_: object) -> None:
     """Until the book of attempts sets the real one."""
 
 

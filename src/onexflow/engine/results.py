@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import structlog
@@ -59,6 +59,10 @@ class ResultIntake:
         self.is_repeating = False
         #: Results of attempts that the log does not wait for.
         self.superseded = 0
+        #: Called with a fed attempt that has ended at that worker.
+        self.on_ended: Callable[[WorkerSession, Token], None] = _ignore
+        #: Called with a fed attempt that has ended elsewhere, and would wait for ever where it is.
+        self.on_overtaken: Callable[[Attempt], None] = _ignore
         self._lookups: set[asyncio.Task[None]] = set()
         self._few = asyncio.Semaphore(LOOKUPS)
         #: What is looked for of a worker (its incarnation), however often it says it, and its stream of now.
@@ -76,8 +80,11 @@ class ResultIntake:
         started_at = 0
         worker, incarnation = session.worker_id, session.incarnation
         ended: list[AttemptResult] = []
+        overtaken: list[Attempt] = []
         for result in results:
             token, status = result.token, result.status
+            if session.fed and token in session.fed:
+                self.on_ended(session, token)
             attempt = self._placing.attempts.get(token)
             if attempt is None:
                 self._on_unknown_result(session, result)
@@ -96,6 +103,8 @@ class ResultIntake:
             if status in {"stopped", "returned"} and attempt.session not in (None, session):
                 answer.discarded.append(token)  # it runs elsewhere by now, under the same token
                 continue
+            if attempt.session is not session and attempt.run.graph.specs[attempt.task].feed:
+                overtaken.append(attempt)
             self._placing.forget(attempt)
             ended.append(result)
             last = attempt
@@ -113,6 +122,8 @@ class ResultIntake:
             took = (ended[-1].finished_at - ended[-1].started_at) / SECOND
             waiting = len(self._placing.dispatcher.queue(last.role, last.handler))
             self._admission.heard(loop_time(), last.sent_at, took, waiting / (len(session.inflight) + len(ended)))
+        for attempt in overtaken:
+            self.on_overtaken(attempt)
         session.tally.add(ended)
         self._acknowledge(session, answer)
 
@@ -308,6 +319,10 @@ class ResultIntake:
     def stop(self) -> None:
         for task in self._lookups:
             task.cancel()
+
+
+def _ignore(*_: object) -> None:
+    """Until the book of attempts sets the real one."""
 
 
 def _item_of(run: Run, token: Token) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from onexflow.core.payload import Payload
 from onexflow.core.state import RunState
 
 if TYPE_CHECKING:
+    from onexflow.engine.feeding import Arrivals
     from onexflow.engine.sessions import WorkerSession
     from onexflow.engine.shard import Shard
 
@@ -65,7 +66,7 @@ class Run:
     """One open run, owned by its shard. Changed by the shard loop only."""
 
     __slots__ = (
-        "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "listed_at",
+        "arrivals", "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "listed_at",
         "listed_seq", "listed_state", "looked_seq", "pinned", "progress", "shard", "snapshot_after", "snapshot_seq", "start_hash",
         "state",
     )  # fmt: skip
@@ -91,6 +92,8 @@ class Run:
         self.listed_seq = 0
         self.listed_at = 0.0
         self.attempts: dict[Token, Attempt] = {}
+        #: Of mapped tasks whose results a reducer is fed (engine.feeding).
+        self.arrivals: dict[int, Arrivals] = {}
         #: What attempts reported last, by (task, item): handed to the next attempt, never stored.
         self.progress: dict[tuple[int, int], Payload] = {}
         #: The node that its register says it is assigned to (engine.pins).

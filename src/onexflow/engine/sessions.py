@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
@@ -33,6 +33,7 @@ from onexflow.ports.worker_link import (
     AttemptResult,
     Cancel,
     Credits,
+    Fed,
     FromWorker,
     Goodbye,
     HandlerInfo,
@@ -50,6 +51,9 @@ from onexflow.ports.worker_link import (
     WorkerDraining,
     WorkerLink,
 )
+
+if TYPE_CHECKING:
+    from onexflow.engine.feeding import Cursor
 
 log = structlog.get_logger("onexflow.sessions")
 
@@ -75,6 +79,7 @@ class Attempts(Protocol):
     def pass_over(self, session: WorkerSession) -> None: ...
     def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None: ...
     def on_progress(self, token: Token, message: Progress) -> None: ...
+    def on_fed(self, session: WorkerSession, message: Fed) -> None: ...
     def lose(self, attempt: Attempt, worker: str) -> None: ...
     def give_back(self, attempt: Attempt) -> None: ...
     def on_credits(self, session: WorkerSession) -> None: ...
@@ -99,10 +104,14 @@ class WorkerSession:
         self.infos: dict[tuple[str, str], HandlerInfo] = {}
         self.credits: dict[str, int] = {}
         self.inflight: dict[Token, Attempt] = {}
+        #: Of the fed attempts that have begun there: what they were given.
+        self.fed: dict[Token, Cursor] = {}
         self.outbox: list[Assignment] = []
         self.cancels: list[Token] = []
         #: Shards of which this worker has said what it holds.
         self.told: set[int] = set()
+        #: Shards whose newest epoch it was told of on this stream, and has not answered.
+        self.asked: set[int] = set()
         self.is_draining = False
         #: Its health is that of a worker which is given no new tasks (ports.nodes.UNFIT).
         self.is_unfit = False
@@ -182,6 +191,8 @@ class WorkerSession:
                 self._on_credits(message.granted)
             case Progress():
                 self._sessions.hub.on_progress(message.token, message)
+            case Fed():
+                self._sessions.hub.on_fed(self, message)
             case Held():
                 self._sessions.on_held(self, message)
             case Reclaim():
@@ -349,6 +360,7 @@ class Sessions:
         if not orphans:
             self.orphans.pop(session.incarnation, None)
         session.told.add(held.shard)
+        session.asked.discard(held.shard)
         self._on_told(shard)
 
     def on_close(self, session: WorkerSession, *, planned: bool) -> None:

@@ -9,6 +9,10 @@ each shard, refuses what comes with a lower one, and answers with its unacknowle
 with its queued and running attempts of it: what is in neither never began there.
 Results wait in the worker until an Ack. Credits say how many more attempts of a role the orchestrator may send; each
 Assignment uses one; it comes back with a later Credits message (never by itself).
+
+Fed attempts (`Assignment.fed`) get items by Feed once their worker has said Fed with count 0, on this stream: at most
+FEED_WINDOW_ITEMS, and FEED_WINDOW_BYTES unless one alone is larger, are given and not yet taken. A fold that lacks items
+ends with its stream, and with the epoch that it began under: the worker drops it, and does not name it in Held.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from onexflow.core.ids import Token
 from onexflow.core.payload import NULL, Failure, Payload
 
 PROTOCOL_VERSION = 1
+#: Most items of a fed attempt, and bytes of them, that its worker has been given and has not taken yet.
+FEED_WINDOW_ITEMS: Final = 256
+FEED_WINDOW_BYTES: Final = 1 << 20
 Role: TypeAlias = definition.Role
 ROLES: Final = definition.ROLES
 
@@ -101,6 +108,13 @@ class Progress(msgspec.Struct, frozen=True):
     details: Payload = NULL
 
 
+class Fed(msgspec.Struct, frozen=True, gc=False):
+    """`count` items of a fed attempt were taken by its handler since the last Fed; 0: it begins, with the first item."""
+
+    token: Token
+    count: int
+
+
 class WorkerDraining(msgspec.Struct, frozen=True):
     """The worker takes nothing new; what it has is finished or returned."""
 
@@ -151,6 +165,7 @@ class Assignment(msgspec.Struct, frozen=True, gc=False):
     heartbeat: float = 0.0  #: seconds between progress reports; 0 = none asked for
     trace: str = ""  #: W3C traceparent
     progress: Payload | None = None  #: what the attempt before reported last
+    fed: bool = False  #: its items come by Feed, when it has said Fed
 
 
 class Assignments(msgspec.Struct, frozen=True):
@@ -158,6 +173,21 @@ class Assignments(msgspec.Struct, frozen=True):
 
     assignments: list[Assignment]
     ack: Ack | None = None
+
+
+class FedItem(msgspec.Struct, frozen=True, gc=False):
+    """The result of one item of the mapped task."""
+
+    index: int
+    payload: Payload
+
+
+class Feed(msgspec.Struct, frozen=True, gc=False):
+    """More items for a fed attempt, each once; `is_last`: there are no others. Its items and their results are durable."""
+
+    token: Token
+    items: list[FedItem]
+    is_last: bool = False
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -206,8 +236,8 @@ class Ping(msgspec.Struct, frozen=True):
     nonce: int
 
 
-FromWorker = Hello | Credits | Reclaim | Results | Held | Progress | WorkerDraining | Goodbye | Pong | Lifecycle
-ToWorker = Welcome | ShardEpoch | Assignments | Ack | Cancel | Recall | Reclaimed | Demand | Drain | Ping
+FromWorker = Hello | Credits | Reclaim | Results | Held | Progress | Fed | WorkerDraining | Goodbye | Pong | Lifecycle
+ToWorker = Welcome | ShardEpoch | Assignments | Feed | Ack | Cancel | Recall | Reclaimed | Demand | Drain | Ping
 
 
 class WorkerLink(Protocol):

@@ -51,6 +51,14 @@ Reclaimed that answers it says how many were unused and are void: the others wer
 Lifecycle. A handler whose Hello says a state has a life: it is sent attempts while it is "ready" only. Say each change
 with Lifecycle, on every stream. A handler without a state is ready.
 
+Fed attempts. An Assignment with `fed` is a reducer that gets items while they come. When its handler wants the first,
+say Fed with count 0: Feed messages follow on this stream, the last one with `is_last`. Say Fed with the number of items
+that the handler has taken since, at the latest when none is left here: at most 256 items, and 1 MiB unless one alone is
+larger, are given and not taken. A result counts only when all items were taken. What was given is bound to the stream
+and to the epoch: when the stream ends, or the shard gets a higher epoch, drop every fed attempt that has said Fed and
+lacks items: stop it, report nothing of it, do not name it in Held. It is assigned anew, perhaps with the same token, and
+begins with the first item again. Items come in no order, each once.
+
 Orchestrations. An attempt of role "orchestrator" may make calls: StartWorkflow with `caller`, each with its number.
 
 Results and acks. Keep each result until an Ack names its token; send it again on every new stream of the shard's
@@ -109,6 +117,7 @@ class SessionRequest(_message.Message):
     PONG_FIELD_NUMBER: _builtins.int
     RECLAIM_FIELD_NUMBER: _builtins.int
     LIFECYCLE_FIELD_NUMBER: _builtins.int
+    FED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First message of the stream."""
@@ -149,6 +158,10 @@ class SessionRequest(_message.Message):
     def lifecycle(self) -> Global___Lifecycle:
         """States of nodes have changed."""
 
+    @_builtins.property
+    def fed(self) -> Global___Fed:
+        """A fed attempt has taken items."""
+
     def __init__(
         self,
         *,
@@ -162,12 +175,13 @@ class SessionRequest(_message.Message):
         pong: Global___Pong | None = ...,
         reclaim: Global___Reclaim | None = ...,
         lifecycle: Global___Lifecycle | None = ...,
+        fed: Global___Fed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "lifecycle", b"lifecycle", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "fed", b"fed", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "lifecycle", b"lifecycle", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "lifecycle", b"lifecycle", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "fed", b"fed", "goodbye", b"goodbye", "held", b"held", "hello", b"hello", "lifecycle", b"lifecycle", "message", b"message", "pong", b"pong", "progress", b"progress", "reclaim", b"reclaim", "results", b"results", "worker_draining", b"worker_draining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credits", "results", "held", "progress", "worker_draining", "goodbye", "pong", "reclaim", "lifecycle"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credits", "results", "held", "progress", "worker_draining", "goodbye", "pong", "reclaim", "lifecycle", "fed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -189,6 +203,7 @@ class SessionResponse(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
     RECLAIMED_FIELD_NUMBER: _builtins.int
+    FEED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """Answer to Hello."""
@@ -229,6 +244,10 @@ class SessionResponse(_message.Message):
     def reclaimed(self) -> Global___Reclaimed:
         """Answer to Reclaim."""
 
+    @_builtins.property
+    def feed(self) -> Global___Feed:
+        """Items for a fed attempt."""
+
     def __init__(
         self,
         *,
@@ -242,12 +261,13 @@ class SessionResponse(_message.Message):
         drain: Global___Drain | None = ...,
         ping: Global___Ping | None = ...,
         reclaimed: Global___Reclaimed | None = ...,
+        feed: Global___Feed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "message", b"message", "ping", b"ping", "recall", b"recall", "reclaimed", b"reclaimed", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "feed", b"feed", "message", b"message", "ping", b"ping", "recall", b"recall", "reclaimed", b"reclaimed", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "message", b"message", "ping", b"ping", "recall", b"recall", "reclaimed", b"reclaimed", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "feed", b"feed", "message", b"message", "ping", b"ping", "recall", b"recall", "reclaimed", b"reclaimed", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "shard_epoch", "assignments", "ack", "cancel", "recall", "demand", "drain", "ping", "reclaimed"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "shard_epoch", "assignments", "ack", "cancel", "recall", "demand", "drain", "ping", "reclaimed", "feed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -682,6 +702,34 @@ class Progress(_message.Message):
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
+class Fed(_message.Message):
+    """A fed attempt begins, or has taken items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many items its handler has taken since the last Fed; 0: it begins with the first."""
+    @_builtins.property
+    def token(self) -> _common_pb2.Token:
+        """The attempt."""
+
+    def __init__(
+        self,
+        *,
+        token: _common_pb2.Token | None = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fed: _TypeAlias = Fed  # noqa: Y015
+
+@_typing.final
 class WorkerDraining(_message.Message):
     """The worker takes nothing new. What it has is finished or returned."""
 
@@ -841,6 +889,7 @@ class Assignment(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    FED_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """"effect", "compute", "reducer" or "orchestrator"."""
     handler: _builtins.str
@@ -863,6 +912,8 @@ class Assignment(_message.Message):
     """Seconds between Progress messages that are asked for; 0 for none."""
     trace: _builtins.str
     """W3C traceparent; empty for none."""
+    fed: _builtins.bool
+    """Its items come by Feed, once it has said Fed."""
     @_builtins.property
     def token(self) -> _common_pb2.Token:
         """Its identity."""
@@ -892,14 +943,77 @@ class Assignment(_message.Message):
         heartbeat: _builtins.float = ...,
         trace: _builtins.str = ...,
         progress: _common_pb2.Payload | None = ...,
+        fed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "handler", b"handler", "heartbeat", b"heartbeat", "idempotency_key", b"idempotency_key", "input", b"input", "instance_id", b"instance_id", "namespace", b"namespace", "progress", b"progress", "role", b"role", "task", b"task", "timeout", b"timeout", "token", b"token", "trace", b"trace", "workflow_type", b"workflow_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "fed", b"fed", "handler", b"handler", "heartbeat", b"heartbeat", "idempotency_key", b"idempotency_key", "input", b"input", "instance_id", b"instance_id", "namespace", b"namespace", "progress", b"progress", "role", b"role", "task", b"task", "timeout", b"timeout", "token", b"token", "trace", b"trace", "workflow_type", b"workflow_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class FedItem(_message.Message):
+    """The result of an item of a mapped task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its index in the list that was mapped."""
+    @_builtins.property
+    def payload(self) -> _common_pb2.Payload:
+        """The result. Unset means JSON null."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        payload: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FedItem: _TypeAlias = FedItem  # noqa: Y015
+
+@_typing.final
+class Feed(_message.Message):
+    """Items for a fed attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
+    is_last: _builtins.bool
+    """There are no others."""
+    @_builtins.property
+    def token(self) -> _common_pb2.Token:
+        """The attempt."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___FedItem]:
+        """At most 64, and 1 MiB unless one alone is larger. None, if all that is to be said is `is_last`."""
+
+    def __init__(
+        self,
+        *,
+        token: _common_pb2.Token | None = ...,
+        items: _abc.Iterable[Global___FedItem] | None = ...,
+        is_last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_last", b"is_last", "items", b"items", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Feed: _TypeAlias = Feed  # noqa: Y015
 
 @_typing.final
 class Assignments(_message.Message):

@@ -51,6 +51,14 @@ Reclaimed that answers it says how many were unused and are void: the others wer
 Lifecycle. A handler whose Hello says a state has a life: it is sent attempts while it is "ready" only. Say each change
 with Lifecycle, on every stream. A handler without a state is ready.
 
+Fed attempts. An Assignment with `fed` is a reducer that gets items while they come. When its handler wants the first,
+say Fed with count 0: Feed messages follow on this stream, the last one with `is_last`. Say Fed with the number of items
+that the handler has taken since, at the latest when none is left here: at most 256 items, and 1 MiB unless one alone is
+larger, are given and not taken. A result counts only when all items were taken. What was given is bound to the stream
+and to the epoch: when the stream ends, or the shard gets a higher epoch, drop every fed attempt that has said Fed and
+lacks items: stop it, report nothing of it, do not name it in Held. It is assigned anew, perhaps with the same token, and
+begins with the first item again. Items come in no order, each once.
+
 Orchestrations. An attempt of role "orchestrator" may make calls: StartWorkflow with `caller`, each with its number.
 
 Results and acks. Keep each result until an Ack names its token; send it again on every new stream of the shard's

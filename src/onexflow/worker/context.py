@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from onexflow.core.payload import NULL, Payload, PayloadCodec
 from onexflow.ports.orchestration import NodeCaller
 from onexflow.ports.worker_link import Assignment
 from onexflow.worker.errors import Cancelled
+from onexflow.worker.feeding import Items
 
 _NS = 1_000_000_000
 
@@ -65,7 +66,7 @@ class CancelFlag:
 class Context:
     """The attempt, as its handler sees it."""
 
-    __slots__ = ("_assignment", "_caller", "_codec", "_now", "_report", "_started_at", "cancelled")
+    __slots__ = ("_assignment", "_caller", "_codec", "_items", "_now", "_report", "_started_at", "cancelled")
 
     def __init__(
         self,
@@ -76,8 +77,10 @@ class Context:
         now: Callable[[], int],
         started_at: int,
         caller: NodeCaller | None = None,
+        items: Items | None = None,
     ) -> None:
         self._assignment = assignment
+        self._items = items
         self._caller = caller
         self._codec = codec
         self._report = report
@@ -169,6 +172,21 @@ class Context:
         about one message a second. Raises InvalidArgument when `details` have no JSON form.
         """
         self._report(NULL if details is None else self._codec.encode(details))
+
+    def items(self) -> AsyncIterator[tuple[int, Any]]:
+        """What a fed reducer folds: (index, result) of each item of the mapped task, once in each attempt, in the order in
+        which they come. It ends after the last one. The reducer must take them all.
+
+            async for index, value in ctx.items():
+
+        Raises InvalidTransition in a task that is not fed (`feed` in its definition).
+        """
+        if self._items is None:
+            raise InvalidTransition(
+                f"task {self.task} is not fed: it has no items to take; say `feed` in its definition",
+                {"task": self.task, "current_state": "not fed", "required_state": "fed"},
+            )
+        return self._items
 
     def raise_if_cancelled(self) -> None:
         """For sync handlers, at points where stopping is safe: raises `Cancelled` when the attempt is to stop."""

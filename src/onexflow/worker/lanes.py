@@ -20,6 +20,7 @@ from onexflow.ports.worker_link import Assignment, AttemptResult, Role
 from onexflow.worker.context import Context
 from onexflow.worker.credits import Ledger
 from onexflow.worker.errors import Cancelled, failure_of
+from onexflow.worker.feeding import Items
 
 #: A runner lets the loop go on after this many seconds, or this many attempts, of work without a pause.
 _STINT_SECONDS: Final = 0.002
@@ -33,8 +34,8 @@ ENDED: Final = 2
 class Attempt:
     """One attempt that is queued or running here."""
 
-    __slots__ = ("assignment", "cancel_reason", "cancelling", "context", "discard", "program", "runner", "started_at",
-                 "state", "stop")  # fmt: skip
+    __slots__ = ("assignment", "cancel_reason", "cancelling", "context", "discard", "fed_by", "items", "program", "runner",
+                 "started_at", "state", "stop")  # fmt: skip
 
     def __init__(self, assignment: Assignment, program: Program) -> None:
         self.assignment = assignment
@@ -46,6 +47,8 @@ class Attempt:
         self.cancelling = False  #: it was asked to stop
         self.cancel_reason = ""
         self.discard = False  #: nobody wants its result any more
+        self.items: Items | None = None  #: of a fed one that has been begun
+        self.fed_by: object = None  #: the link on which it has asked for its items
         self.stop: Callable[[], None] | None = None  #: how its executor is asked to stop; None: cancel the runner
 
 
@@ -218,7 +221,7 @@ class Lane:
             result = self._ended_badly(attempt, error)
         finally:
             attempt.state = ENDED
-            attempt.context = None  # which knows of it: no cycle is to be left
+            attempt.context = attempt.items = None  # which know of it: no cycle is to be left
             runner.attempt = None
             ledger.running -= 1
         if runner.task is not None and runner.task.cancelling():

@@ -23,10 +23,14 @@ from onexflow.telemetry import names, tracing
 from onexflow.worker.children import Child, ChildPool, Job, importable
 from onexflow.worker.context import Context
 from onexflow.worker.contracts import dumper_for, loader_for
+from onexflow.worker.errors import ContractError
+from onexflow.worker.feeding import Items
 from onexflow.worker.handlers import Handler
 from onexflow.worker.lanes import Attempt, Program, Slot, within
 
 ReportProgress = Callable[[Attempt, Payload], None]
+#: Tells the orchestrator how many items an attempt has taken.
+SayFed = Callable[[Attempt, int], None]
 
 _log = structlog.get_logger("onexflow.worker")
 
@@ -35,8 +39,15 @@ class Programs:
     """Makes programs of handlers, and owns what they run on."""
 
     def __init__(
-        self, *, clock: Clock, codec: PayloadCodec, report: ReportProgress, caller: NodeCaller | None = None
+        self,
+        *,
+        clock: Clock,
+        codec: PayloadCodec,
+        report: ReportProgress,
+        say_fed: SayFed,
+        caller: NodeCaller | None = None,
     ) -> None:
+        self.say_fed = say_fed
         self.caller = caller
         self.clock = clock
         self.codec = codec
@@ -66,7 +77,12 @@ class Programs:
             now=self.clock.now,
             started_at=attempt.started_at,
             caller=self.caller,
+            items=attempt.items,
         )
+
+    def items(self, attempt: Attempt) -> Items:
+        """What a fed attempt takes its items from."""
+        return Items(self.codec, lambda count: self.say_fed(attempt, count))
 
     def thread(self, slot: Slot) -> SlotThread:
         """The slot's own thread, started when first needed."""
@@ -86,9 +102,10 @@ class Programs:
 class LoopProgram:
     """An async handler, run inside its runner."""
 
-    __slots__ = ("_dump", "_function", "_load", "_orchestrates", "_owner", "_takes_context")
+    __slots__ = ("_dump", "_function", "_handler", "_load", "_orchestrates", "_owner", "_takes_context")
 
     def __init__(self, handler: Handler, owner: Programs) -> None:
+        self._handler = handler
         self._function = handler.function
         self._takes_context = handler.takes_context
         self._load = loader_for(handler, owner.codec)
@@ -98,6 +115,10 @@ class LoopProgram:
 
     async def start(self, attempt: Attempt, slot: Slot) -> Payload:
         contract = self._load(attempt.assignment.input)
+        if attempt.assignment.fed:
+            if not self._takes_context:
+                raise ContractError(f"{_fed(self._handler)} must take `ctx`: its items come by `ctx.items()`")
+            attempt.items = self._owner.items(attempt)
         if self._takes_context:
             report = self._owner.report
             attempt.context = self._owner.context(attempt, lambda details: report(attempt, details))
@@ -111,15 +132,21 @@ class LoopProgram:
             told = attempt.assignment
             run = RunKey(told.namespace, told.workflow_type, UUID(told.instance_id))
             context.run(orchestration.begin, run, told.task, told.token.item)
-        return self._dump(await within(context, coroutine))
+        result = await within(context, coroutine)
+        if attempt.items is not None and not attempt.items.is_over:
+            raise ContractError(
+                f"{_fed(self._handler)} ended before `ctx.items()` did: it must take its items to the last"
+            )
+        return self._dump(result)
 
 
 class ThreadProgram:
     """A sync handler on its slot's thread. It stops when it looks at `ctx.cancelled`; else the slot stays taken."""
 
-    __slots__ = ("_dump", "_function", "_load", "_owner", "_takes_context")
+    __slots__ = ("_dump", "_function", "_handler", "_load", "_owner", "_takes_context")
 
     def __init__(self, handler: Handler, owner: Programs) -> None:
+        self._handler = handler
         self._function = handler.function
         self._takes_context = handler.takes_context
         self._load = loader_for(handler, owner.codec)
@@ -127,6 +154,8 @@ class ThreadProgram:
         self._owner = owner
 
     def start(self, attempt: Attempt, slot: Slot) -> Awaitable[Payload]:
+        if attempt.assignment.fed:
+            raise ContractError(f"{_fed(self._handler)} must be async: a thread cannot wait for items")
         loop = asyncio.get_running_loop()
         report = self._owner.report
 
@@ -235,6 +264,10 @@ def _span(attempt: Attempt) -> AbstractContextManager[Any]:
 async def _traced(attempt: Attempt, handler: Coroutine[Any, Any, Any]) -> Any:
     with _span(attempt):
         return await handler
+
+
+def _fed(handler: Handler) -> str:
+    return f"reducer {handler.name!r} is fed here, so it"
 
 
 def _nothing() -> None:

@@ -34,6 +34,8 @@ from onexflow.ports.worker_link import (
     Credits,
     Demand,
     Drain,
+    Fed,
+    Feed,
     FromWorker,
     Goodbye,
     HandlerInfo,
@@ -142,7 +144,9 @@ class WorkerRuntime:
         self._build_id = build_id
         self._labels = labels or {}
         self._caller = caller
-        self._programs = Programs(clock=clock, codec=codec or JsonCodec(), report=self._report, caller=caller)
+        self._programs = Programs(
+            clock=clock, codec=codec or JsonCodec(), report=self._report, say_fed=self._say_fed, caller=caller
+        )
         self._progress = ProgressReports(clock, self._send_to_owner)
         self._lanes = self._lanes_for(slots or {})
         self._ready: dict[tuple[Role, str], tuple[Handler, Program]] = {}
@@ -291,6 +295,8 @@ class WorkerRuntime:
                 if message.ack is not None:  # it was said first, and what was given back may come again under its token
                     self._acknowledge(peer, message.ack)
                 self._assign(peer, message.assignments)
+            case Feed():
+                self._feed(peer, message)
             case Ack():
                 self._acknowledge(peer, message)
             case Demand():
@@ -324,6 +330,7 @@ class WorkerRuntime:
             lane.ledger.detach(peer)
         for shard in [shard for shard, owner in self._owners.items() if owner is peer]:
             del self._owners[shard]
+        self._drop_fed(lambda attempt: attempt.fed_by is peer)
         if not self._closed:
             _log.info("link.closed", orchestrator=peer.orchestrator_id, reason=reason)
             self._outbox.schedule()
@@ -347,13 +354,18 @@ class WorkerRuntime:
     def _own(self, peer: OrchestratorPeer, epochs: dict[int, int]) -> None:
         """Epoch barrier: keep the highest epoch, send what is unacknowledged, then say what runs here."""
         told = set()
+        anew = set()
         for shard, epoch in epochs.items():
             if epoch < self._epochs.get(shard, 0):
                 self._stale += 1
                 continue
+            if epoch > self._epochs.get(shard, 0) or self._owners.get(shard) is not peer:
+                anew.add(shard)
             self._epochs[shard] = peer.epochs[shard] = epoch
             self._owners[shard] = peer
             told.add(shard)
+        if anew:
+            self._drop_fed(lambda attempt: attempt.fed_by is not None and attempt.assignment.token.shard in anew)
         # Results first: the owner takes what is in neither of the two for something that never began here.
         self._outbox.send_again(told)
         held: dict[int, list[Token]] = {shard: [] for shard in told}
@@ -362,6 +374,9 @@ class WorkerRuntime:
                 held[token.shard].append(token)
         for shard, running in held.items():
             peer.link.send(Held(shard, self._epochs[shard], running))
+        for attempt in self._attempts.values():
+            if attempt.items is not None and attempt.items.has_begun and attempt.fed_by is None:
+                self._say_fed(attempt, 0)  # there was nobody to say it to
 
     def _current(self, peer: OrchestratorPeer, token: Token) -> bool:
         """Whether `peer` may speak about this attempt: it owns the shard, as far as we have heard."""
@@ -439,6 +454,35 @@ class WorkerRuntime:
             self._lanes[attempt.assignment.role].drop(attempt)
             self._ended(attempt, AttemptResult(attempt.assignment.token, "returned"))
 
+    # ---- fed attempts
+
+    def _say_fed(self, attempt: Attempt, count: int) -> None:
+        owner = self._owners.get(attempt.assignment.token.shard)
+        if owner is not None and not attempt.discard:
+            attempt.fed_by = owner
+            owner.link.send(Fed(attempt.assignment.token, count))
+
+    def _feed(self, peer: OrchestratorPeer, message: Feed) -> None:
+        attempt = self._attempts.get(message.token)
+        if self._current(peer, message.token) and attempt is not None and attempt.fed_by is peer and attempt.items:
+            attempt.items.put(message)
+
+    def _drop_fed(self, is_cut_off: Callable[[Attempt], bool]) -> None:
+        """What a fold lacks was to come on a link that has ended, or from an owner that is none any more: stop it, and
+        know nothing more of it. One that has all its items goes on."""
+        for token, attempt in list(self._attempts.items()):
+            if attempt.items is not None and not attempt.items.has_last and is_cut_off(attempt):
+                self._stop(attempt, "its items come no more: it begins anew")
+                attempt.discard = True
+                attempt.items.close()
+                self._forget(token)
+
+    def _forget(self, token: Token) -> None:
+        del self._attempts[token]
+        self._progress.forget(token)
+        if not self._attempts:
+            self.idle.set()
+
     def _finished(self, attempt: Attempt, result: AttemptResult) -> None:
         """A runner has brought an attempt to its end."""
         if result.status == "completed":
@@ -455,17 +499,15 @@ class WorkerRuntime:
 
     def _ended(self, attempt: Attempt, result: AttemptResult) -> None:
         token = attempt.assignment.token
-        del self._attempts[token]
-        self._progress.forget(token)
+        if self._attempts.get(token) is attempt:  # else it was dropped, and may be here again
+            self._forget(token)
         if attempt.discard:
             self._outbox.schedule()
         else:
             self._outbox.add(result)
-        if not self._attempts:
-            self.idle.set()
 
     def _report(self, attempt: Attempt, details: Payload) -> None:
-        if attempt.state == RUNNING:
+        if attempt.state == RUNNING and not attempt.discard:
             self._progress.report(attempt.assignment, details)
 
     def _is_ready(self, assignment: Assignment) -> bool:

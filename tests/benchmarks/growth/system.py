@@ -122,9 +122,14 @@ class System:
         return {"us": process / (width * depth) * 1e6}
 
     async def fan(self, items: int) -> dict[str, float]:
-        """One run of so many items and a reducer: what it took, and what its history says."""
+        """One run of so many items and a reducer that is fed them: what it took, and what its history says."""
+        flow = onexflow.workflow("fed-fan")
+        item = flow.compute("item", handler="noop", map="input.items")
+        flow.reducer("total", handler="count", feed=True, depends_on=[item])
+        await self._register(flow.build())
         gc.collect()
         before, most = rss(), 0
+        fed = -sum(worker.fed for worker in self._loop.workers)
         run_input = Payload(b'{"items":[%s]}' % b",".join(b"%d" % number for number in range(items)))
         done: asyncio.Future[RunKey] = asyncio.get_running_loop().create_future()
 
@@ -139,12 +144,14 @@ class System:
 
         async def work() -> None:
             nonlocal most
-            self._orchestrator.start_run(StartRequest(workflow_type="bench-fan-compute", input=run_input), started)
+            self._orchestrator.start_run(StartRequest(workflow_type="fed-fan", input=run_input), started)
             while not done.done():
                 await asyncio.wait([done], timeout=0.02)
                 most = max(most, rss())
 
         process, _ = await self._loop.measure(work())
+        fed += sum(worker.fed for worker in self._loop.workers)
+        assert fed == items, f"{fed} items were fed"
         events, recorded = await _recorded(self._orchestrator, done.result())
         return {"us": process / items * 1e6, "events": events, "recorded": recorded, "mib": (most - before) / 2**20}
 

@@ -26,6 +26,7 @@ MAX_ACKS: Final = 1024  #: tokens of one Ack or Cancel; they are small
 _STATUSES: Final = frozenset({"completed", "failed", "stopped", "returned"})
 _ROLES: Final[frozenset[str]] = frozenset(link.ROLES)
 _ENTRY: Final = 256  #: bytes of an entry beside its payloads, roughly
+_FED_ENTRY: Final = 16  #: the same of an item of a feed
 _LARGEST: Final = common.MAX_MESSAGE * 7 // 8  #: an assignment beyond goes without the progress of the attempt before
 
 T = TypeVar("T")
@@ -53,6 +54,8 @@ def to_requests(message: link.FromWorker) -> Iterator[pb.SessionRequest]:
             yield pb.SessionRequest(
                 progress=pb.Progress(token=common.token_to_pb(token), details=common.payload_to_pb(details))
             )
+        case link.Fed(token, count):
+            yield pb.SessionRequest(fed=pb.Fed(token=common.token_to_pb(token), count=count))
         case link.Held(shard, epoch, running):
             yield pb.SessionRequest(
                 held=pb.Held(shard=shard, epoch=epoch, running=[common.token_to_pb(token) for token in running])
@@ -233,6 +236,12 @@ def _progress(message: pb.Progress) -> link.Progress:
     return link.Progress(common.token(message.token), common.payload_or_null(message, "details", "progress.details"))
 
 
+def _fed(message: pb.Fed) -> link.Fed:
+    if not message.HasField("token"):
+        raise InvalidArgument("A word about items has no token.", field="fed.token")
+    return link.Fed(common.token(message.token), message.count)
+
+
 def _by_role(counts: Any, field: str) -> dict[str, int]:
     checked: dict[str, int] = {}
     for role, count in counts.items():
@@ -259,6 +268,7 @@ _FROM_REQUEST: Final[dict[str, Callable[[Any], link.FromWorker]]] = {
     "results": _results,
     "held": _held,
     "progress": _progress,
+    "fed": _fed,
     "worker_draining": lambda _: link.WorkerDraining(),
     "goodbye": lambda _: link.Goodbye(),
     "pong": lambda message: link.Pong(message.nonce),
@@ -277,6 +287,8 @@ def to_responses(message: link.ToWorker) -> Iterator[pb.SessionResponse]:
                 if ack is not None and not number:
                     _fill_ack(response.assignments.ack, ack.tokens, ack.discarded, ack.offsets)
                 yield response
+        case link.Feed():
+            yield from _feed_to_pb(message)
         case link.Ack():
             yield from _acks_to_pb(message)
         case link.Cancel(tokens, reason):
@@ -335,6 +347,7 @@ def _assignment(message: pb.Assignment) -> link.Assignment:
         message.heartbeat,
         message.trace,
         common.trusted_payload(message.progress) if message.HasField("progress") else None,
+        message.fed,
     )
 
 
@@ -368,9 +381,37 @@ def _assignments_to_pb(assignments: Sequence[link.Assignment]) -> pb.SessionResp
             message.heartbeat = value.heartbeat
         if value.trace:
             message.trace = value.trace
+        if value.fed:
+            message.fed = True
         if value.progress is not None and assignment_size(value) <= _LARGEST:
             common.fill_payload(message.progress, value.progress)
     return response
+
+
+def _feed_to_pb(value: link.Feed) -> Iterator[pb.SessionResponse]:
+    batches = list(cut(value.items, _fed_size)) or [[]]
+    for number, batch in enumerate(batches, 1):
+        response = pb.SessionResponse()
+        feed = response.feed
+        feed.token.CopyFrom(common.token_to_pb(value.token))
+        for item in batch:
+            message = feed.items.add()
+            message.index = item.index
+            common.fill_payload(message.payload, item.payload)
+        feed.is_last = value.is_last and number == len(batches)
+        yield response
+
+
+def _fed_size(item: link.FedItem) -> int:
+    return _FED_ENTRY + len(item.payload.data)
+
+
+def _feed(message: pb.Feed) -> link.Feed:
+    items = [
+        link.FedItem(one.index, common.trusted_payload(one.payload) if one.HasField("payload") else NULL)
+        for one in message.items
+    ]
+    return link.Feed(common.token(message.token), items, message.is_last)
 
 
 def _acks_to_pb(value: link.Ack) -> Iterator[pb.SessionResponse]:
@@ -423,6 +464,7 @@ _FROM_RESPONSE: Final[dict[str, Callable[[Any], link.ToWorker]]] = {
     "assignments": lambda message: link.Assignments(
         [_assignment(one) for one in message.assignments], _ack(message.ack) if message.HasField("ack") else None
     ),
+    "feed": _feed,
     "ack": _ack,
     "cancel": lambda message: link.Cancel(_tokens(message.tokens), message.reason),
     "reclaimed": lambda message: link.Reclaimed(dict(message.returned)),
