@@ -57,6 +57,21 @@ def test_a_retry_keeps_its_age() -> None:
     assert model.one() == "old"
 
 
+def test_a_lease_of_the_task_that_had_the_id_before_is_superseded_and_no_error() -> None:
+    model = Model()
+    model.enqueue("t")
+    taker = Taker("w", frozenset(), "w.1", 1)
+    model.take(taker)
+    (task,) = taker.got
+    for completed in (True, False):  # the second time as a repeated call would, after the id was used again
+        turn = model.turn()
+        assert queue.complete(turn, "t", task.token, NULL) is completed
+        model.store(turn)
+        if completed:
+            model.enqueue("t")
+    assert model.one() == "t"
+
+
 def test_a_task_that_loses_its_workers_is_not_given_away_for_ever() -> None:
     model = Model()
     model.enqueue("poison")

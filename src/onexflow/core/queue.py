@@ -253,11 +253,13 @@ def progress(turn: QueueTurn, task_id: str, token: str, share: float) -> bool:
 
 
 def _holds(turn: QueueTurn, task: QueueTask, token: str) -> bool:
-    """May this be done under that token? False: superseded, or done already. An empty token stands for whoever holds
+    """May this be done under that token? False: superseded, or done already, or of a task that had its id before. An empty token stands for whoever holds
     the task now. Raises InvalidTransition when there never was a lease, or it ended in another way."""
     if task.status == "running":
         return not token or token == task.token
     if task.status == "completed" or (task.attempt and (token or task.status in QUEUED)):
+        return False
+    if token and token.partition(".")[0] != str(task.number):  # of a task that had this id before, and is over
         return False
     raise _refused(turn, task, "running")
 
