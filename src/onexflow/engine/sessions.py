@@ -504,7 +504,9 @@ class Sessions:
                 if not any(record.incarnation == incarnation for record in self._registry.members()):
                     self.declare_dead(incarnation, worker)
                     return
-                if liveness:  # it was looked for: a member that cannot be reached is of no use here
+                if (
+                    liveness and self._prober is not None
+                ):  # it was looked for: a member that cannot be reached is of no use here
                     self._lose_repeatable(incarnation, worker)
             await asyncio.sleep(may_return if may_return > 0 else PROBE_SECONDS)
 
