@@ -43,7 +43,7 @@ async def small_store() -> tuple[MemoryStore, Shard]:
         offset, seq = offset + count + 1, seq + count
     run = RunRecord(1, run_key(1), 2, 1, 1, b"start", 10)
     await store.append([ShardAppend(shard=0, epoch=1, head=1, next=offset, rows=rows, runs=[run])])
-    return store, Shard(claim._replace(head=offset))
+    return store, Shard(claim._replace(head=offset), lambda _: None)
 
 
 async def numbers(store: MemoryStore) -> list[str]:

@@ -15,7 +15,7 @@ async def test_no_checkpoint_is_written_before_the_runs_of_the_owner_before_are_
     await store.open()
     claim = await store.claim(0, 0, "a")
     assert claim is not None
-    shard = Shard(claim)
+    shard = Shard(claim, lambda _: None)
     shard.next += 2  # events of a run that was started meanwhile
     shard.pending.parked[7] = ParkedRecord(7, 0, "")
     early = shard.take(100.0)

@@ -47,7 +47,7 @@ class Answers:
         namespace, request_id = request.key.namespace, request.request_id
         response = msgspec.msgpack.encode(outcome)
         record = RequestRecord(namespace, request_id, _body_hash(request), response, self._store.now())
-        shard.pending.requests.append(record)
+        shard.answer(record)
         self._recent[namespace, request_id] = record, shard
         if len(self._recent) > self.LIMIT:
             del self._recent[next(iter(self._recent))]

@@ -116,9 +116,7 @@ async def _cut_next(
         shard.cutting.release()
         return None
     if snapshot is not None:
-        pending = shard.pending.snapshots.get(iid)
-        if pending is None or pending.seq < snapshot.seq:
-            shard.pending.snapshots[iid] = snapshot
+        shard.keep(snapshot)
     shard.cut(cut)
     lane.mark()
     lane.when_durable(lambda _: shard.cutting.release())

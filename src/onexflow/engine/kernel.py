@@ -7,7 +7,7 @@ clients; what a decision asks for goes to `carry_out`, which the orchestrator se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -69,7 +69,6 @@ class Kernel:
         self._leaving: dict[int, Shard] = {}
         self.lane = CommitLane(
             store,
-            self._to_commit,
             on_stored=self._on_stored,
             on_full=on_full,
             on_lost=on_lost,
@@ -132,7 +131,7 @@ class Kernel:
         if claim is None:
             return None
         self.drop(number, ShardMoved(f"shard {number} was claimed anew", {"shard": number}))
-        shard = Shard(claim)
+        shard = Shard(claim, self.lane.touched)
         self.shards[number] = shard
         limit = max(KEPT_OF_SHARD, KEPT_STARTS // self._shard_count)
         self._recent[number] = RecentRuns(self.now() if claim.head > 1 else 0, limit)
@@ -222,9 +221,6 @@ class Kernel:
             shard.lost = shard.moved
             self.lane.give_up(shard)
 
-    def _to_commit(self) -> Iterable[Shard]:
-        return [*self.shards.values(), *self._leaving.values()] if self._leaving else self.shards.values()
-
     async def confirm(self, within: float) -> None:
         """Have the store confirm, not longer than `within` seconds ago, that the shards here are still this owner's: those
         that are not are dropped. Who is alone on its store has nothing to ask."""
@@ -263,7 +259,7 @@ class Kernel:
     def undurable(self) -> int:
         """Events that are decided and not durable yet, counted once a turn of the loop; starts in it are added."""
         if self._undurable < 0:
-            self._undurable = sum(shard.next - shard.durable for shard in self.shards.values())
+            self._undurable = self.lane.undurable
             self.now()  # forgotten with the time of this turn
         return self._undurable
 

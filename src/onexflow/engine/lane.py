@@ -17,7 +17,7 @@ memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -47,7 +47,6 @@ class CommitLane:
     def __init__(
         self,
         store: EventStore,
-        shards: Callable[[], Iterable[Shard]],
         *,
         on_stored: Callable[[Sequence[tuple[Entity, int]]], None],
         on_full: Callable[[bool], None],
@@ -56,11 +55,13 @@ class CommitLane:
     ) -> None:
         """`on_moved` gives up one shard; False when this owner cannot go on without it."""
         self._store = store
-        self._shards = shards
         self._on_stored = on_stored
         self._on_full = on_full
         self._on_lost = on_lost
         self._on_moved = on_moved
+        #: Shards that have something for the next append, and those of the append under way.
+        self._touched: list[Shard] = []
+        self._under_way: list[Shard] = []
         self._wake = asyncio.Event()
         self._collecting: list[_Waiting] = []
         self._in_flight: list[_Waiting] | None = None
@@ -122,6 +123,16 @@ class CommitLane:
     def is_over(self) -> bool:
         """It was given up as a whole: nothing becomes durable any more."""
         return self._lost is not None
+
+    def touched(self, shard: Shard) -> None:
+        """The shard has something for the next append."""
+        self._touched.append(shard)
+
+    @property
+    def undurable(self) -> int:
+        """Events that are decided and not durable yet, of all shards."""
+        waiting = sum(shard.next - shard.durable for shard in self._touched)
+        return waiting + sum(shard.next - shard.durable for shard in self._under_way if not shard.is_dirty)
 
     def mark(self) -> None:
         """Something was decided: commit it soon."""
@@ -237,9 +248,9 @@ class CommitLane:
             self._in_flight = releases
             self.pending_since = loop.time()
             try:
-                touched = self._take(loop.time())
-                if touched:
-                    await self._append(touched)
+                parts = self._take(loop.time())
+                if parts:
+                    await self._append(parts)
             except Coded as error:
                 self._give_up(error, releases)
                 return
@@ -250,7 +261,8 @@ class CommitLane:
             self.pending_since = 0.0
             self.is_away = False
             self._in_flight = None
-            for shard, append in touched:
+            self._under_way = []
+            for shard, append in parts:
                 shard.stored(append)
                 self.events += append.next - append.head
             self.commits += 1
@@ -274,12 +286,12 @@ class CommitLane:
 
     def _take(self, now: float) -> list[tuple[Shard, ShardAppend]]:
         self._taken_runs: list[tuple[Entity, int]] = []
-        touched = []
-        for shard in self._shards():
-            if shard.is_dirty:
-                self._taken_runs += [(run, run.state.seq) for run in shard.pending.runs.values()]
-                touched.append((shard, shard.take(now)))
-        return touched
+        self._under_way, self._touched = [one for one in self._touched if one.lost is None], []
+        parts = []
+        for shard in self._under_way:
+            self._taken_runs += [(run, run.state.seq) for run in shard.pending.runs.values()]
+            parts.append((shard, shard.take(now)))
+        return parts
 
     async def _append(self, parts: list[tuple[Shard, ShardAppend]]) -> None:
         """Send the same parts until each is known to be stored, or its shard is given up. Removes the latter."""

@@ -407,7 +407,7 @@ class QueueBook:
             return
         now = self._kernel.now()
         record = RequestRecord(call.namespace, call.request_id, _body_hash(call), msgspec.msgpack.encode(answer), now)
-        queue.shard.pending.requests.append(record)
+        queue.shard.answer(record)
         self._kernel.lane.mark()
         self._answers[call.namespace, call.request_id] = record, queue.shard
         if len(self._answers) > RECENT:

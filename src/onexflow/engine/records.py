@@ -303,7 +303,7 @@ class RecordBook:
                     answer = msgspec.msgpack.encode(span)
                     record = RequestRecord(key.namespace, request_id, body, answer, self._store.now())
                     shard.check()
-                    shard.pending.requests.append(record)
+                    shard.answer(record)
                     self._kernel.lane.mark()
             first, end = span
             if end > earliest:

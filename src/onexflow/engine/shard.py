@@ -143,7 +143,8 @@ class Watch:
 class Shard:
     """An owned shard and the open runs of it that are in memory."""
 
-    def __init__(self, claim: ShardClaim) -> None:
+    def __init__(self, claim: ShardClaim, on_dirty: Callable[[Shard], None]) -> None:
+        """`on_dirty` hears of each append to be, once, when it gets the first thing to write."""
         #: Why nothing more is decided for it here: it is being handed over, or another owner has claimed it.
         self.moved: Coded | None = None
         #: Why what was decided and is not durable never will be.
@@ -160,6 +161,9 @@ class Shard:
         self.by_key: dict[RunKey, Run] = {}
         self.queues: dict[RunKey, Queue] = {}
         self.pending = Pending()
+        #: There is something for the next append.
+        self.is_dirty = False
+        self._on_dirty = on_dirty
         #: Registers of the append under way.
         self._in_flight: dict[str, RegisterRecord] = {}
         self.is_in_flight = False
@@ -180,14 +184,6 @@ class Shard:
         self.checkpoint_offset = claim.head
         self.checkpoint_at = 0.0
 
-    @property
-    def is_dirty(self) -> bool:
-        pending = self.pending
-        return bool(
-            pending.segments or pending.parked or pending.snapshots or pending.requests
-            or pending.registers or pending.cuts
-        )  # fmt: skip
-
     def add(self, run: Run) -> None:
         self.runs[run.iid] = run
         self.by_key[run.key] = run
@@ -203,6 +199,12 @@ class Shard:
         if self.moved is not None:
             raise self.moved
 
+    def touch(self) -> None:
+        """Whoever puts something into `pending` says so."""
+        if not self.is_dirty:
+            self.is_dirty = True
+            self._on_dirty(self)
+
     def record(self, run: Entity, turn: Decision, meta: dict[str, str] | None = None) -> None:
         """Take a decision's events into the next append. They keep the offsets that the decision gave them."""
         if self.moved is not None:
@@ -216,6 +218,8 @@ class Shard:
             segments.append(Segment(run, self.next, run.state.seq - count + 1, turn.now, events, meta))
         self.next += count
         pending.runs[run.iid] = run
+        if not self.is_dirty:
+            self.touch()
         if self.reading and run.iid in self.reading:
             self.outdated.add(run.iid)
 
@@ -223,6 +227,7 @@ class Shard:
         """Write a register with the next append; empty data takes it away. The caller marks the lane."""
         self.check()
         self.pending.registers[name] = RegisterRecord(name, data)
+        self.touch()
         for watch in self._watches.get(name, ()):
             watch.put = data
 
@@ -255,6 +260,19 @@ class Shard:
         """Cut a run's history with the next append. Made and guarded by `engine.cuts`; the caller marks the lane."""
         self.pending.cuts.append(cut)
         self.cuts += 1
+        self.touch()
+
+    def answer(self, record: RequestRecord) -> None:
+        """Write the answer to a request with the next append. The caller marks the lane."""
+        self.pending.requests.append(record)
+        self.touch()
+
+    def keep(self, snapshot: SnapshotRecord) -> None:
+        """Write a snapshot with the next append, unless a later one is written anyway. The caller marks the lane."""
+        pending = self.pending.snapshots.get(snapshot.iid)
+        if pending is None or pending.seq < snapshot.seq:
+            self.pending.snapshots[snapshot.iid] = snapshot
+            self.touch()
 
     def stored(self, append: ShardAppend) -> None:
         """What was taken last is durable."""
@@ -265,11 +283,14 @@ class Shard:
     def take(self, now: float, *, checkpoint: bool = True) -> ShardAppend:
         """Pack what is pending into one append, and start collecting anew."""
         pending, self.pending = self.pending, Pending()
+        self.is_dirty = False
         is_whole = self.early is None
         if not is_whole:
             # A checkpoint now would name the runs that are in memory and forget those that are still being read back. So
             # there is none, and who changes between parked and hot waits for it.
             self.pending.parked, pending.parked = pending.parked, {}
+            if self.pending.parked:
+                self.touch()
         self._in_flight = pending.registers
         self.is_in_flight = True
         head = pending.segments[0].offset if pending.segments else self.next
@@ -332,8 +353,10 @@ class Shard:
         if run.listed_seq != run.state.seq:
             run.listed_state = ""
             self.pending.runs[run.iid] = run
+        self.touch()
         self.remove(run)
 
     def unpark(self, iid: int) -> None:
         """The run is in memory again, or needs to be looked at no more: its parked row goes with the next append."""
         self.pending.parked[iid] = ParkedRecord(iid, 0, "")
+        self.touch()
