@@ -18,6 +18,7 @@ from onexflow.client.calls import Calls
 from onexflow.client.channels import Channels
 from onexflow.core.errors import ProtocolViolation, Unavailable
 from onexflow.rpc.channel import pause
+from onexflow.rpc.receipts import Untaken
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import workflow_pb2 as pb
 
@@ -93,11 +94,12 @@ class ConnectStream:
         lost: SPIError = Unavailable(f"{address}: the stream ended")
         try:
             async with self._open() as stream:
-                self._calls.connected(await self._welcome(stream))
+                untaken = Untaken()
+                self._calls.connected(await self._welcome(stream, untaken))
                 opened = self._loop.time()
                 if not self.up.done():
                     self.up.set_result(None)
-                await self._serve(stream)
+                await self._serve(stream, untaken)
         except grpc.aio.AioRpcError as error:
             lost = self._channels.error_of(error)
             if not isinstance(lost, Unavailable):
@@ -119,10 +121,11 @@ class ConnectStream:
         finally:
             stream.cancel()
 
-    async def _welcome(self, stream: Any) -> int:
-        hello = pb.ConnectHello(protocol_version=PROTOCOL_VERSION, client_id=self._client_id)
+    async def _welcome(self, stream: Any, untaken: Untaken) -> int:
+        hello = pb.ConnectHello(protocol_version=PROTOCOL_VERSION, client_id=self._client_id, receipts=True)
         try:
             async with asyncio.timeout(WELCOME_WITHIN):
+                untaken.sent()
                 await stream.write(pb.ConnectRequest(hello=hello))
                 message = await stream.read()
         except TimeoutError:
@@ -134,13 +137,15 @@ class ConnectStream:
             raise _StreamEndedError("ended before its Welcome")
         if not message.HasField("welcome") or message.welcome.protocol_version != PROTOCOL_VERSION:
             raise ProtocolViolation("the orchestrator's first message is no Welcome of protocol version 1")
+        untaken.told(message.taken)
         return max(1, int(message.welcome.window))
 
-    async def _serve(self, stream: Any) -> None:
+    async def _serve(self, stream: Any, untaken: Untaken) -> None:
         """Carry calls and answers until the stream ends. Raises why it did."""
-        writer = self._loop.create_task(self._write(stream), name="onexflow-client-writer")
+        writer = self._loop.create_task(self._write(stream, untaken), name="onexflow-client-writer")
         try:
             while (message := await stream.read()) is not grpc.aio.EOF:
+                untaken.told(message.taken)
                 kind = message.WhichOneof("message")
                 if kind == "batch":
                     self._calls.answered(message.batch)
@@ -154,14 +159,17 @@ class ConnectStream:
             await asyncio.wait([writer])
         raise _StreamEndedError("the orchestrator ended the stream")
 
-    async def _write(self, stream: Any) -> None:
+    async def _write(self, stream: Any, untaken: Untaken) -> None:
         """Ends with the stream: the reader learns why and tells."""
         work = self._calls.work
         try:
             while True:
                 await work.wait()
                 work.clear()
+                await untaken.room()
                 while (batch := self._calls.next_batch()) is not None:
+                    untaken.sent()
                     await stream.write(batch)
+                    await untaken.room()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             stream.cancel()

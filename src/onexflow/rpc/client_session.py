@@ -164,6 +164,7 @@ class ClientStream(ServerStream):
                 {"field": "hello.protocol_version", "spoken": PROTOCOL_VERSION},
             )
         self._welcomed = True
+        self._taken.wanted = hello.receipts
         welcome = pb.ConnectWelcome(
             protocol_version=PROTOCOL_VERSION, orchestrator_id=self._service.orchestrator_id, window=self._window
         )
@@ -296,6 +297,10 @@ class ClientStream(ServerStream):
 
     # ---- ServerStream
 
+    def _receipt(self) -> None:
+        self._control.append(pb.ConnectResponse(batch=pb.AnswerBatch()))
+        self._wake.set()
+
     def _room(self) -> Awaitable[object] | None:
         return None if self._has_room.is_set() else self._has_room.wait()
 
@@ -307,6 +312,7 @@ class ClientStream(ServerStream):
         while True:
             while self._control or self._answers or self._refusals:
                 message = self._control.pop(0) if self._control else self._next_batch()
+                message.taken = self._taken.tell()
                 await self._send(message)
             if self._finished:
                 return

@@ -1,7 +1,8 @@
 """The sending half of a stream: a queue that never blocks its callers, and one coroutine that writes it out.
 
-What was queued in one turn of the loop leaves together: neighbours of the same kind are joined (assignments, results,
-acks, credits), acks go with assignments and credits with results, and the wire form cuts them at 64 entries and 1 MiB.
+What was queued in one turn of the loop leaves together, or what was queued until the other end has taken what is on its
+way (`rpc.receipts`): neighbours of the same kind are joined (assignments, results, acks, credits), acks go with assignments
+and credits with results, and the wire form cuts them at 64 entries and 1 MiB.
 A message costs as much as the work for several tasks, so an ack by itself waits a little for assignments to go with.
 """
 
@@ -13,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Generic, TypeVar
 
 from onexflow.core.errors import Overloaded
-from onexflow.ports.worker_link import Ack, Assignments, Credits, Results
+from onexflow.ports.worker_link import Ack, Assignments, AttemptResult, Credits, Results
+from onexflow.rpc.receipts import Untaken
 from onexflow.spi.exceptions import SPIError
 
 #: Seconds that acks wait for something to go with. Nobody waits for them: they free the worker's memory.
@@ -28,17 +30,20 @@ Message = TypeVar("Message")
 
 
 class Outbox(Generic[Message]):
-    """Queue and writer of one stream. `failed` is called once, when the queue overflows."""
+    """Queue and writer of one stream. `failed` is called once, when the queue overflows. `untaken`: what the other end
+    says of what was sent, if it says so."""
 
     def __init__(
         self,
         encode: Callable[[Message], Iterable[Any]],
         write: Callable[[Any], Awaitable[Any]],
         failed: Callable[[SPIError], None],
+        untaken: Untaken | None = None,
     ) -> None:
         self._encode = encode
         self._write = write
         self._failed = failed
+        self._untaken = untaken or Untaken()
         self._queue: deque[Any] = deque()  # of Message
         self._wake = asyncio.Event()
         self._patience: asyncio.TimerHandle | None = None
@@ -58,6 +63,10 @@ class Outbox(Generic[Message]):
         elif self._patience is None and not self._wake.is_set():
             self._patience = asyncio.get_running_loop().call_later(ACK_PATIENCE, self._wake.set)
 
+    def hurry(self) -> None:
+        """Acks wait no longer."""
+        self._wake.set()
+
     def finish(self) -> None:
         """Take nothing more; `run` returns when what is queued is written."""
         self._finished = True
@@ -67,7 +76,10 @@ class Outbox(Generic[Message]):
         """Write until finished."""
         while True:
             while self._queue:
+                if waits := type(self._queue[0]) in _WAITING:
+                    await self._untaken.room()
                 for message in self._encode(self._next()):
+                    self._untaken.sent(waits=waits)
                     await self._write(message)
             if self._finished:
                 return
@@ -78,13 +90,25 @@ class Outbox(Generic[Message]):
                 self._patience = None
 
     def _next(self) -> Any:
+        if type(self._queue[0]) is Results:
+            return self._ends()
         message = self._group()
         other = type(self._queue[0]) if self._queue else None
         if type(message) is Ack and other is Assignments and len(message.tokens) + len(message.discarded) <= _MAX_ACKED:
             return Assignments(self._group().assignments, message)
-        if type(message) is Results and other is Credits:
-            return Results(message.results, self._group().granted)
         return message
+
+    def _ends(self) -> Results:
+        """The results and the credits that stand first. Credits may wait for results that came after them."""
+        results: list[AttemptResult] = []
+        credits: list[Credits] = []
+        while self._queue and type(self._queue[0]) in _WAITING:
+            message = self._queue.popleft()
+            if type(message) is Results:
+                results += message.results
+            else:
+                credits.append(message)
+        return Results(results, _credits(credits).granted)
 
     def _group(self) -> Any:
         """The first message, joined with those of its kind behind it."""
@@ -100,10 +124,6 @@ class Outbox(Generic[Message]):
 
 def _assignments(group: list[Assignments]) -> Assignments:
     return Assignments([one for message in group for one in message.assignments])
-
-
-def _results(group: list[Results]) -> Results:
-    return Results([one for message in group for one in message.results])
 
 
 def _acks(group: list[Ack]) -> Ack:
@@ -125,9 +145,10 @@ def _credits(group: list[Credits]) -> Credits:
     return Credits(total)
 
 
+#: What workers say all the time, and can say in one message as well.
+_WAITING: Final = {Results, Credits}
 _JOINED: Final[dict[type, Callable[[Any], Any]]] = {
     Assignments: _assignments,
-    Results: _results,
     Ack: _acks,
     Credits: _credits,
 }

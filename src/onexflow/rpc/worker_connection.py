@@ -22,6 +22,7 @@ from onexflow.core.errors import Unavailable
 from onexflow.ports.worker_link import FromWorker, Goodbye, OrchestratorLink, ToWorker, Welcome
 from onexflow.rpc.channel import open_channel, pause
 from onexflow.rpc.outbox import Outbox
+from onexflow.rpc.receipts import Untaken
 from onexflow.rpc.status import from_rpc_error
 from onexflow.rpc.tls import ClientSecurity
 from onexflow.spi.exceptions import SPIError
@@ -221,6 +222,7 @@ class _WorkerStream:
         self.over = asyncio.Event()
         self._closed = asyncio.Event()
         self._outbox: Outbox[FromWorker] | None = None
+        self._untaken = Untaken()
 
     def send(self, message: FromWorker) -> None:
         if type(message) is Goodbye:
@@ -243,7 +245,7 @@ class _WorkerStream:
             failure.append(error)
             call.cancel()
 
-        self._outbox = Outbox(wire.to_requests, call.write, failed)
+        self._outbox = Outbox(wire.to_requests, call.write, failed, self._untaken)
         peer = self._runtime.attach(self)
         writer = asyncio.create_task(self._write(call), name=f"writer-{self.address}")
         closer = asyncio.create_task(self._close_after(call, writer), name=f"closer-{self.address}")
@@ -271,6 +273,7 @@ class _WorkerStream:
         async with asyncio.timeout(WELCOME_WITHIN):
             first = await call.read()
         while first is not grpc.aio.EOF:
+            self._untaken.told(first.taken)
             message = wire.from_response(first)
             if type(message) is Welcome and not self.orchestrator_id:
                 self.orchestrator_id = message.orchestrator_id

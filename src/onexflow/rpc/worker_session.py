@@ -15,6 +15,7 @@ from onexflow.core.identity import CALLER
 from onexflow.ports.worker_link import (
     PROTOCOL_VERSION,
     AcceptWorker,
+    Ack,
     Drain,
     Goodbye,
     Hello,
@@ -24,6 +25,7 @@ from onexflow.ports.worker_link import (
 )
 from onexflow.rpc.outbox import Outbox
 from onexflow.rpc.stream import HELLO_WITHIN, Context, ServerStream
+from onexflow.v1 import worker_pb2 as pb
 
 #: Seconds of silence after which the worker is asked, and those in which it must have said something then.
 PING_AFTER: Final = 2.0
@@ -53,7 +55,7 @@ class WorkerStream(ServerStream):
         self._peer: WorkerPeer | None = None
         self._caller = CALLER.get()
         self._planned = False
-        self._outbox: Outbox[ToWorker] = Outbox(wire.to_responses, self._send, self.end)
+        self._outbox: Outbox[ToWorker] = Outbox(wire.to_responses, self._send_telling, self.end)
 
     # ---- WorkerLink
 
@@ -76,6 +78,7 @@ class WorkerStream(ServerStream):
         value = wire.from_request(message)
         if self._peer is None:
             self._peer = self._welcome(value)
+            self._taken.wanted = message.hello.receipts
         self._planned = type(value) is Goodbye
         self._peer.on_message(value)
 
@@ -108,6 +111,14 @@ class WorkerStream(ServerStream):
                 "handlers": list(self._caller.handlers[:20]),
             },
         )
+
+    def _send_telling(self, message: pb.SessionResponse) -> Awaitable[None]:
+        message.taken = self._taken.tell()
+        return self._send(message)
+
+    def _receipt(self) -> None:
+        self._outbox.put(Ack([]))
+        self._outbox.hurry()
 
     def _parts(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         return (self._watch,)

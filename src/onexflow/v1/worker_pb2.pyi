@@ -73,6 +73,9 @@ Progress. An assignment with `heartbeat` wants one message at least that often w
 Drain. A worker that stops sends WorkerDraining, finishes or returns what it has, waits for the acks, sends Goodbye
 and ends its side. An orchestrator that stops sends Drain and assigns nothing new; results are still taken.
 
+Receipts. A worker that says so in Hello is told with each message how many of its own were taken, and that soon after
+every second one. It does well to send nothing while two are not taken, and then all that there is in one.
+
 Ping is sent only while nothing else flows, and wants its Pong within 5 s; else the stream is closed.
 
 Liveness port. Hello.liveness is a TCP address of the worker's own process. Whoever connects gets the incarnation
@@ -204,6 +207,9 @@ class SessionResponse(_message.Message):
     PING_FIELD_NUMBER: _builtins.int
     RECLAIMED_FIELD_NUMBER: _builtins.int
     FEED_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    taken: _builtins.int
+    """How many messages of the worker's on this stream have been taken. 0 unless Hello asks for receipts."""
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """Answer to Hello."""
@@ -262,10 +268,11 @@ class SessionResponse(_message.Message):
         ping: Global___Ping | None = ...,
         reclaimed: Global___Reclaimed | None = ...,
         feed: Global___Feed | None = ...,
+        taken: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "feed", b"feed", "message", b"message", "ping", b"ping", "recall", b"recall", "reclaimed", b"reclaimed", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "feed", b"feed", "message", b"message", "ping", b"ping", "recall", b"recall", "reclaimed", b"reclaimed", "shard_epoch", b"shard_epoch", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "cancel", b"cancel", "demand", b"demand", "drain", b"drain", "feed", b"feed", "message", b"message", "ping", b"ping", "recall", b"recall", "reclaimed", b"reclaimed", "shard_epoch", b"shard_epoch", "taken", b"taken", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "shard_epoch", "assignments", "ack", "cancel", "recall", "demand", "drain", "ping", "reclaimed", "feed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
@@ -387,6 +394,7 @@ class Hello(_message.Message):
     LIVENESS_FIELD_NUMBER: _builtins.int
     BUILD_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    RECEIPTS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the worker speaks: 1."""
     worker_id: _builtins.str
@@ -397,6 +405,8 @@ class Hello(_message.Message):
     """host:port of the liveness port; empty for none."""
     build_id: _builtins.str
     """Version of the worker's code, for people."""
+    receipts: _builtins.bool
+    """The worker wants to be told how many of its messages have been taken."""
     @_builtins.property
     def handlers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HandlerInfo]:
         """What it serves. At most 10,000."""
@@ -420,10 +430,11 @@ class Hello(_message.Message):
         liveness: _builtins.str = ...,
         build_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        receipts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "handlers", b"handlers", "incarnation", b"incarnation", "labels", b"labels", "liveness", b"liveness", "protocol_version", b"protocol_version", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "handlers", b"handlers", "incarnation", b"incarnation", "labels", b"labels", "liveness", b"liveness", "protocol_version", b"protocol_version", "receipts", b"receipts", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -73,6 +73,9 @@ Progress. An assignment with `heartbeat` wants one message at least that often w
 Drain. A worker that stops sends WorkerDraining, finishes or returns what it has, waits for the acks, sends Goodbye
 and ends its side. An orchestrator that stops sends Drain and assigns nothing new; results are still taken.
 
+Receipts. A worker that says so in Hello is told with each message how many of its own were taken, and that soon after
+every second one. It does well to send nothing while two are not taken, and then all that there is in one.
+
 Ping is sent only while nothing else flows, and wants its Pong within 5 s; else the stream is closed.
 
 Liveness port. Hello.liveness is a TCP address of the worker's own process. Whoever connects gets the incarnation

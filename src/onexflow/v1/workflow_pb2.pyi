@@ -33,6 +33,10 @@ does not read is not read from either: the orchestrator stops reading the stream
 
 Batches hold at most 64 calls and 1 MiB; answers likewise.
 
+Receipts. A client that says so in ConnectHello is told with each message how many of its own were taken, and that soon
+after every second one, if need be with an AnswerBatch without answers. It does well to send nothing while two are not
+taken, and then all that there is in one.
+
 Several orchestrators. Any of them answers any call: what it does not own it asks of the owner. ConnectOwners says who owns
 what, so a client may have a stream to each and ask the owners themselves. The answer to a unary call that was passed on
 has the owner's address in its trailing metadata, "onexflow-owner".
@@ -1598,6 +1602,9 @@ class ConnectResponse(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     OWNERS_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    taken: _builtins.int
+    """How many messages of the client's on this stream have been taken. 0 unless ConnectHello asks for receipts."""
     @_builtins.property
     def welcome(self) -> Global___ConnectWelcome:
         """Answer to ConnectHello."""
@@ -1621,10 +1628,11 @@ class ConnectResponse(_message.Message):
         batch: Global___AnswerBatch | None = ...,
         drain: Global___ConnectDrain | None = ...,
         owners: Global___ConnectOwners | None = ...,
+        taken: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "drain", b"drain", "message", b"message", "owners", b"owners", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "drain", b"drain", "message", b"message", "owners", b"owners", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "drain", b"drain", "message", b"message", "owners", b"owners", "taken", b"taken", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "batch", "drain", "owners"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
@@ -1640,19 +1648,23 @@ class ConnectHello(_message.Message):
 
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     CLIENT_ID_FIELD_NUMBER: _builtins.int
+    RECEIPTS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the client speaks: 1."""
     client_id: _builtins.str
     """Name of the client, for people; may be empty."""
+    receipts: _builtins.bool
+    """The client wants to be told how many of its messages have been taken."""
     def __init__(
         self,
         *,
         protocol_version: _builtins.int = ...,
         client_id: _builtins.str = ...,
+        receipts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "protocol_version", b"protocol_version", "receipts", b"receipts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,6 +33,10 @@ does not read is not read from either: the orchestrator stops reading the stream
 
 Batches hold at most 64 calls and 1 MiB; answers likewise.
 
+Receipts. A client that says so in ConnectHello is told with each message how many of its own were taken, and that soon
+after every second one, if need be with an AnswerBatch without answers. It does well to send nothing while two are not
+taken, and then all that there is in one.
+
 Several orchestrators. Any of them answers any call: what it does not own it asks of the owner. ConnectOwners says who owns
 what, so a client may have a stream to each and ask the owners themselves. The answer to a unary call that was passed on
 has the owner's address in its trailing metadata, "onexflow-owner".

@@ -223,6 +223,7 @@ def _hello_to_pb(value: link.Hello) -> pb.Hello:
         liveness=value.liveness,
         build_id=value.build_id,
         labels=value.labels,
+        receipts=True,
     )
 
 

@@ -1,0 +1,99 @@
+"""Receipts: who sends to a busy end waits for it, nobody waits for ever, and without receipts nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onexflow.rpc.receipts import WINDOW, Taken, Untaken
+from onexflow.testing.clock import virtual_time
+
+
+@virtual_time
+async def test_with_no_word_of_the_other_end_there_is_always_room() -> None:
+    untaken = Untaken()
+    for _ in range(10 * WINDOW):
+        await untaken.room()
+        untaken.sent()
+        untaken.told(0)
+
+
+@virtual_time
+async def test_who_has_a_window_on_its_way_waits_until_some_of_it_is_taken() -> None:
+    untaken = Untaken()
+    untaken.sent()
+    untaken.told(1)
+    for _ in range(WINDOW):
+        await untaken.room()
+        untaken.sent()
+    waiting = asyncio.ensure_future(untaken.room())
+    await asyncio.sleep(1)
+    assert not waiting.done()
+    untaken.told(2)
+    await waiting
+
+
+@virtual_time
+async def test_what_waits_for_no_room_takes_none() -> None:
+    """A worker that has a new owner says what it holds of each of its shards, and then what it can take."""
+    untaken = Untaken()
+    untaken.sent(waits=False)
+    untaken.told(1)
+    for _ in range(1024):
+        untaken.sent(waits=False)
+    for _ in range(WINDOW):
+        await untaken.room()
+        untaken.sent()
+    assert not untaken.has_room
+    untaken.told(1025)
+    assert not untaken.has_room
+    untaken.told(1026)
+    assert untaken.has_room
+
+
+def test_who_did_not_ask_is_told_nothing() -> None:
+    taken = Taken()
+    for _ in range(3 * WINDOW):
+        taken.took()
+        assert not taken.is_due
+        assert taken.tell() == 0
+
+
+@given(st.lists(st.sampled_from(("send", "take", "answer", "deliver")), max_size=200))
+def test_a_sender_that_waits_is_always_owed_a_receipt(steps: list[str]) -> None:
+    """Whatever the order in which messages are sent, taken, answered and delivered: no more than a window is on its way,
+    and once all that is on its way has come, a sender without room has an end that knows it has to speak."""
+    untaken, taken = Untaken(), Taken()
+    taken.wanted = True
+    there: deque[None] = deque()
+    back: deque[int] = deque()
+
+    def take() -> None:
+        there.popleft()
+        taken.took()
+
+    untaken.sent()
+    there.append(None)
+    take()
+    untaken.told(taken.tell())
+    for step in steps:
+        if step == "send" and untaken.has_room:
+            untaken.sent()
+            there.append(None)
+        elif step == "take" and there:
+            take()
+        elif step == "answer":
+            back.append(taken.tell())
+        elif step == "deliver" and back:
+            untaken.told(back.popleft())
+        assert len(there) <= WINDOW
+    while there:
+        take()
+    while back:
+        untaken.told(back.popleft())
+    assert untaken.has_room or taken.is_due
+    untaken.told(taken.tell())
+    assert untaken.has_room
