@@ -17,7 +17,7 @@ from onexflow.telemetry import logging
 
 from ..peers import comparison
 from ..probe.client import Probe
-from . import footprint, overload, syscalls
+from . import footprint, overload, syscalls, two
 from .machine import machine
 from .parts import ON_CLUSTER, PARTS
 from .parts import run as run_part
@@ -101,7 +101,9 @@ async def _measure(arguments: argparse.Namespace) -> int:
                 await run_part("footprint", _where(name, urls), arguments.rounds, partial(footprint.measure, url))
                 for name, url in urls.items()
             ]
-        if set(wanted) - {"footprint"}:
+        if "two" in wanted:
+            tables.append(await run_part("two", "", arguments.rounds, two.measure))
+        if set(wanted) - {"footprint", "two"}:
             tables += await _on_clusters(stack, urls, wanted, arguments)
     text = "\n\n".join(tables) + "\n"
     print(text)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
-from . import footprint, open_loop, saturated
+from . import footprint, open_loop, saturated, two
 from .figures import Goal, shown, table
 from .machine import Check, Form
 from .rounds import PATIENCE
@@ -24,6 +24,7 @@ PARTS: Final = {
     "footprint": Part("W5 footprint", footprint.GOALS),
     "open": Part(f"open loop, runs of 3 tasks at {open_loop.SHARE:.0%} of the peak", open_loop.GOALS),
     "saturated": Part(f"saturated: W2 with {saturated.IN_FLIGHT:,} in flight", saturated.GOALS),
+    "two": Part("two orchestrators on one PostgreSQL", two.GOALS),
 }
 #: Those that need a cluster that runs.
 ON_CLUSTER: Final[dict[str, Callable[[Onexflow], Awaitable[dict[str, float]]]]] = {

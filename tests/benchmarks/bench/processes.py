@@ -78,8 +78,11 @@ class Cluster:
         }
 
     async def start_orchestrator(self) -> None:
-        self.orchestrator = await self._spawn(
-            "orchestrator", "--listen", self.address, "--store-url", self.store, "--log-level", "warning",
+        self.orchestrator = await self._spawn_orchestrator(self.address)
+
+    async def _spawn_orchestrator(self, address: str) -> asyncio.subprocess.Process:
+        return await self._spawn(
+            "orchestrator", "--listen", address, "--store-url", self.store, "--log-level", "warning",
             **self._environment,
         )  # fmt: skip
 
@@ -113,11 +116,16 @@ class Cluster:
 
     async def _stop(self) -> None:
         for process in (self.worker, self.orchestrator):
-            if process is not None and process.returncode is None:
-                process.send_signal(signal.SIGTERM)
-                try:
-                    await asyncio.wait_for(process.wait(), 15.0)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
+            if process is not None:
+                await self._end(process)
         self._folder.cleanup()
+
+    @staticmethod
+    async def _end(process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), 15.0)
+            except TimeoutError:
+                process.kill()
+                await process.wait()

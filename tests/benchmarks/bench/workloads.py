@@ -103,7 +103,11 @@ class Onexflow:
 
     @classmethod
     async def open(cls, cluster: Cluster, role: str) -> Self:
-        client = await connect(cluster.address)
+        return await cls.of(cluster, await connect(cluster.address), role)
+
+    @classmethod
+    async def of(cls, cluster: Cluster, client: Client, role: str) -> Self:
+        """With a client that is connected."""
         for definition in definitions(role):
             await client.register(definition)
         return cls(cluster, client, role)
