@@ -15,13 +15,13 @@ from onexflow.core.commands import (
     CompleteItems,
     FailAttempt,
     FireTimer,
-    ItemResult,
     StartRun,
 )
 from onexflow.core.decide import decide, start
 from onexflow.core.events import Event, WorkflowCreated
 from onexflow.core.evolve import create, evolve
 from onexflow.core.graph import Graph, compile_graph
+from onexflow.core.ids import Token
 from onexflow.core.instructions import ArmTimer, Dispatch, Instruction
 from onexflow.core.payload import Failure, Payload
 from onexflow.core.state import ItemState, RunState, TaskState
@@ -104,10 +104,9 @@ class Model:
     def complete(self, name: str = "a", *items: int, result: Any = None, worker: str = "w1") -> Turn:
         """Results of the current attempts of these items (of the first, when none is named)."""
         state = self.task(name)
-        results = [
-            ItemResult(i, state.items[i].epoch, state.items[i].offset, encode_value(result)) for i in items or (0,)
-        ]
-        return self.do(CompleteItems(self.graph.index[name], results, worker, f"{worker}.1", self.now))
+        tokens = [Token(0, state.items[i].epoch, state.items[i].offset, i) for i in items or (0,)]
+        results = [encode_value(result) for _ in tokens]
+        return self.do(CompleteItems(self.graph.index[name], tokens, results, worker, f"{worker}.1", self.now))
 
     def fail(self, name: str = "a", item: int = 0, *, error: Failure = BOOM, worker: str = "w1") -> Turn:
         return self.on_attempt(FailAttempt, name, item, error=error, worker=worker, started_at=self.now)

@@ -14,7 +14,6 @@ from onexflow.core.commands import (
     CompleteItems,
     FailAttempt,
     FireTimer,
-    ItemResult,
     LoseAttempt,
     PauseRun,
     ResolveItem,
@@ -24,6 +23,7 @@ from onexflow.core.commands import (
 )
 from onexflow.core.errors import InvalidTransition
 from onexflow.core.graph import Graph
+from onexflow.core.ids import Token
 from onexflow.core.instructions import ArmTimer, Dispatch, FinishRun, SendAuthorised
 from onexflow.core.payload import Failure
 from onexflow.core.turn import SECOND
@@ -105,7 +105,7 @@ class Shell:
         match chosen:
             case "complete":
                 value = encode_value(self.chance.randrange(100))
-                return CompleteItems(task, [ItemResult(item, epoch, offset, value)], "w1", "w1.1", self.model.now)
+                return CompleteItems(task, [Token(0, epoch, offset, item)], [value], "w1", "w1.1", self.model.now)
             case "fail":
                 return FailAttempt(task, item, epoch, offset, Failure("Boom", "it broke"), "w1", "w1.1")
             case "fatal":
@@ -155,7 +155,7 @@ class Shell:
                 place = next(iter(self.running))
                 del self.running[place]
                 task, item, epoch, offset = place
-                self.do(CompleteItems(task, [ItemResult(item, epoch, offset, encode_value(1))], "w1", "w1.1"))
+                self.do(CompleteItems(task, [Token(0, epoch, offset, item)], [encode_value(1)], "w1", "w1.1"))
             elif any(i.status == "waiting_for_input" for t in model.state.tasks for i in t.items):
                 self._resolve()
             elif self.timers:

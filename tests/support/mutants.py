@@ -237,8 +237,8 @@ def read_too_early(patch: pytest.MonkeyPatch) -> None:
 def any_result(patch: pytest.MonkeyPatch) -> None:
     """A result counts for the item that it is of, whichever attempt it comes from."""
 
-    def accepted(turn: Turn, task: int, index: int, epoch: int, offset: int) -> ItemState | None:
-        item = turn.state.tasks[task].items[index]
+    def accepted(turn: Turn, task: int, at: Token) -> ItemState | None:
+        item = turn.state.tasks[task].items[at.item]
         return item if item.status in {"running", "waiting_for_input"} else None
 
     def item_of(run: Run, token: Token) -> tuple[int, int] | None:

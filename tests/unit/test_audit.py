@@ -498,7 +498,7 @@ async def test_a_run_that_is_listed_and_has_no_events_is_found() -> None:
     later = Row(row.offset + row.count, 1, 1, row.iid + 2, 1, encode_row(1 << 62, [WorkflowCompleted()]))
     log.shard.rows.append(later)
     for iid in (row.iid + 1, row.iid + 2):
-        log.shard.runs[iid] = log.shard.runs[row.iid]._replace(iid=iid)
+        log.shard.runs[iid] = msgspec.structs.replace(log.shard.runs[row.iid], iid=iid)
     assert [finding.story for finding in (await audit(log.store)).findings if "has no events" in finding.story]
 
 
@@ -523,7 +523,7 @@ async def test_a_history_that_is_cut_while_it_is_read_is_read_again() -> None:
 async def test_forged_tables_are_found() -> None:
     log = await made()
     record = log.shard.runs[log.iid]
-    log.shard.runs[log.iid] = record._replace(state=5)
+    log.shard.runs[log.iid] = msgspec.structs.replace(record, state=5)
     assert rules(await audit(log.store)) == {"listing"}
     del log.shard.runs[log.iid]
     assert "listing" in rules(await audit(log.store))

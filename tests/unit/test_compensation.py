@@ -404,7 +404,8 @@ def test_a_compensation_of_a_task_that_failed_or_was_skipped_is_not_called() -> 
 
 
 def test_results_that_are_no_json_can_be_passed_on_alone() -> None:
-    from onexflow.core.commands import CompleteItems, ItemResult
+    from onexflow.core.commands import CompleteItems
+    from onexflow.core.ids import Token
     from onexflow.core.payload import Payload
 
     for mapping, expected in (("result", "compensating"), (None, "failed")):
@@ -415,7 +416,7 @@ def test_results_that_are_no_json_can_be_passed_on_alone() -> None:
         model.authorise()
         at = model.item()
         picture = Payload(b"\x00", "png")
-        model.do(CompleteItems(0, [ItemResult(0, at.epoch, at.offset, picture)], "w1", "w1.1"))
+        model.do(CompleteItems(0, [Token(0, at.epoch, at.offset, 0)], [picture], "w1", "w1.1"))
         model.do(CancelRun())
         assert model.state.status == expected
         if expected == "compensating":

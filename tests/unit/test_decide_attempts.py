@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from onexflow.codec.payload import encode_value
 from onexflow.core.builder import workflow
 from onexflow.core.commands import (
     CompleteItems,
     FailAttempt,
     FireTimer,
-    ItemResult,
     LoseAttempt,
     PauseRun,
     ResolveItem,
@@ -21,6 +21,9 @@ from onexflow.core.commands import (
 )
 from onexflow.core.definition import RetryPolicy, RunRetry, Timeouts
 from onexflow.core.errors import InvalidArgument, InvalidTransition, UnknownTask
+from onexflow.core.events import TaskCompleted
+from onexflow.core.evolve import FOLDS
+from onexflow.core.ids import Token
 from onexflow.core.instructions import CancelAttempt, Dispatch, SendAuthorised
 from onexflow.core.payload import Failure, Payload
 from support.core_driver import BOOM, Model, graph_of, one_task, value
@@ -68,7 +71,7 @@ def test_a_result_under_the_token_of_the_scheduling_is_not_an_effects() -> None:
     model = Model(one_task("effect"))
     place = model.item().epoch, model.item().offset
     model.authorise()
-    turn = model.do(CompleteItems(0, [ItemResult(0, *place, Payload(b"1"))], "w1", "w1.1"))
+    turn = model.do(CompleteItems(0, [Token(0, *place, 0)], [Payload(b"1")], "w1", "w1.1"))
     assert not turn.events
     assert turn.superseded == [(0, *place)]
 
@@ -97,10 +100,37 @@ def test_the_late_result_of_exactly_that_attempt_resolves_the_wait() -> None:
     assert value(model.state.result) == 7
 
 
+def test_of_several_results_those_that_are_not_waited_for_are_left_out() -> None:
+    flow = workflow("w")
+    flow.compute("a", map="input")
+    model = Model(graph_of(flow), [1, 2, 3])
+    items = model.task().items
+    tokens = [Token(0, item.epoch, item.offset + (index == 1), index) for index, item in enumerate(items)]
+    turn = model.do(CompleteItems(0, tokens, [encode_value(index) for index in range(3)], "w1", "w1.1"))
+    assert turn.superseded == [(1, items[1].epoch, items[1].offset + 1)]
+    assert [(item.status, item.result) for item in items] == [
+        ("completed", encode_value(0)),
+        ("scheduled", None),
+        ("completed", encode_value(2)),
+    ]
+
+
+def test_a_decision_that_fails_halfway_has_counted_what_it_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise InvalidTransition("a bug")
+
+    model = Model(one_task("compute"))
+    before = model.state.seq
+    monkeypatch.setitem(FOLDS, TaskCompleted, fails)  # type: ignore[misc]  # its keys are classes of events
+    with pytest.raises(InvalidTransition):
+        model.complete()
+    assert model.state.seq == before + 2  # task.started, and what could not be folded
+
+
 def test_a_late_result_of_another_attempt_is_superseded() -> None:
     model = lost_effect()
     item = model.item()
-    turn = model.do(CompleteItems(0, [ItemResult(0, item.epoch, item.offset + 1, Payload(b"1"))], "w1", "w1.1"))
+    turn = model.do(CompleteItems(0, [Token(0, item.epoch, item.offset + 1, 0)], [Payload(b"1")], "w1", "w1.1"))
     assert not turn.events
     assert len(turn.superseded) == 1
 

@@ -143,11 +143,11 @@ def test_it_completes_after_the_mapped_task_and_the_results_are_kept_until_then(
     model.complete("items", 1, 0, result=5)
     assert model.task("items").status == "completed"
     assert model.task("items").result is None
-    assert model.task("items").results == [encode_value(5)] * 2
+    assert model.task("items").results == (encode_value(5),) * 2
     assert same(model.fold(), model.state)
     model.complete("total", result=10)
     assert model.state.status == "completed"
-    assert model.task("items").results == []
+    assert model.task("items").results == ()
     assert same(model.fold(), model.state)
 
 
@@ -170,7 +170,7 @@ def test_it_is_tried_again_and_again_from_the_first_item() -> None:
     assert model.task("items").results, "its next attempt is fed them"
     model.complete("total", result=1)
     assert model.state.status == "completed"
-    assert model.task("items").results == []
+    assert model.task("items").results == ()
 
 
 def test_the_failure_of_the_mapped_task_stops_it_and_what_depends_on_it_is_skipped() -> None:
@@ -216,7 +216,7 @@ def test_its_own_failure_leaves_the_mapped_task_alone_where_it_may_fail() -> Non
     assert model.state.status == "running"
     model.complete("items", 0)
     assert model.state.status == "completed"
-    assert model.task("items").results == []
+    assert model.task("items").results == ()
 
 
 def test_two_may_be_fed_by_one() -> None:

@@ -19,7 +19,6 @@ from onexflow.core.commands import (
     CompleteItems,
     FailAttempt,
     FireTimer,
-    ItemResult,
     LoseAttempt,
     PauseRun,
     ResolveItem,
@@ -31,6 +30,7 @@ from onexflow.core.commands import (
 from onexflow.core.decide import COMMANDS
 from onexflow.core.definition import RetryPolicy, RunRetry, Timeouts
 from onexflow.core.errors import InvalidTransition
+from onexflow.core.ids import Token
 from onexflow.core.machine import (
     TASK_EDGES,
     TASK_STATES,
@@ -184,7 +184,7 @@ def commands(model: Model) -> Iterator[Command]:
     epoch, offset = (items[0].epoch, items[0].offset) if items else (1, 1)
     yield from (PauseRun(), ResumeRun(), CancelRun(), AssignRun("w9"), SettleRun())
     yield AuthoriseAttempt(a, 0, "w9", "w9.1", True)
-    yield CompleteItems(a, [ItemResult(0, epoch, offset, encode_value(1))], "w1", "w1.1")
+    yield CompleteItems(a, [Token(0, epoch, offset, 0)], [encode_value(1)], "w1", "w1.1")
     yield FailAttempt(a, 0, epoch, offset, BOOM)
     yield FailAttempt(a, 0, epoch, offset, Failure("WorkerLost", "", code="OXF-4003"))
     yield StopAttempt(a, 0, epoch, offset)

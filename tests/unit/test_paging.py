@@ -221,6 +221,6 @@ async def test_a_start_does_not_wait_for_all_that_was_at_work() -> None:
 @virtual_time
 async def test_the_starts_that_are_remembered_are_few_however_many_shards_there_are() -> None:
     async with Cluster(store=MemoryStore(VirtualClock(), shards=1024)) as cluster:
-        limits = [recent._limit for recent in cluster.engine._kernel._recent.values()]
+        limits = [shard.recent._limit for shard in cluster.engine._kernel.shards.values()]
         assert len(limits) == 1024
         assert sum(limits) <= 110_000

@@ -58,7 +58,7 @@ ALL: list[Event] = [
     WorkflowFailed(Failure("Boom", "it broke", "trace", "OXF-4002", False, {"task": "a", "item": 3})),
     WorkflowCancelled("not needed"),
     WorkflowTimedOut("late"),
-    TaskScheduled(3, 2, 10, 2, 40, -2, [Payload(b"1"), Payload(b"2")], "again"),
+    TaskScheduled(3, 2, 10, 2, 40, -2, (Payload(b"1"), Payload(b"2")), "again"),
     TaskStarted(3, [10, 11], "w1", "w1.1", AT, False),
     TaskCompleted(3, [10, 11], [Payload(b"1"), Payload(b'"x"')], "resolved"),
     TaskFailed(3, 10, Failure("Boom", "no"), "timeout"),

@@ -89,7 +89,7 @@ def _results(story: RunStory, index: int, task: TaskState) -> Iterator[str]:
     if told.items and told.status == "completed" and feeds:
         # Kept one by one, too, as long as a reducer may be fed them.
         is_wanted = any(story.tasks[fed].status not in ITEM_TERMINAL for fed in feeds)
-        if task.results != (results if is_wanted else []):
+        if task.results != (tuple(results) if is_wanted else ()):
             yield f"task {name} keeps other results of its items than their events"
     if feeds and task.result is None and told.status == "completed":
         return  # nothing reads them as one
@@ -104,7 +104,7 @@ def _results(story: RunStory, index: int, task: TaskState) -> Iterator[str]:
 def _facts(item: Item) -> tuple[object, ...]:
     return (
         item.status, item.attempt, item.counted, item.epoch, item.offset, item.source, item.input, item.due_at,
-        item.stopping, item.lost, item.worker, item.idempotent, item.first_at, item.scheduled_at,
+        item.stopping, tuple(item.lost), item.worker, item.idempotent, item.first_at, item.scheduled_at,
         item.started_at,
     )  # fmt: skip
 

@@ -9,6 +9,8 @@ The rules, by role (docs/guarantees.md):
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from onexflow.core.commands import (
     AuthoriseAttempt,
     CompleteItems,
@@ -65,11 +67,11 @@ def schedule(turn: Turn, task: int) -> None:
         inputs = map_items(graph, task, values, codec) if spec.map else []
         source, payload = (INLINE, None) if spec.map else task_input(graph, task, values, codec)
     except MappingError as error:
-        turn.emit(TaskScheduled(task, source=INLINE, inputs=[NULL]))
+        turn.emit(TaskScheduled(task, source=INLINE, inputs=(NULL,)))
         give_up(turn, task, 0, Failure("MappingError", str(error), retryable=False), "mapping")
         return
     if not spec.map:
-        offset = turn.emit(TaskScheduled(task, source=source, inputs=[] if payload is None else [payload]))
+        offset = turn.emit(TaskScheduled(task, source=source, inputs=() if payload is None else (payload,)))
         dispatch_new(turn, task, 0, 1, offset)
         return
     if not inputs:
@@ -83,7 +85,7 @@ def schedule(turn: Turn, task: int) -> None:
         while first + count < len(inputs) and count < SCHEDULE_ITEMS and (not count or size < SCHEDULE_BYTES):
             size += len(inputs[first + count].data)
             count += 1
-        chunk = inputs[first : first + count]
+        chunk = tuple(inputs[first : first + count])
         offset = turn.emit(TaskScheduled(task, first=first, count=count, of=len(inputs), source=INLINE, inputs=chunk))
         dispatch_new(turn, task, first, count, offset)
         first += count
@@ -97,7 +99,7 @@ def dispatch_new(turn: Turn, task: int, first: int, count: int, offset: int) -> 
             if timeouts.schedule_to_close:
                 turn.arm(timeouts.schedule_to_close, "schedule_to_close", task, index)
             if timeouts.schedule_to_start:
-                turn.arm(timeouts.schedule_to_start, "schedule_to_start", task, index, (turn.context.epoch, offset))
+                turn.arm(timeouts.schedule_to_start, "schedule_to_start", task, index, (turn.epoch, offset))
 
 
 def _schedule_again(turn: Turn, task: int, index: int, kind: str = "again") -> None:
@@ -109,7 +111,7 @@ def _schedule_again(turn: Turn, task: int, index: int, kind: str = "again") -> N
     turn.dispatch(task, index, 1, offset)
     timeout = turn.graph.specs[task].timeouts.schedule_to_start
     if timeout:
-        turn.arm(timeout, "schedule_to_start", task, index, (turn.context.epoch, offset))
+        turn.arm(timeout, "schedule_to_start", task, index, (turn.epoch, offset))
 
 
 def take_up(turn: Turn) -> None:
@@ -133,22 +135,35 @@ def has_held(turn: Turn) -> bool:
 # ---- how attempts begin and end
 
 
-def _accepted(turn: Turn, task: int, index: int, epoch: int, offset: int) -> ItemState | None:
+class _Place(Protocol):
+    """Names an attempt of a task: its token, or a command about it."""
+
+    @property
+    def item(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+
+
+def _accepted(turn: Turn, task: int, at: _Place) -> ItemState | None:
     """The item, if the log holds that very attempt and waits for its end; else None."""
-    if turn.state.status not in TERMINAL_WORKFLOW_STATES and task < len(turn.state.tasks):
-        items = turn.state.tasks[task].items
+    state, index = turn.state, at.item
+    if state.status not in TERMINAL_WORKFLOW_STATES and task < len(state.tasks):
+        items = state.tasks[task].items
         if index < len(items):
             item = items[index]
+            status = item.status
             if (
-                item.offset == offset
-                and item.epoch == epoch
+                item.offset == at.offset
+                and item.epoch == at.epoch
                 and (
-                    item.status in {"running", "waiting_for_input"}
-                    or (item.status == "scheduled" and turn.graph.specs[task].role != "effect")
+                    (status == "scheduled" and turn.graph.specs[task].role != "effect")
+                    or status in {"running", "waiting_for_input"}
                 )
             ):
                 return item
-    turn.superseded.append((index, epoch, offset))
+    turn.superseded.append((index, at.epoch, at.offset))
     return None
 
 
@@ -159,9 +174,9 @@ def authorise(turn: Turn, command: AuthoriseAttempt) -> None:
     if index >= len(items) or items[index].status != "scheduled" or not turn.is_active(task):
         return
     offset = turn.emit(TaskStarted(task, [index], command.worker, command.incarnation, turn.now, command.idempotent))
-    turn.instructions.append(SendAuthorised(task, index, turn.context.epoch, offset))
+    turn.instructions.append(SendAuthorised(task, index, turn.epoch, offset))
     timeouts = turn.graph.specs[task].timeouts
-    token = (turn.context.epoch, offset)
+    token = (turn.epoch, offset)
     if timeouts.start_to_close:
         turn.arm(timeouts.start_to_close, "start_to_close", task, index, token)
     if timeouts.heartbeat:
@@ -170,22 +185,27 @@ def authorise(turn: Turn, command: AuthoriseAttempt) -> None:
 
 def complete(turn: Turn, command: CompleteItems) -> None:
     """Record results, each once; those of attempts that the log does not wait for are superseded."""
-    task = command.task
+    task, results = command.task, command.results
     items: list[int] = []
-    begun: list[int] = []
-    results = []
-    for result in command.results:
-        item = _accepted(turn, task, result.item, result.epoch, result.offset)
+    running: list[int] = []
+    for token in command.tokens:
+        item = _accepted(turn, task, token)
         if item is not None:
-            items.append(result.item)
-            results.append(result.result)
-            if item.status == "scheduled":
-                begun.append(result.item)
+            items.append(token.item)
+            if item.status != "scheduled":
+                running.append(token.item)
     if not items:
         return
+    if turn.superseded:
+        results = [
+            result
+            for token, result in zip(command.tokens, results, strict=True)
+            if (token.item, token.epoch, token.offset) not in turn.superseded
+        ]
+    begun = [one for one in items if one not in running] if running else items
     if begun:  # of a pure task: written with how it ended
         turn.emit(TaskStarted(task, begun, command.worker, command.incarnation, command.started_at))
-    if is_early(turn.graph, turn.state, task):
+    if turn.graph.feeding and is_early(turn.graph, turn.state, task):
         _retry_or_give_up(turn, task, items[0], _too_early(turn, task), "")
         return
     _record(turn, task, TaskCompleted(task, items, results))
@@ -210,18 +230,20 @@ def _too_early(turn: Turn, task: int) -> Failure:
 
 def _record(turn: Turn, task: int, completed: TaskCompleted) -> None:
     """Items have their results: as many that were held back for them may go."""
-    window = turn.state.tasks[task].window
+    if not turn.graph.specs[task].max_parallel:
+        turn.emit(completed)
+        return
+    state = turn.state.tasks[task]
+    window = state.window
     turn.emit(completed)
-    if turn.graph.specs[task].max_parallel:
-        state = turn.state.tasks[task]
-        for index in range(window, state.window if state.items else 0):
-            turn.dispatch_held(task, index)
+    for index in range(window, state.window if state.items else 0):
+        turn.dispatch_held(task, index)
 
 
 def fail(turn: Turn, command: FailAttempt) -> None:
     """Record that an attempt raised: again by policy, or for good."""
     task, index = command.task, command.item
-    item = _accepted(turn, task, index, command.epoch, command.offset)
+    item = _accepted(turn, task, command)
     if item is None:
         return
     if command.error.code == WorkerLost.code:
@@ -240,7 +262,7 @@ def fail(turn: Turn, command: FailAttempt) -> None:
 def stop(turn: Turn, command: StopAttempt) -> None:
     """An attempt has stopped without a result. If nobody told it to, its worker did (drain): not counted."""
     task, index = command.task, command.item
-    item = _accepted(turn, task, index, command.epoch, command.offset)
+    item = _accepted(turn, task, command)
     if item is None or item.status == "waiting_for_input":
         return
     if item.stopping == COMPENSATION:
@@ -255,7 +277,7 @@ def stop(turn: Turn, command: StopAttempt) -> None:
 
 def give_back(turn: Turn, command: ReturnAttempt) -> None:
     """An attempt was never begun: dispatch it anew, uncounted. A pure one keeps its token: nothing to write."""
-    item = _accepted(turn, command.task, command.item, command.epoch, command.offset)
+    item = _accepted(turn, command.task, command)
     if item is None:
         return
     if item.stopping == COMPENSATION or (item.status == "waiting_for_input" and _is_held_back(turn, command.task)):
@@ -272,7 +294,7 @@ def give_back(turn: Turn, command: ReturnAttempt) -> None:
 
 def lose(turn: Turn, command: LoseAttempt) -> None:
     """The worker of an attempt is gone."""
-    item = _accepted(turn, command.task, command.item, command.epoch, command.offset)
+    item = _accepted(turn, command.task, command)
     if item is not None and item.status != "waiting_for_input":
         _lose(turn, command.task, command.item, command.worker)
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from onexflow.core.ids import Token
 from onexflow.core.payload import Failure, Payload
 
 
@@ -61,20 +62,12 @@ class AuthoriseAttempt(Command, frozen=True):
     idempotent: bool
 
 
-class ItemResult(msgspec.Struct, frozen=True, gc=False):
-    """A result with the token of the attempt that made it."""
-
-    item: int
-    epoch: int
-    offset: int
-    result: Payload
-
-
 class CompleteItems(Command, frozen=True):
-    """Attempts of one task, run by one worker, have ended with results."""
+    """Attempts of one task, run by one worker, have ended: those with `tokens`, each with its result."""
 
     task: int
-    results: list[ItemResult]
+    tokens: list[Token]
+    results: list[Payload]
     worker: str
     incarnation: str
     started_at: int = 0

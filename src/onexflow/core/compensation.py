@@ -85,10 +85,10 @@ def _schedule(turn: Turn, task: int) -> None:
     try:
         payload = undo_input(graph, task, undone, state, RunValues(state), turn.context.codec)
     except MappingError as error:
-        turn.emit(TaskScheduled(task, source=INLINE, inputs=[NULL]))
+        turn.emit(TaskScheduled(task, source=INLINE, inputs=(NULL,)))
         attempts.give_up(turn, task, 0, Failure("MappingError", str(error), retryable=False), "mapping")
         return
-    offset = turn.emit(TaskScheduled(task, source=INLINE, inputs=[payload]))
+    offset = turn.emit(TaskScheduled(task, source=INLINE, inputs=(payload,)))
     attempts.dispatch_new(turn, task, 0, 1, offset)
 
 

@@ -85,16 +85,20 @@ def start(graph: Graph, command: StartRun, context: Context) -> Turn:
         turn.instructions.append(ArmTimer(command.start_at, "start"))
     else:
         _begin(turn)
+    turn.count()
     return turn
 
 
 def decide(graph: Graph, state: RunState, command: Command, context: Context) -> Turn:
     """Decide one command. Raises InvalidTransition (with `current_state`, `required_state`) when it does not fit."""
-    turn = Turn(graph, state, context)
+    turn = Turn(graph, state, context, context.now, context.epoch, context.offset, state.seq)
     kind = type(command)
-    _DECISIONS[kind](turn, command)
-    if turn.events and kind in _ABOUT_ATTEMPTS:
-        settle(turn)
+    try:
+        _DECISIONS[kind](turn, command)
+        if turn.events and kind in _ABOUT_ATTEMPTS:
+            settle(turn)
+    finally:  # who refuses halfway has changed the state: that it counts more events shows it
+        turn.count()
     return turn
 
 
@@ -103,19 +107,23 @@ def settle(turn: Turn) -> None:
     state = turn.state
     while True:
         status = state.status
-        if status == "compensating":
+        if status == "running" and state.failing is None:
+            if not state.ready:
+                break
+            attempts.schedule(turn, next(iter(state.ready)))
+        elif status == "compensating":
             compensation.go_on(turn)
             return
-        if state.failing is not None and status in {"running", "initializing", "retrying"}:
+        elif state.failing is not None and status in {"running", "initializing", "retrying"}:
             _end(turn, WorkflowFailed(state.failing), "the run failed")
             return
-        if status == "initializing" and not state.open_setup:
+        elif status == "initializing" and not state.open_setup:
             turn.emit(WorkflowStarted())
-        elif state.ready and status in {"running", "initializing"}:
+        elif status == "initializing" and state.ready:
             attempts.schedule(turn, next(iter(state.ready)))
         else:
-            break
-    if not state.open_tasks and status == "running":
+            return
+    if not state.open_tasks:
         _complete(turn)
 
 

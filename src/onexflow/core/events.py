@@ -106,7 +106,7 @@ class TaskScheduled(Event, tag=9, frozen=True):
     of: int = 1
     #: INLINE: `inputs` holds one payload an item; else where the one input comes from.
     source: int = RUN_INPUT
-    inputs: list[Payload] = []
+    inputs: tuple[Payload, ...] = ()
     #: "" | "again" (same input as the attempt before) | "resolved" (someone asked for it)
     #: | "returned" (what was waited for had never begun) | "enqueued" (a task of a work queue; core.queue_state)
     kind: str = ""

@@ -108,7 +108,7 @@ def _end_run(state: RunState, target: str, at: int) -> None:
     _move_run(state, target)
     state.completed_at = at
     for task in state.tasks if state.open_tasks else ():
-        task.results = []
+        task.results = ()
         if task.status not in TERMINAL_TASK_STATES:
             _cancel_task(task, at)
     state.open_tasks = state.open_setup = 0
@@ -155,7 +155,7 @@ def _on_compensation_started(
     state.retry_at = state.open_setup = 0
     state.ready.clear()
     for index, task in enumerate(state.tasks):
-        task.results = []
+        task.results = ()
         if task.status in TERMINAL_TASK_STATES:
             continue
         if index in graph.undo and any(item.is_unknown for item in task.items):
@@ -204,25 +204,23 @@ def _move_item(graph: Graph, state: RunState, task: int, item: ItemState, target
 
 def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: int, offset: int, at: int) -> None:
     task = state.tasks[event.task]
+    items, first = task.items, event.first
     if task.status in {"pending", "blocked"}:
         state.ready.pop(event.task, None)
-        task.of = event.of
+        task.of = of = event.of
         task.status = "scheduled"
         limit = graph.specs[event.task].max_parallel
-        task.window = min(event.of, limit) if limit else event.of
-        task.items = []
-        for child in graph.feeds[event.task]:
-            _resolve_parent(graph, state, child, False, at)
-    first = event.first
-    inline = event.inputs
-    if first == len(task.items):
+        task.window = min(of, limit) if limit else of
+        if graph.feeding:
+            for child in graph.feeds[event.task]:
+                _resolve_parent(graph, state, child, False, at)
+    if first == len(items):
+        source, inline = event.source, event.inputs
         for index in range(event.count):
-            task.items.append(
-                ItemState("scheduled", 1, 1, epoch, offset, event.source, inline[index] if inline else None, at, at)
-            )
+            items.append(ItemState("scheduled", 1, 1, epoch, offset, source, inline[index] if inline else None, at, at))
         return
     for index in range(first, first + event.count):
-        item = task.items[index]
+        item = items[index]
         if item.status == "waiting_for_input" and event.kind == "again":
             item.counted += 1  # the failure that was waited for came late; there is no task.retry to count it
         _move_item(graph, state, event.task, item, "scheduled")
@@ -235,9 +233,10 @@ def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: in
 
 def _on_task_started(graph: Graph, state: RunState, event: TaskStarted, epoch: int, offset: int, at: int) -> None:
     task = state.tasks[event.task]
+    items = task.items
     authorises = graph.specs[event.task].role == "effect"
     for index in event.items:
-        item = task.items[index]
+        item = items[index]
         if item.status not in _BEFORE_RUNNING:
             _refuse_item(graph, state, event.task, item, "running")
         item.status = "running"
@@ -246,42 +245,51 @@ def _on_task_started(graph: Graph, state: RunState, event: TaskStarted, epoch: i
         item.idempotent = event.idempotent
         if authorises:
             item.epoch, item.offset = epoch, offset
-    # All of no items run; of several, the task does when the first one does.
-    if task.of == 0 or (event.items and (task.of == 1 or task.status == "scheduled")):
+    if task.status == "scheduled":  # it runs when the first of its items does, or with none at all
         task.status = "running"
 
 
 def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoch: int, offset: int, at: int) -> None:
-    task = state.tasks[event.task]
-    for index, result in zip(event.items, event.results, strict=True):
-        item = task.items[index]
+    index = event.task
+    task = state.tasks[index]
+    is_mapped = graph.specs[index].map
+    for number in event.items:
+        item = task.items[number]
         if item.status not in _BEFORE_COMPLETED:
-            _refuse_item(graph, state, event.task, item, "completed")
+            _refuse_item(graph, state, index, item, "completed")
         item.status = "completed"
-        item.result = result
-        item.error = None
-        item.stopping = ""
+        if item.error is not None:
+            item.error = None
+        if item.stopping:
+            item.stopping = ""
         item.finished_at = at
-        task.done += 1
+    if is_mapped:
+        for number, result in zip(event.items, event.results, strict=True):
+            task.items[number].result = result
+    task.done += len(event.items)
     if task.window < task.of:
         task.window = min(task.of, task.window + len(event.items))
     if task.done < task.of:
         return
-    fed = graph.feeds[event.task]
-    if fed and any(state.tasks[child].status not in TERMINAL_TASK_STATES for child in fed):
-        task.results = [item.result for item in task.items if item.result is not None]
-    if event.task in graph.unlisted:
-        task.items = []
-    elif graph.specs[event.task].map:
-        task.result = Payload(b"[" + b",".join(item.result.data for item in task.items if item.result) + b"]")
-        task.items = []
+    if is_mapped:
+        _collect(graph, state, index)
     else:
-        task.result = task.items[0].result
-        task.items[0].result = None
+        task.result = event.results[0]
     task.status = "completed"
-    if event.task in graph.undo:
-        state.undoable.append(event.task)
-    _end_task(graph, state, event.task, at)
+    if index in graph.undo:
+        state.undoable.append(index)
+    _end_task(graph, state, index, at)
+
+
+def _collect(graph: Graph, state: RunState, index: int) -> None:
+    """All items of a mapped task have their results: as one list, for reducers that are fed, or for nobody."""
+    task = state.tasks[index]
+    fed = graph.feeds[index]
+    if fed and any(state.tasks[child].status not in TERMINAL_TASK_STATES for child in fed):
+        task.results = tuple(item.result for item in task.items if item.result is not None)
+    if index not in graph.unlisted:
+        task.result = Payload(b"[" + b",".join(item.result.data for item in task.items if item.result) + b"]")
+    task.items = []
 
 
 def _on_task_failed(graph: Graph, state: RunState, event: TaskFailed, epoch: int, offset: int, at: int) -> None:
@@ -315,7 +323,7 @@ def _on_task_retry(graph: Graph, state: RunState, event: TaskRetry, epoch: int, 
     item.stopping = ""
     item.finished_at = at
     if event.kind == "lost":
-        item.lost = [*item.lost, event.worker]
+        item.lost = (*item.lost, event.worker)
     elif event.kind == "run":
         item.counted = 1
     elif event.kind != "returned":
@@ -332,7 +340,7 @@ def _on_transition(graph: Graph, state: RunState, event: StateTransitioned, epoc
     elif kind == "task.waiting_for_input":
         item = state.tasks[event.tasks[0]].items[event.item]
         _move_item(graph, state, event.tasks[0], item, "waiting_for_input")
-        item.lost = [*item.lost, item.worker]
+        item.lost = (*item.lost, item.worker)
         item.stopping = ""
     elif kind == "task.cancelled":
         item = state.tasks[event.tasks[0]].items[event.item]
@@ -372,19 +380,16 @@ def _end_task(graph: Graph, state: RunState, task: int, at: int) -> None:
     if state.status == "compensating":
         _end_while_compensating(graph, state, task, at)
         return
-    ended = [task]
-    while ended:
-        index = ended.pop()
+    ended: list[int] = []
+    index = task
+    while True:
         task_state = state.tasks[index]
         task_state.finished_at = at
         state.open_tasks -= 1
-        if graph.specs[index].setup:
+        if state.open_setup and graph.specs[index].setup:
             state.open_setup -= 1
         without_result = task_state.status != "completed"
-        feeder = graph.fed_by[index]
-        if feeder is not None and all(state.tasks[one].status in TERMINAL_TASK_STATES for one in graph.feeds[feeder]):
-            state.tasks[feeder].results = []  # nobody is fed them again
-        fed = graph.feeds[index] if task_state.status != "skipped" else ()  # they began with it, but for skipped ones
+        fed = _end_feeding(graph, state, index) if graph.feeding else ()
         for child in graph.hard_children[index]:
             if child not in fed:
                 _resolve_parent(graph, state, child, without_result, at, ended)
@@ -392,6 +397,17 @@ def _end_task(graph: Graph, state: RunState, task: int, at: int) -> None:
                 _stop_fed(state, child, at, ended)
         for child in graph.soft_children[index]:
             _resolve_parent(graph, state, child, False, at, ended)
+        if not ended:
+            return
+        index = ended.pop()
+
+
+def _end_feeding(graph: Graph, state: RunState, task: int) -> tuple[int, ...]:
+    """Let go of the results that only a task that has ended was fed. Returns the reducers that began with this task."""
+    feeder = graph.fed_by[task]
+    if feeder is not None and all(state.tasks[one].status in TERMINAL_TASK_STATES for one in graph.feeds[feeder]):
+        state.tasks[feeder].results = ()  # nobody is fed them again
+    return graph.feeds[task] if state.tasks[task].status != "skipped" else ()
 
 
 def _stop_fed(state: RunState, task: int, at: int, ended: list[int]) -> None:
@@ -421,10 +437,10 @@ def _resolve_parent(
     graph: Graph, state: RunState, task: int, doomed: bool, at: int, ended: list[int] | None = None
 ) -> None:
     child = state.tasks[task]
-    child.unresolved -= 1
+    child.unresolved = left = child.unresolved - 1
     if doomed:
         child.doomed = True
-    if child.unresolved:
+    if left:
         return
     if not child.doomed:
         child.status = "pending"

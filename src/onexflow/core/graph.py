@@ -95,6 +95,8 @@ class Graph:
     fed_by: tuple[int | None, ...]
     #: The fed reducers of a mapped task.
     feeds: tuple[tuple[int, ...], ...]
+    #: Has it a fed reducer?
+    feeding: bool
     #: Mapped tasks that feed, and whose results nothing reads as one list: none is made.
     unlisted: frozenset[int]
     #: States of the run in which attempts of the task may leave.
@@ -216,6 +218,7 @@ class _Compiler:
             output=output,
             fed_by=self.fed_by + (None,) * len(undone),
             feeds=_turned(() if one is None else (one,) for one in self.fed_by) + none,
+            feeding=any(one is not None for one in self.fed_by),
             unlisted=self._unlisted(children, rules, output),
             active=tuple(_active(spec) for spec in self.specs) + (_UNDO,) * len(undone),
             calls=any(spec.role == "orchestrator" for spec in specs),

@@ -81,10 +81,24 @@ def instance_of_request(request_id: str) -> UUID:
 
     A request id that is a UUIDv7 is taken as it is: its time tells an owner whether it can have been seen before."""
     try:
-        given = UUID(request_id)
+        given = read_uuid(request_id)
     except ValueError:
         return derived_uuid(f"request:{request_id}")
     return given if is_uuid7(given) else derived_uuid(f"request:{request_id}")
+
+
+def uuid_text(given: UUID) -> str:
+    """As `str(given)`, which is written in Python and takes five times as long."""
+    text: str = msgspec.to_builtins(given)
+    return text
+
+
+def read_uuid(text: str) -> UUID:
+    """As `UUID(text)`, which takes three times as long. Raises ValueError."""
+    try:
+        return msgspec.convert(text, UUID)
+    except msgspec.ValidationError:
+        return UUID(text)  # it takes braces, too, and dashes anywhere
 
 
 def is_uuid7(given: UUID) -> bool:

@@ -104,7 +104,7 @@ def enqueue(turn: QueueTurn, spec: TaskSpec, payload: Payload) -> str:
     _check_cycle(turn.state, spec)
     turn.emit(
         TaskScheduled(
-            turn.state.last_number + 1, source=INLINE, inputs=[payload, encode_spec(spec)], kind="enqueued"
+            turn.state.last_number + 1, source=INLINE, inputs=(payload, encode_spec(spec)), kind="enqueued"
         )
     )  # fmt: skip
     return spec.task_id

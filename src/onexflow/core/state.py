@@ -49,7 +49,7 @@ class ItemState(msgspec.Struct, array_like=True):
     result: Payload | None = None
     error: Failure | None = None
     #: Workers that were lost under this item.
-    lost: list[str] = []
+    lost: tuple[str, ...] = ()
 
     @property
     def is_unknown(self) -> bool:
@@ -77,7 +77,7 @@ class TaskState(msgspec.Struct, array_like=True):
     error: Failure | None = None
     finished_at: int = 0
     #: Of a mapped task that has completed, as long as a reducer is fed them.
-    results: list[Payload] = []
+    results: tuple[Payload, ...] = ()
 
 
 class RunState(msgspec.Struct, array_like=True):

@@ -28,37 +28,45 @@ class Context(msgspec.Struct, frozen=True, gc=False):
     jitter: Callable[[], float]  #: a number in [0, 1)
 
 
-class Turn:
-    """The decision in the making. `events` stand at `offset`, `offset + 1`, … of the shard."""
+class Turn(msgspec.Struct, gc=False, eq=False):
+    """The decision in the making. `events` stand at `offset`, `offset + 1`, … of the shard.
 
-    __slots__ = ("context", "events", "graph", "instructions", "now", "state", "superseded")
+    The state counts them when the decision is made, by `count`: once a decision, not once an event."""
 
-    def __init__(self, graph: Graph, state: RunState, context: Context) -> None:
-        self.graph = graph
-        self.state = state
-        self.context = context
-        self.now = context.now
-        self.events: list[Event] = []
-        self.instructions: list[Instruction] = []
-        #: Results that came too late or from an attempt that the log does not know, as (item, epoch, offset).
-        self.superseded: list[tuple[int, int, int]] = []
+    graph: Graph
+    state: RunState
+    context: Context
+    #: Of the context, at hand for each event.
+    now: int
+    epoch: int
+    offset: int
+    #: The run's last event before this decision.
+    before: int
+    events: list[Event] = []
+    instructions: list[Instruction] = []
+    #: Results that came too late or from an attempt that the log does not know, as (item, epoch, offset).
+    superseded: list[tuple[int, int, int]] = []
 
     @classmethod
     def first(cls, graph: Graph, event: WorkflowCreated, context: Context) -> Turn:
         """The turn that creates a run."""
-        turn = cls(graph, create(graph, event, context.now), context)
-        turn.events.append(event)
-        return turn
+        now = context.now
+        return cls(graph, create(graph, event, now), context, now, context.epoch, context.offset, 0, [event])
 
     def emit(self, event: Event) -> int:
         """Decide that `event` happens, and fold it as `evolve` does. Returns its offset."""
-        context, events, state, now = self.context, self.events, self.state, self.now
-        offset = context.offset + len(events)
-        state.seq += 1
-        state.updated_at = now
-        FOLDS[type(event)](self.graph, state, event, context.epoch, offset, now)
+        events = self.events
+        offset = self.offset + len(events)
         events.append(event)
+        FOLDS[type(event)](self.graph, self.state, event, self.epoch, offset, self.now)
         return offset
+
+    def count(self) -> None:
+        """The decision is made, or has failed halfway: the state has these events."""
+        if self.events:
+            state = self.state
+            state.seq = self.before + len(self.events)
+            state.updated_at = self.now
 
     def is_active(self, task: int) -> bool:
         """May attempts of this task leave now?"""
@@ -67,10 +75,11 @@ class Turn:
     def dispatch(self, task: int, first: int, count: int, offset: int) -> None:
         """Ask for items that this decision scheduled to be sent, as far as the task's window reaches. Held back while
         the run is not active."""
-        window = self.state.tasks[task].window - first
+        state = self.state
+        window = state.tasks[task].window - first
         count = min(count, window)
-        if count > 0 and self.state.status in self.graph.active[task]:
-            self.instructions.append(Dispatch(task, first, count, self.context.epoch, offset))
+        if count > 0 and state.status in self.graph.active[task]:
+            self.instructions.append(Dispatch(task, first, count, self.epoch, offset))
 
     def dispatch_held(self, task: int, index: int) -> None:
         """As `dispatch`, for an item that was scheduled before: perhaps by an owner before, whose epoch its token has."""

@@ -84,7 +84,7 @@ class Admission:
         """A run that was begun then has ended."""
         self._ended += 1
         second = created_at // SECOND
-        for place in self._begun:
+        for place in reversed(self._begun):  # most end soon
             if place[0] == second and place[1]:
                 place[1] -= 1
                 self.fresh -= 1

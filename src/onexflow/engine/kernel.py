@@ -78,7 +78,6 @@ class Kernel:
         self._jitter = jitter
         self._shard_count = 0
         self._places: dict[RunKey, int] = {}
-        self._recent: dict[int, RecentRuns] = {}
         self._reloads: set[asyncio.Task[object]] = set()
         self.loader = Loader(store, self.catalog, self.lane, lambda run: self.on_loaded(run))  # noqa: PLW0108 - set later
         self._queue_lock = asyncio.Lock()
@@ -134,7 +133,7 @@ class Kernel:
         shard = Shard(claim, self.lane.touched)
         self.shards[number] = shard
         limit = max(KEPT_OF_SHARD, KEPT_STARTS // self._shard_count)
-        self._recent[number] = RecentRuns(self.now() if claim.head > 1 else 0, limit)
+        shard.recent = RecentRuns(self.now() if claim.head > 1 else 0, limit)
         self.on_claimed(shard)
         return shard
 
@@ -213,7 +212,6 @@ class Kernel:
         if shard.moved is None:
             shard.moved = error
             del self.shards[shard.id]
-            del self._recent[shard.id]
             self.on_left(shard)
 
     def _lose(self, shard: Shard) -> None:
@@ -399,11 +397,11 @@ class Kernel:
 
     def known_start(self, key: RunKey) -> tuple[int, bytes] | None:
         """(iid, start hash) of a run that this owner has seen."""
-        return self._recent[self.shard_of(key).id].get(key)
+        return self.shard_of(key).recent.get(key)
 
     def must_be_new(self, key: RunKey) -> bool:
-        """Is it certain, without a look-up, that no run has this key?"""
-        return self._recent[self.shard_of(key).id].must_be_new(key, self.now())
+        """Is it certain, without a look-up, that no run has this key? Raises ShardMoved as `shard_of`."""
+        return self.shard_of(key).recent.must_be_new(key, self.now())
 
     def start(self, graph: Graph, key: RunKey, command: StartRun, start_hash: bytes) -> tuple[Run, Turn]:
         """Create a run. The caller has made sure that its key is new."""
@@ -419,7 +417,7 @@ class Kernel:
         run = Run(shard, shard.next_iid, graph, turn.state, start_hash, key)
         shard.next_iid += 1
         shard.add(run)
-        self._recent[shard.id].add(key, run.iid, start_hash)
+        shard.recent.add(key, run.iid, start_hash)
         shard.record(run, turn)
         self.lane.mark()
         if self._undurable >= 0:
@@ -435,7 +433,8 @@ class Kernel:
             raise shard.moved
         if run.is_broken:
             raise Unavailable(f"run {run.key} is being read back", {"run": str(run.key)})
-        seq, now = state.seq, max(self._now or self.now(), state.updated_at)
+        seq, now = state.seq, self._now or self.now()
+        now = max(now, state.updated_at)
         try:
             turn = decide(run.graph, state, command, Context(now, shard.epoch, shard.next, self._codec, self._jitter))
         except SPIError as error:
@@ -450,7 +449,8 @@ class Kernel:
             ) from error
         if turn.events:
             shard.record(run, turn, meta)
-            self.lane.mark()
+            if not self.lane.is_marked:
+                self.lane.mark()
         self.carry_out(run, turn)
         return turn
 
@@ -498,8 +498,9 @@ class Kernel:
         for run, seq in runs:
             run.durable_seq = seq
             # An ended run leaves memory only now: read back earlier, it would still be open.
-            if isinstance(run, Run) and run.is_over and seq == run.state.seq:
-                run.shard.remove(run)
+            if isinstance(run, Run):
+                if run.is_over and seq == run.state.seq:
+                    run.shard.remove(run)
             elif isinstance(run, Queue):
                 self._trimmer.on_stored(run)
         if self._leaving:

@@ -72,7 +72,8 @@ class CommitLane:
         #: Why who waits for everything that was decided waits in vain: a part of it was of a shard given up since.
         self._spoiled: Coded | None = None
         self._spoiled_in_flight: Coded | None = None
-        self._dirty = False
+        #: Something was decided since the append under way was begun.
+        self.is_marked = False
         self._linger: asyncio.TimerHandle | None = None
         self._lost: Coded | None = None
         self._task: asyncio.Task[None] | None = None
@@ -136,8 +137,8 @@ class CommitLane:
 
     def mark(self) -> None:
         """Something was decided: commit it soon."""
-        if not self._dirty:
-            self._dirty = True
+        if not self.is_marked:
+            self.is_marked = True
             self._idle.clear()
             if self._linger is None:
                 self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._hurry)
@@ -145,7 +146,7 @@ class CommitLane:
     def _hurry(self) -> None:
         """Commit what is decided now."""
         self._linger_no_more()
-        if self._dirty:
+        if self.is_marked:
             self._wake.set()
 
     def _linger_no_more(self) -> None:
@@ -160,9 +161,9 @@ class CommitLane:
         error = self._lost or (shard.lost if shard is not None else None)
         if error is not None:
             _tell(release, error)
-        elif self._dirty:
+        elif self.is_marked:
             self._collecting.append((release, shard))
-            if not patient:
+            if not (patient or self._wake.is_set()):
                 self._hurry()
         elif self._in_flight is not None:
             self._in_flight.append((release, shard))
@@ -172,11 +173,11 @@ class CommitLane:
     def answer_when_durable(self, release: Release, shard: Shard, *, patient: bool = False) -> None:
         """As `when_durable`, of an answer to a client: it is told an error, too, when the store is full or away, and does
         not know then whether what was decided will be stored."""
-        if self._lost is not None or shard.lost is not None or not (self._dirty or self._in_flight is not None):
+        if self._lost is not None or shard.lost is not None or not (self.is_marked or self._in_flight is not None):
             self.when_durable(release, shard)
-        elif self._dirty:
+        elif self.is_marked:
             self._answers.append((release, shard))
-            if not patient:
+            if not (patient or self._wake.is_set()):
                 self._hurry()
         else:
             self._answers_in_flight.append((release, shard))
@@ -232,7 +233,7 @@ class CommitLane:
         """The shard is lost (`shard.lost` says why): what was decided for it is not stored any more."""
         if shard.is_in_flight:
             self._spoiled_in_flight = shard.lost
-        if self._dirty and (shard.is_dirty or shard.is_in_flight):
+        if self.is_marked and (shard.is_dirty or shard.is_in_flight):
             self._spoiled = shard.lost
 
     async def _run(self) -> None:
@@ -241,7 +242,7 @@ class CommitLane:
             await self._wake.wait()
             self._wake.clear()
             self._linger_no_more()
-            self._dirty = False
+            self.is_marked = False
             releases, self._collecting = self._collecting, []
             self._answers_in_flight, self._answers = self._answers, []
             self._spoiled, self._spoiled_in_flight = None, self._spoiled
@@ -271,7 +272,7 @@ class CommitLane:
             if self._answers_in_flight:
                 self._release(self._answers_in_flight)
                 self._answers_in_flight = []
-            if not self._dirty:
+            if not self.is_marked:
                 self._idle.set()
 
     def _stored(self, runs: list[tuple[Entity, int]]) -> None:

@@ -1,7 +1,7 @@
 """What an orchestrator tells the outside about itself: two spans and two counts a run, and gauges that only look.
 
 Per run and never per task: a task's span is its worker's, and what is counted by the thousand is kept as plain integers
-that are read when somebody collects. When nobody records spans, a run costs two additions here.
+that are read when somebody collects. When nobody measures or records spans, a run costs two looks at a flag.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Observed:
         self, kernel: Kernel, book: AttemptBook, sessions: Sessions, watchdog: Watchdog, fitness: Fitness
     ) -> None:
         self._now = kernel.now
+        self._is_measured = metrics.active()
         self._started = metrics.counter(names.RUNS_STARTED)
         self._ended = metrics.counter(names.RUNS_ENDED)
         self._durations = metrics.histogram(names.RUN_DURATION)
@@ -60,7 +61,7 @@ class Observed:
 
     def begun(self, key: RunKey, span: Span | None, error: Exception | None) -> None:
         """The start is durable, or never will be."""
-        if error is None:
+        if error is None and self._is_measured:
             self._started.add(1, {names.WORKFLOW: key.workflow_type})
         if span is not None:
             if error is not None:
@@ -70,9 +71,10 @@ class Observed:
     def ended(self, state: RunState, outcome: RunOutcome) -> None:
         """The end of a run is durable."""
         key, now = outcome.key, self._now()
-        attributes = {names.WORKFLOW: key.workflow_type, names.STATE: outcome.state}
-        self._ended.add(1, attributes)
-        self._durations.record((now - state.created_at) / SECOND, attributes)
+        if self._is_measured:
+            attributes = {names.WORKFLOW: key.workflow_type, names.STATE: outcome.state}
+            self._ended.add(1, attributes)
+            self._durations.record((now - state.created_at) / SECOND, attributes)
         if tracing.active():
             tracing.record(
                 names.RUN.of(key.workflow_type),

@@ -367,9 +367,10 @@ class Orchestrator:
                 self._book.place_anew(run)
         if run.arrivals:
             self._book.feeding.decided(run, turn)
-        if instructions:
-            self._book.carry_out(run, turn)
-        if instructions and type(instructions[-1]) is FinishRun and run.is_over:
+        if not instructions:
+            return
+        self._book.carry_out(run, turn)
+        if type(instructions[-1]) is FinishRun and run.is_over:
             outcome = views.outcome_of(run.key, state)
             calls = run.graph.calls
             self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, calls, error), run.shard)

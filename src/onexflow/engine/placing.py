@@ -81,19 +81,20 @@ class Placing:
     # ---- placing
 
     def _place(self, attempt: Attempt, session: WorkerSession) -> bool:
-        run = attempt.run
+        run, role = attempt.run, attempt.role
         if attempt.withdrawn or attempt.session is not None:
             return False
-        if run.is_broken or run.state.status not in run.graph.active[attempt.task]:
+        state = run.state
+        if run.is_broken or state.status not in run.graph.active[attempt.task]:
             self.forget(attempt)  # dispatched anew when the run is read back, or taken up
             return False
-        if attempt.role == "effect":
+        if role == "effect":
             return self._place_effect(attempt, session)
         attempt.session = session
         session.inflight[attempt.token] = attempt
-        undurable = run.state.seq - run.durable_seq
+        undurable, ahead = state.seq - run.durable_seq, self._ahead
         # An orchestration makes calls as soon as it runs: what it was scheduled by must be durable by then.
-        if attempt.role == "orchestrator" or undurable > self._ahead * (1 + len(run.attempts) // WIDTH):
+        if role == "orchestrator" or (undurable > ahead and undurable > ahead * (1 + len(run.attempts) // WIDTH)):
             self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error), run.shard)
         elif session.is_open:
             self._let_go(attempt, session)
@@ -151,9 +152,9 @@ class Placing:
             self.mark(session)
         attempt.sent = True
         attempt.sent_at = attempt.progress_at = self._marked_at
-        run, task = attempt.run, attempt.task
-        state, graph = run.state, run.graph
-        item = state.tasks[task].items[attempt.item]
+        run, task, index, token, role = attempt.run, attempt.task, attempt.item, attempt.token, attempt.role
+        state, graph, key = run.state, run.graph, run.key
+        item = state.tasks[task].items[index]
         source = item.source
         if source == RUN_INPUT:
             payload = state.input
@@ -161,22 +162,23 @@ class Placing:
             payload = item.input or NULL
         else:
             payload = state.tasks[source].result or NULL
-        timeouts = graph.specs[task].timeouts
-        if timeouts.start_to_close or timeouts.heartbeat:
+        spec, name = graph.specs[task], graph.names[task]
+        timeouts = spec.timeouts
+        limit, heartbeat = timeouts.start_to_close, timeouts.heartbeat
+        if limit or heartbeat:
             self.arm_pure(attempt)
-        name, key, role = graph.names[task], run.key, attempt.role
         session.outbox.append(
             Assignment(
-                attempt.token, role, attempt.handler, key.namespace, key.workflow_type, run.instance_id, name,
+                token, role, attempt.handler, key.namespace, key.workflow_type, run.instance_id, name,
                 item.attempt, payload,
-                idempotency_key(key, name, attempt.item, state.causation_id) if role == "effect" else "",
-                timeouts.start_to_close, timeouts.heartbeat, state.trace,
-                run.progress.get((task, attempt.item)) if run.progress else None,
-                graph.specs[task].feed,
+                idempotency_key(key, name, index, state.causation_id) if role == "effect" else "",
+                limit, heartbeat, state.trace,
+                run.progress.get((task, index)) if run.progress else None,
+                spec.feed,
             )
         )  # fmt: skip
-        if session.fed and attempt.token in session.fed:  # it has it already
-            self.on_sent_again(session, attempt.token)
+        if session.fed and token in session.fed:  # it has it already
+            self.on_sent_again(session, token)
 
     def arm_pure(self, attempt: Attempt) -> None:
         """A pure attempt is with a worker: nothing in the log says so, its timers are the engine's own."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
+
 from onexflow.core.blocked import Blocked
 from onexflow.core.errors import Coded, InvalidArgument, OutOfRange, Unavailable, UnknownRun
 from onexflow.core.ids import RunKey
@@ -140,7 +142,7 @@ class Queries:
         run = shard.runs.get(record.iid) if shard is not None else None
         if run is None or run.durable_seq != run.state.seq or WORKFLOW_STATES[record.state] != run.state.status:
             return record
-        return record._replace(head=run.state.seq, updated_at=run.state.updated_at)
+        return msgspec.structs.replace(record, head=run.state.seq, updated_at=run.state.updated_at)
 
     # ---- what is waited for
 

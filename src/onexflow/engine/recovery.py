@@ -144,7 +144,12 @@ async def hot_runs(store: EventStore, shard: Shard) -> tuple[list[RunRecord], se
 
 def id_time_ns(instance: UUID) -> int | None:
     """When a UUIDv7 was minted, in ns; None for any other UUID."""
-    return (instance.int >> 80) * 1_000_000 if is_uuid7(instance) else None
+    return _time_ns(instance) if is_uuid7(instance) else None
+
+
+def _time_ns(instance: UUID) -> int:
+    """The time in a UUIDv7; anything in another one."""
+    return (instance.int >> 80) * 1_000_000
 
 
 class RecentRuns:
@@ -186,4 +191,4 @@ class RecentRuns:
     @classmethod
     def is_premature(cls, instance: UUID, now: int) -> bool:
         """Was it minted by a clock that is too far ahead?"""
-        return (id_time_ns(instance) or 0) > now + cls.AHEAD_NS
+        return _time_ns(instance) > now + cls.AHEAD_NS and is_uuid7(instance)

@@ -12,14 +12,14 @@ from onexflow.codec.rows import storable
 from onexflow.core.commands import (
     CompleteItems,
     FailAttempt,
-    ItemResult,
     LoseAttempt,
     ReturnAttempt,
     StopAttempt,
 )
 from onexflow.core.errors import Coded, InternalError, Unavailable
 from onexflow.core.ids import Token
-from onexflow.core.payload import Failure
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
+from onexflow.core.payload import Failure, Payload
 from onexflow.core.turn import SECOND
 from onexflow.engine.admission import Admission
 from onexflow.engine.gathering import Gatherer
@@ -73,8 +73,9 @@ class ResultIntake:
         """Decide what came in; acknowledge it when that is durable. Results that may wait for others of their task are
         held until they come again, `gathered`."""
         answer = _Answer()
-        group: list[ItemResult] = []
+        attempts = self._placing.attempts
         tokens: list[Token] = []
+        payloads: list[Payload] = []
         first: Attempt | None = None
         last: Attempt | None = None
         started_at = 0
@@ -85,7 +86,7 @@ class ResultIntake:
             token, status = result.token, result.status
             if session.fed and token in session.fed:
                 self.on_ended(session, token)
-            attempt = self._placing.attempts.get(token)
+            attempt = attempts.get(token)
             if attempt is None:
                 self._on_unknown_result(session, result)
                 continue
@@ -95,28 +96,30 @@ class ResultIntake:
                     continue
                 self.gatherer.let_go(attempt.run)  # they came before
             if first is not None and not (
-                status == "completed" and attempt.run is first.run and attempt.task == first.task
+                attempt.run is first.run and attempt.task == first.task and status == "completed"
             ):
-                command = CompleteItems(first.task, group, worker, incarnation, started_at)
+                command = CompleteItems(first.task, tokens, payloads, worker, incarnation, started_at)
                 self._decide(first.run, command, tokens, answer)
-                first, group, tokens = None, [], []
-            if status in {"stopped", "returned"} and attempt.session not in (None, session):
-                answer.discarded.append(token)  # it runs elsewhere by now, under the same token
-                continue
-            if attempt.session is not session and attempt.run.graph.specs[attempt.task].feed:
-                overtaken.append(attempt)
+                first = None
+            if attempt.session is not session:
+                if attempt.session is not None and status in {"stopped", "returned"}:
+                    answer.discarded.append(token)  # it runs elsewhere by now, under the same token
+                    continue
+                if attempt.run.graph.specs[attempt.task].feed:
+                    overtaken.append(attempt)
             self._placing.forget(attempt)
             ended.append(result)
             last = attempt
-            if status == "completed":
-                if first is None:
-                    first, started_at = attempt, result.started_at
-                group.append(ItemResult(attempt.item, token.epoch, token.offset, result.result))
-                tokens.append(token)
-            else:
+            if status != "completed":
                 self._end(session, attempt, result, answer)
+            elif first is None:
+                first, started_at = attempt, result.started_at
+                tokens, payloads = [token], [result.result]
+            else:
+                tokens.append(token)
+                payloads.append(result.result)
         if first is not None:
-            command = CompleteItems(first.task, group, worker, incarnation, started_at)
+            command = CompleteItems(first.task, tokens, payloads, worker, incarnation, started_at)
             self._decide(first.run, command, tokens, answer)
         if last is not None and last.sent and not gathered:  # one of a message tells of all
             took = (ended[-1].finished_at - ended[-1].started_at) / SECOND
@@ -174,7 +177,7 @@ class ResultIntake:
     ) -> None:
         """Decide about the attempts with these tokens, and say in `answer` what became of them."""
         superseded: list[tuple[int, int, int]] | None = None
-        if not run.is_over:
+        if run.state.status not in TERMINAL_WORKFLOW_STATES:
             try:
                 superseded = self._kernel.decide(run, command).superseded
             except (InternalError, Unavailable):
@@ -257,8 +260,9 @@ class ResultIntake:
             return
         session.tally.add([result])
         if result.status == "completed":
-            group = [ItemResult(attempt.item, result.token.epoch, result.token.offset, result.result)]
-            command = CompleteItems(attempt.task, group, session.worker_id, session.incarnation, result.started_at)
+            command = CompleteItems(
+                attempt.task, [result.token], [result.result], session.worker_id, session.incarnation, result.started_at
+            )
             self._decide(attempt.run, command, [result.token], answer)
         else:
             self._end(session, attempt, result, answer)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onexflow.codec.rows import encode_snapshot
 from onexflow.core.graph import Graph
-from onexflow.core.ids import RunKey, Token
+from onexflow.core.ids import RunKey, Token, uuid_text
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
 from onexflow.core.payload import Payload
 from onexflow.core.state import RunState
@@ -39,8 +39,8 @@ class Attempt:
         self.role = spec.role
         self.handler = spec.handler or spec.name
         #: Its result may wait for others of its task: nothing else waits for it.
-        self.gathers = bool(
-            spec.map
+        self.gathers = (
+            spec.map != ""
             and spec.role in {"compute", "reducer"}
             and not spec.max_parallel
             and run.state.tasks[task].of >= GATHERED_FROM
@@ -80,7 +80,7 @@ class Run:
         self.state = state
         self.start_hash = start_hash
         self.key: RunKey = key or state.key
-        self.instance_id = str(self.key.instance_id)
+        self.instance_id = uuid_text(self.key.instance_id)
         self.durable_seq = 0
         #: A decision failed by a bug: nothing more is decided until the run is read back.
         self.is_broken = False

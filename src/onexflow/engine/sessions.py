@@ -57,8 +57,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("onexflow.sessions")
 
-BATCH_TASKS = 64
-BATCH_BYTES = 1 << 20
 PROBE_SECONDS = 0.25
 #: How long the pure attempts of a worker whose stream broke wait for its return. A worker that lives connects anew at
 #: once and is back within some 50 ms: what it runs is then adopted, not run twice. Proof of death ends it before. What a
@@ -153,17 +151,11 @@ class WorkerSession:
         self._link.close(reason)
 
     def flush(self) -> None:
-        """Send the assignments and cancels that were collected, in messages of bounded size."""
+        """Send the assignments and cancels that were collected. The link cuts them into messages of bounded size."""
         self._sessions.pulse.begin()
-        outbox, self.outbox = self.outbox, []
-        first = size = 0
-        for index, assignment in enumerate(outbox):
-            size += len(assignment.input.data)
-            if index + 1 - first == BATCH_TASKS or size >= BATCH_BYTES:
-                self.send(Assignments(outbox[first : index + 1]))
-                first, size = index + 1, 0
-        if first < len(outbox):
-            self.send(Assignments(outbox[first:]))
+        if self.outbox:
+            outbox, self.outbox = self.outbox, []
+            self.send(Assignments(outbox))
         if self.cancels:
             cancels, self.cancels = self.cancels, []
             self.send(Cancel(cancels))

@@ -36,6 +36,7 @@ from onexflow.ports.event_store import (
 
 if TYPE_CHECKING:
     from onexflow.engine.queue import Queue
+    from onexflow.engine.recovery import RecentRuns
 
 #: Snapshots are taken so seldom that they cost no more than this an event, however large the run is.
 SNAPSHOT_BYTES = 64
@@ -143,6 +144,9 @@ class Watch:
 class Shard:
     """An owned shard and the open runs of it that are in memory."""
 
+    #: Starts that its owner has seen. Set by who claims it.
+    recent: RecentRuns
+
     def __init__(self, claim: ShardClaim, on_dirty: Callable[[Shard], None]) -> None:
         """`on_dirty` hears of each append to be, once, when it gets the first thing to write."""
         #: Why nothing more is decided for it here: it is being handed over, or another owner has claimed it.
@@ -210,13 +214,18 @@ class Shard:
         if self.moved is not None:
             raise self.moved
         pending, events = self.pending, turn.events
-        segments, count = pending.segments, len(events)
-        last = segments[-1] if segments else None
-        if last is not None and last.run is run and last.at == turn.now and last.meta is None and meta is None:
+        segments, count, offset = pending.segments, len(events), self.next
+        if (
+            segments
+            and (last := segments[-1]).run is run
+            and last.at == turn.now
+            and last.meta is None
+            and meta is None
+        ):
             last.events.extend(events)
         else:
-            segments.append(Segment(run, self.next, run.state.seq - count + 1, turn.now, events, meta))
-        self.next += count
+            segments.append(Segment(run, offset, run.state.seq - count + 1, turn.now, events, meta))
+        self.next = offset + count
         pending.runs[run.iid] = run
         if not self.is_dirty:
             self.touch()
@@ -301,17 +310,18 @@ class Shard:
         records = []
         for run in pending.runs.values():
             state = run.state
-            if state.seq - run.snapshot_seq >= run.snapshot_after and not run.is_over:
+            seq, status = state.seq, state.status
+            if seq - run.snapshot_seq >= run.snapshot_after and not run.is_over:
                 data = run.snapshot()
-                run.snapshot_seq = state.seq
+                run.snapshot_seq = seq
                 run.snapshot_after = max(SNAPSHOT_EVERY, len(data) // SNAPSHOT_BYTES)
-                pending.snapshots[run.iid] = SnapshotRecord(run.iid, state.seq, data)
-            if state.status != run.listed_state or now - run.listed_at >= LISTED_SECONDS:
-                run.listed_state, run.listed_seq, run.listed_at = state.status, state.seq, now
+                pending.snapshots[run.iid] = SnapshotRecord(run.iid, seq, data)
+            if status != run.listed_state or now - run.listed_at >= LISTED_SECONDS:
+                run.listed_state, run.listed_seq, run.listed_at = status, seq, now
                 records.append(
                     RunRecord(
-                        run.iid, run.key.to_bytes(), WORKFLOW_STATE_INDEX[state.status], state.created_at,
-                        state.updated_at, run.start_hash, state.seq, state.version,
+                        run.iid, run.key.to_bytes(), WORKFLOW_STATE_INDEX[status], state.created_at,
+                        state.updated_at, run.start_hash, seq, state.version,
                     )
                 )  # fmt: skip
         append = ShardAppend(

@@ -23,7 +23,7 @@ from onexflow.core.errors import (
     UnknownWorkflowType,
 )
 from onexflow.core.graph import Graph
-from onexflow.core.ids import RunKey, instance_of_request
+from onexflow.core.ids import RunKey, instance_of_request, uuid_text
 from onexflow.core.machine import WORKFLOW_STATES
 from onexflow.core.turn import SECOND, Turn
 from onexflow.engine.admission import Admission
@@ -90,8 +90,7 @@ class Starts:
             if request.caller is not None:
                 request = self._calls.named(request, request.caller)
             key, digest = key_of(request, self._ids, self._kernel.now())
-            if request.caller is None:
-                self._kernel.shard_of(key)
+            is_new = request.caller is None and self._kernel.must_be_new(key)
             graph = graph_for(self._kernel.catalog, request, self._payload_limit)
         except UnknownWorkflowType as error:
             if not self._kernel.is_shared:
@@ -105,7 +104,7 @@ class Starts:
         if request.caller is not None:
             self._in_background(self._start_called(request, request.caller, graph, key, digest, reply), reply)
             return
-        if self._kernel.must_be_new(key):
+        if is_new:
             self._create(request, graph, key, digest, reply)
         else:
             self._in_background(self._start_known(request, graph, key, digest, reply), reply)
@@ -138,7 +137,7 @@ class Starts:
             namespace=key.namespace,
             instance=key.instance_id.bytes,
             input=request.input,
-            correlation_id=request.correlation_id or str(key.instance_id),
+            correlation_id=request.correlation_id or uuid_text(key.instance_id),
             causation_id=request.causation_id,
             start_at=start_at,
             timeout_at=max(now, start_at) + int(request.timeout * SECOND) if request.timeout else 0,
@@ -243,11 +242,12 @@ def graph_for(catalog: Catalog, request: StartRequest, payload_limit: int) -> Gr
         raise InvalidArgument(
             f"the input has {len(request.input.data):,} bytes, the limit is {payload_limit:,}", field="input"
         )
-    for field, seconds in (("delay", request.delay), ("timeout", request.timeout)):
-        if not 0 <= seconds <= MAX_SECONDS:
-            raise InvalidArgument(
-                f"{field} must be between 0 and {MAX_SECONDS:,.0f} seconds, not {seconds}", field=field
-            )
+    if request.delay or request.timeout:
+        for field, seconds in (("delay", request.delay), ("timeout", request.timeout)):
+            if not 0 <= seconds <= MAX_SECONDS:
+                raise InvalidArgument(
+                    f"{field} must be between 0 and {MAX_SECONDS:,.0f} seconds, not {seconds}", field=field
+                )
     return catalog.graph(catalog.record(request.namespace, request.workflow_type, request.version))
 
 

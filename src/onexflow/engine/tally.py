@@ -32,24 +32,21 @@ class Tally:
     def add(self, results: Iterable[AttemptResult]) -> None:
         """These attempts have ended: those that were stopped or never began do not count. A message of them at a time:
         one by one it costs twice as much."""
-        completed = failed = nanoseconds = 0
-        keep = self.durations.append
+        durations = []
+        failed = 0
         for result in results:
             status = result.status
-            if status == "completed":
-                completed += 1
-            elif status == "failed":
+            if status == "failed":
                 failed += 1
-            else:
+            elif status != "completed":
                 continue
-            began = result.started_at
+            began, ended = result.started_at, result.finished_at
             # Who tells no times, or whose clock was set back, took none: one such must not spoil the mean.
-            duration = max(0, result.finished_at - began) if began else 0
-            nanoseconds += duration
-            keep(duration)
-        self.completed += completed
+            durations.append(ended - began if 0 < began < ended else 0)
+        self.completed += len(durations) - failed
         self.failed += failed
-        self.nanoseconds += nanoseconds
+        self.nanoseconds += sum(durations)
+        self.durations.extend(durations)
 
     @property
     def ended(self) -> int:

@@ -34,7 +34,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         return iter(msgspec.structs.astuple(self))
 
 
-class RunRecord(NamedTuple):
+class RunRecord(msgspec.Struct, frozen=True, order=True, gc=False):
     """The listing entry of a run, one a run, written with the events that change its state.
 
     `head` and `updated_at` of an open run may be of a slightly older event; the rows are the truth."""
@@ -48,6 +48,10 @@ class RunRecord(NamedTuple):
     start_hash: bytes
     head: int  #: sequence number of the run's last event
     version: int = 1  #: of its definition
+
+    def __iter__(self) -> Iterator[object]:
+        """As `Row`'s."""
+        return iter(msgspec.structs.astuple(self))
 
 
 class RequestRecord(NamedTuple):

@@ -244,7 +244,7 @@ class WorkerLink(Protocol):
     """The orchestrator's end."""
 
     def send(self, message: ToWorker) -> None:
-        """Queue a message; sent in order, soon. Never blocks; after the end: ignored."""
+        """Queue a message, however large; sent in order, soon. Never blocks; after the end: ignored."""
 
     def close(self, reason: str = "") -> None:
         """End the link, with the reason told to the worker."""

@@ -10,6 +10,8 @@ import asyncio
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from onexflow.core.errors import InternalError, InvalidArgument, StoreFull, StoreUnavailable
 from onexflow.core.ids import RunKey
 from onexflow.ports.clock import Clock
@@ -287,7 +289,7 @@ def _put(held: _Shard, part: ShardAppend) -> int:
     for record in part.runs:
         before = held.runs.get(record.iid)
         if before is not None:  # the name and the birth of a run never change
-            record = record._replace(key=before.key, created_at=before.created_at)  # noqa: PLW2901 - the record as it is stored
+            record = msgspec.structs.replace(record, key=before.key, created_at=before.created_at)  # noqa: PLW2901 - the record as it is stored
         held.runs[record.iid] = record
         held.by_key[record.key] = record.iid
     for request in part.requests:

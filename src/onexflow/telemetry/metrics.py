@@ -33,6 +33,11 @@ def use(provider: MeterProvider | None) -> None:
     _meter = provider.get_meter("onexflow") if provider is not None else _NOBODY
 
 
+def active() -> bool:
+    """Whether instruments that are made now report to anybody."""
+    return _meter is not _NOBODY
+
+
 def counter(metric: Metric) -> Counter:
     """The counter that `metric` describes."""
     assert metric.kind == "counter"

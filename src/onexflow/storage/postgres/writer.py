@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
+import msgspec
+
 from onexflow.core.errors import StoreFull, StoreUnavailable
 from onexflow.ports.event_store import AppendOutcome, Cut, Row, RunRecord, ShardAppend, SnapshotRecord
 from onexflow.storage.postgres import statements as sql
@@ -178,7 +180,8 @@ class Load:
             put["rows"].append((shard, row.offset, row.epoch, row.iid, row.seq, row.count, row.data))
         for run in _last_of_each(part.runs):
             kind = self._kinds[kind_of(run.key)]
-            put["runs"].append((shard, run.iid, run.key[:16], kind, *run[2:]))
+            iid, _, *others = run
+            put["runs"].append((shard, iid, run.key[:16], kind, *others))
         for namespace, request_id, body_hash, response, at in part.requests:
             names = as_bytes(namespace), as_bytes(request_id)
             put["requests"].append((shard, digest_of(*names), *names, body_hash, response, at))
@@ -214,7 +217,9 @@ def _last_of_each(runs: Sequence[RunRecord]) -> Iterable[RunRecord]:
     last: dict[int, RunRecord] = {}
     for run in runs:
         first = last.get(run.iid)
-        last[run.iid] = run if first is None else run._replace(key=first.key, created_at=first.created_at)
+        last[run.iid] = (
+            run if first is None else msgspec.structs.replace(run, key=first.key, created_at=first.created_at)
+        )
     return last.values()
 
 

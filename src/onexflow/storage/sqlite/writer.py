@@ -51,8 +51,9 @@ class Writer:
         self._number: int = connection.execute(sql.LAST_NUMBER).fetchone()[0]
         self._store_now = store_now
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._kinds: dict[tuple[bytes, bytes], int] = {
-            (namespace, workflow_type): kind
+        #: By namespace and type as a run's key ends with them.
+        self._kinds: dict[bytes, int] = {
+            namespace + b"\0" + workflow_type: kind
             for kind, namespace, workflow_type in connection.execute("SELECT kind, namespace, workflow_type FROM kinds")
         }
         self._backlog = 0
@@ -162,7 +163,7 @@ class Writer:
         self, load: Load, batch: Sequence[ShardAppend], refused: dict[int, tuple[int, int]]
     ) -> AppendOutcome | None:
         """Store all of the batch, or nothing and return None when a shard's epoch or head does not match."""
-        new_kinds: dict[tuple[bytes, bytes], int] = {}
+        new_kinds: dict[bytes, int] = {}
         if batch:
             try:
                 self.transaction(lambda: self._put(load, new_kinds))
@@ -191,7 +192,7 @@ class Writer:
                 refused[part.shard] = has or (0, 0)
         return matching, refused
 
-    def _put(self, load: Load, new_kinds: dict[tuple[bytes, bytes], int]) -> None:
+    def _put(self, load: Load, new_kinds: dict[bytes, int]) -> None:
         db = self.connection
         if sql.put(db, sql.HEADS, load.heads) != len(load.heads) // sql.HEADS[1]:
             raise _Moved
@@ -229,13 +230,14 @@ class Writer:
             ),
         )  # fmt: skip
 
-    def _with_kinds(self, load: Load, new_kinds: dict[tuple[bytes, bytes], int]) -> list[Any]:
+    def _with_kinds(self, load: Load, new_kinds: dict[bytes, int]) -> list[Any]:
         """Values of the runs with the numbers of their namespace and type, which are stored when they are new."""
         values = load.runs
         for place, tail in zip(range(2, len(values), sql.RUNS[1]), load.run_names, strict=True):
             kind = self._kinds.get(tail) or new_kinds.get(tail)
             if kind is None:
-                kind = self.connection.execute(sql.NEW_KIND, tail).lastrowid or 0
+                namespace, _, workflow_type = tail.partition(b"\0")
+                kind = self.connection.execute(sql.NEW_KIND, (namespace, workflow_type)).lastrowid or 0
                 new_kinds[tail] = kind
             values[place] = kind
         return values
@@ -254,7 +256,7 @@ class Load:
         self.parts: list[Any] = []
         self.rows: list[Any] = []
         self.runs: list[Any] = []  #: with 0 for the kind
-        self.run_names: list[tuple[bytes, bytes]] = []
+        self.run_names: list[bytes] = []  #: namespace and type of each
         self.requests: list[Any] = []
         self.snapshots: list[Any] = []
         self.checkpoints: list[Any] = []
@@ -263,8 +265,8 @@ class Load:
         self.registers: list[Any] = []
         self.unregistered: dict[int, list[bytes]] = {}
         self.cuts: list[tuple[int, Cut]] = []
-        self.data_bytes = 0
-        first = number
+        data_bytes = 0
+        first, rows = number, self.rows
         parked: dict[int, tuple[int, int, bytes]] = {}
         registers: dict[tuple[int, bytes], bytes] = {}
         for part in batch:
@@ -275,8 +277,8 @@ class Load:
             for row in part.rows:
                 number += 1
                 iid, data = row.iid, row.data
-                self.rows += (number, base | row.offset, row.count, row.epoch, base | iid, row.seq, data)
-                self.data_bytes += len(data)
+                rows += (number, base | row.offset, row.count, row.epoch, base | iid, row.seq, data)
+                data_bytes += len(data)
                 top = max(top, iid)
             for record in part.runs:
                 self._add_run(base, record)
@@ -287,16 +289,16 @@ class Load:
                 parked[base | iid] = (shard, wake_at, as_bytes(reason))
             for iid, seq, data in part.snapshots:
                 self.snapshots += (base | iid, seq, data)
-                self.data_bytes += len(data)
+                data_bytes += len(data)
             if part.checkpoint is not None:
                 self.checkpoints += (shard, base | part.checkpoint.offset, part.checkpoint.data)
-                self.data_bytes += len(part.checkpoint.data)
+                data_bytes += len(part.checkpoint.data)
             for name, data in part.registers:
                 registers[shard, as_bytes(name)] = data
-                self.data_bytes += len(data)
+                data_bytes += len(data)
             self.cuts += ((base, cut) for cut in part.cuts)
             self.heads += (shard, part.epoch, part.head, part.next, top + 1, now, b"")
-        self.row_count = number - first
+        self.row_count, self.data_bytes = number - first, data_bytes
         for run, (shard, wake_at, reason_bytes) in parked.items():
             if reason_bytes:
                 self.parked += (run, shard, wake_at, reason_bytes)
@@ -309,10 +311,12 @@ class Load:
                 self.unregistered.setdefault(shard, []).append(encoded)
 
     def _add_run(self, base: int, record: RunRecord) -> None:
-        iid, key, state, created_at, updated_at, start_hash, head, version = record
-        namespace, _, workflow_type = key[16:].partition(b"\0")
-        self.run_names.append((namespace, workflow_type))
-        self.runs += (base | iid, key[:16], 0, state, created_at, updated_at, start_hash, head, version)
+        key = record.key
+        self.run_names.append(key[16:])
+        self.runs += (
+            base | record.iid, key[:16], 0, record.state, record.created_at, record.updated_at, record.start_hash,
+            record.head, record.version,
+        )  # fmt: skip
 
 
 def as_bytes(text: str) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from onexflow.core.errors import InternalError, InvalidArgument, StoreFull, StoreUnavailable
@@ -244,7 +245,7 @@ class EventStoreSuite(RegistersAndCuts):
         await self.claimed(store, 0, 1)
         record = run_record(5, state=1)
         await store.append([ShardAppend(shard=0, epoch=1, head=1, next=1, runs=[record, run_record(6)])])
-        changed = record._replace(state=4, updated_at=99, head=12, version=2, start_hash=b"other")
+        changed = msgspec.structs.replace(record, state=4, updated_at=99, head=12, version=2, start_hash=b"other")
         await store.append([ShardAppend(shard=0, epoch=1, head=1, next=1, runs=[changed])])
         assert await store.find_run(0, key(5)) == changed
         assert await store.find_run(1, key(5)) is None
