@@ -104,9 +104,21 @@ def test_starts_in_plenty_are_known_to_be_new_without_a_look_up() -> None:
     for number in range(10_000):
         now += SECOND // 5000
         key = RunKey("default", "single", _uuid7(now, number))
-        assert recent.must_be_new(key, now)
+        assert recent.must_be_new(key)
         recent.add(key, number, b"")
-    assert not recent.must_be_new(RunKey("default", "single", _uuid7(now - SECOND)), now)
+    assert not recent.must_be_new(RunKey("default", "single", _uuid7(now - SECOND)))
+
+
+def test_an_id_that_was_minted_after_this_turn_began_is_known_to_be_new() -> None:
+    """Store time is read once a turn, and a client may be ahead: neither costs a look-up."""
+    recent, now = RecentRuns(1_700_000_000 * SECOND, limit=100), 1_700_000_100 * SECOND
+    ahead = RunKey("default", "single", _uuid7(now + RecentRuns.AHEAD_NS))
+    assert recent.must_be_new(ahead)
+    recent.add(ahead, 1, b"")
+    for number in range(100):
+        assert not recent.must_be_new(ahead)
+        recent.add(RunKey("default", "single", _uuid7(now, number)), 2 + number, b"")
+    assert not recent.must_be_new(ahead), "it was forgotten"
 
 
 @virtual_time

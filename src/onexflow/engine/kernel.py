@@ -401,7 +401,7 @@ class Kernel:
 
     def must_be_new(self, key: RunKey) -> bool:
         """Is it certain, without a look-up, that no run has this key? Raises ShardMoved as `shard_of`."""
-        return self.shard_of(key).recent.must_be_new(key, self.now())
+        return self.shard_of(key).recent.must_be_new(key)
 
     def start(self, graph: Graph, key: RunKey, command: StartRun, start_hash: bytes) -> tuple[Run, Turn]:
         """Create a run. The caller has made sure that its key is new."""

@@ -156,9 +156,8 @@ class RecentRuns:
     """Keys that this owner has seen, so that most starts need no look-up.
 
     The memory is complete for ids minted after `complete_since`: what was first sent after the takeover and has not
-    been forgotten since. A client's clock may be ahead by `AHEAD_NS`, so ids from around the takeover are looked up,
-    and so are those from the future; ids from further ahead are refused (`is_premature`), or a later owner would take
-    them for new.
+    been forgotten since. A client's clock may be ahead by `AHEAD_NS`, so ids from around the takeover are looked up; ids
+    from further ahead are refused (`is_premature`), or a later owner would take them for new.
     """
 
     AHEAD_NS = 15_000_000_000
@@ -179,14 +178,14 @@ class RecentRuns:
     def get(self, key: RunKey) -> tuple[int, bytes] | None:
         return self._seen.get(key)
 
-    def must_be_new(self, key: RunKey, now: int) -> bool:
+    def must_be_new(self, key: RunKey) -> bool:
         """Is it certain that no run with this key exists?"""
         if key in self._seen:
             return False
         if not self.complete_since:
             return True
         minted = id_time_ns(key.instance_id)
-        return minted is not None and self.complete_since < minted <= now
+        return minted is not None and minted > self.complete_since
 
     @classmethod
     def is_premature(cls, instance: UUID, now: int) -> bool:
