@@ -69,13 +69,12 @@ class Model(RuleBasedStateMachine):
 
     @rule(link=LINKS, count=st.integers(1, 300))
     def assign(self, link: str, count: int) -> None:
-        for _ in range(count):
-            has = self.credits.get(link, 0) > 0
-            assert self.ledger.spend(link) is has  # used or given back, never both
-            if has:
-                self.credits[link] -= 1
-                self.queued += 1
-                self.ledger.queued += 1
+        used = min(count, self.credits.get(link, 0))
+        assert self.ledger.spend(link, count) == used  # used or given back, never both
+        if used:
+            self.credits[link] -= used
+            self.queued += used
+            self.ledger.queued += used
 
     @precondition(lambda self: self.queued and self.running < self.slots)
     @rule()

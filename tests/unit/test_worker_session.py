@@ -358,6 +358,19 @@ async def test_an_unknown_handler_fails_by_name() -> None:
             assert "serves no" in error.message
 
 
+async def test_what_is_answered_at_once_gives_no_credits_for_what_came_with_it() -> None:
+    """More than a message of answers, so that credits are given while the others of their message are being queued."""
+    shop, assign = Shop(), Assigner()
+    async with serving(shop.worker, effect=100) as worker:
+        link = connect(worker)
+        unknown = [assign("effect", "nothing") for _ in range(70)]
+        held = [assign("effect", "hold", n) for n in range(10)]
+        link.assign(*unknown, *held)
+        await settle()
+        assert len(link.results) == 70
+        assert link.credits["effect"] - len(unknown) - len(held) <= 100 - len(held)
+
+
 async def test_ping_is_answered_and_another_protocol_version_ends_the_link() -> None:
     async with serving(Shop().worker) as worker:
         link = connect(worker)

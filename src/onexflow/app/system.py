@@ -13,11 +13,8 @@ from uuid import UUID
 class SystemClock:
     """`ports.clock.Clock` of this machine."""
 
-    def now(self) -> int:
-        return time.time_ns()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
+    now = staticmethod(time.time_ns)
+    monotonic = staticmethod(time.monotonic)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

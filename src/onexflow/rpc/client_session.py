@@ -133,6 +133,7 @@ class ClientStream(ServerStream):
         if self._calls.get(call.call_id) is not call:
             return
         del self._calls[call.call_id]
+        call.give_up = None  # which may know of it: no cycle is to be left
         self._answers.append((call.call_id, outcome))
         if len(self._answers) >= MAX_ANSWERS:
             self._has_room.clear()

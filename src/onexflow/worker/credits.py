@@ -84,20 +84,20 @@ class Ledger(Generic[L]):
             account.waiting = max(0, waiting)
             account.placed = 0
 
-    def spend(self, link: L) -> bool:
-        """An attempt has arrived: it uses a credit. False when the link has none."""
+    def spend(self, link: L, count: int = 1) -> int:
+        """So many attempts have arrived: how many of them, the first, use credits. The link has none for the others."""
         account = self._accounts.get(link)
-        if account is None or account.granted < 1:
-            return False
-        account.granted -= 1
+        if account is None:
+            return 0
+        count = min(count, account.granted)
+        account.granted -= count
         account.asked = min(account.asked, account.granted)
-        if account.placed:
-            account.placed -= 1
-        self._turn += 1
-        account.turn = self._turn
-        if account.waiting:
-            account.waiting -= 1
-        return True
+        account.placed = max(0, account.placed - count)
+        account.waiting = max(0, account.waiting - count)
+        if count:
+            self._turn += 1
+            account.turn = self._turn
+        return count
 
     def give_back(self, link: L, count: int) -> None:
         """The orchestrator gives back `count` credits that it has not used, as it was asked to."""

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any, Final, Protocol
 
 from onexflow.core.ids import Token
@@ -55,8 +55,9 @@ class Attempt:
 class Program(Protocol):
     """A handler made ready to run: how one of its attempts is executed."""
 
-    def start(self, attempt: Attempt, slot: Slot) -> Awaitable[Payload]:
-        """Run it to its result. Raises what the handler raised."""
+    def start(self, attempt: Attempt, slot: Slot) -> Payload | Awaitable[Payload]:
+        """Begin it. Returns the result of a handler that waits for nothing, else what to await for it. Either raises what
+        the handler raises."""
 
 
 class Slot:
@@ -73,12 +74,11 @@ class Slot:
 class Runner:
     """One slot's task."""
 
-    __slots__ = ("attempt", "slot", "task")
+    __slots__ = ("slot", "task")
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
         self.task: asyncio.Task[None] | None = None
-        self.attempt: Attempt | None = None
 
 
 class RemoteFailure(Exception):
@@ -110,14 +110,11 @@ class Lane:
         self._closed = False
         self._waking = 0  #: idle runners that were woken and have not run yet
 
-    def add(self, attempt: Attempt) -> None:
-        """Queue an attempt. `wake` once after a batch."""
-        self.ledger.queued += 1
-        self._queue.append(attempt)
-
-    def wake(self) -> None:
-        """See to it that someone takes from the queue."""
-        if self._queue and not self._waking:
+    def add(self, attempts: Sequence[Attempt]) -> None:
+        """Queue attempts, and see to it that someone takes them."""
+        self.ledger.queued += len(attempts)
+        self._queue.extend(attempts)
+        if not self._waking:
             self._wake_one()
 
     def drop(self, attempt: Attempt) -> None:
@@ -175,65 +172,71 @@ class Lane:
             self._wake_one()
 
     async def _serve(self, runner: Runner) -> None:
-        queue, monotonic = self._queue, self._clock.monotonic
         self._woken()
-        stint, since = 0, monotonic()
         while not self._closed:
-            if not queue:
+            if self._queue:
+                await self._stint(runner)
+                if self._queue:
+                    await pause()
+            else:
                 waiter = asyncio.get_running_loop().create_future()
                 self._idle.append(waiter)
                 await waiter
                 self._woken()
-                stint, since = 0, monotonic()
-                continue
+
+    async def _stint(self, runner: Runner) -> None:
+        """Run attempts to their ends, whatever these are, until none is queued or the loop is to go on. Raises only
+        CancelledError, when the lane closes."""
+        queue, ledger, now, monotonic = self._queue, self.ledger, self._clock.now, self._clock.monotonic
+        # Each attempt begins as the one before it ends: one look at each clock for an attempt.
+        since = began = monotonic()
+        at = now()
+        for _ in range(_STINT_ATTEMPTS):
+            if not queue or self._closed:
+                return
             attempt = queue.popleft()
             if attempt.state != QUEUED:
                 continue
-            began = monotonic()
-            await self._run(attempt, runner)
-            ended = monotonic()
-            self.ledger.took(ended - began)
-            stint += 1
-            if stint >= _STINT_ATTEMPTS or ended - since > _STINT_SECONDS:
-                await pause()
-                stint, since = 0, monotonic()
-
-    async def _run(self, attempt: Attempt, runner: Runner) -> None:
-        """Run one attempt to its end, whatever that is. Raises only CancelledError, when the lane closes."""
-        now, ledger = self._clock.now, self.ledger
-        attempt.state = RUNNING
-        attempt.runner = runner
-        runner.attempt = attempt
-        ledger.queued -= 1
-        ledger.running += 1
-        attempt.started_at = now()
-        token = attempt.assignment.token
-        try:
-            payload = await attempt.program.start(attempt, runner.slot)
-            result = AttemptResult(token, "completed", payload, None, attempt.started_at, now())
-        except asyncio.CancelledError as error:
-            if self._closed:
+            attempt.state = RUNNING
+            attempt.runner = runner
+            attempt.started_at = at
+            ledger.queued -= 1
+            ledger.running += 1
+            try:
+                begun = attempt.program.start(attempt, runner.slot)
+                payload = begun if isinstance(begun, Payload) else await begun
+                at = now()
+                result = AttemptResult(attempt.assignment.token, "completed", payload, None, attempt.started_at, at)
+            except asyncio.CancelledError as error:
+                if self._closed:
+                    raise
+                at = now()
+                result = _ended_badly(attempt, error, at)
+            except GeneratorExit:  # thrown away with this coroutine: see `not_thrown_away`
                 raise
-            result = self._ended_badly(attempt, error)
-        except GeneratorExit:  # this coroutine is being thrown away: a handler's own comes as something else (`within`)
-            raise
-        except BaseException as error:  # noqa: BLE001 — what a handler raises is data, or its slot would be lost with it
-            result = self._ended_badly(attempt, error)
-        finally:
-            attempt.state = ENDED
-            attempt.context = attempt.items = None  # which know of it: no cycle is to be left
-            runner.attempt = None
-            ledger.running -= 1
-        if runner.task is not None and runner.task.cancelling():
-            _clear_cancels(runner.task)
-        self._finish(attempt, result)
+            except BaseException as error:  # noqa: BLE001 — what a handler raises is data, or its slot would be lost with it
+                at = now()
+                result = _ended_badly(attempt, error, at)
+            finally:
+                attempt.state = ENDED
+                attempt.context = attempt.items = None  # which know of it: no cycle is to be left
+                ledger.running -= 1
+            if runner.task is not None and runner.task.cancelling():
+                _clear_cancels(runner.task)
+            self._finish(attempt, result)
+            ended = monotonic()
+            ledger.took(ended - began)
+            if ended - since > _STINT_SECONDS:
+                return
+            began = ended
 
-    def _ended_badly(self, attempt: Attempt, error: BaseException) -> AttemptResult:
-        token, now = attempt.assignment.token, self._clock.now()
-        if attempt.cancelling and isinstance(error, asyncio.CancelledError | Cancelled):
-            return AttemptResult(token, "stopped", NULL, None, attempt.started_at, now)
-        failure = error.failure if isinstance(error, RemoteFailure) else failure_of(error)
-        return AttemptResult(token, "failed", NULL, failure, attempt.started_at, now)
+
+def _ended_badly(attempt: Attempt, error: BaseException, at: int) -> AttemptResult:
+    token = attempt.assignment.token
+    if attempt.cancelling and isinstance(error, asyncio.CancelledError | Cancelled):
+        return AttemptResult(token, "stopped", NULL, None, attempt.started_at, at)
+    failure = error.failure if isinstance(error, RemoteFailure) else failure_of(error)
+    return AttemptResult(token, "failed", NULL, failure, attempt.started_at, at)
 
 
 def _clear_cancels(task: asyncio.Task[None]) -> None:
@@ -248,20 +251,10 @@ def pause() -> Generator[None, None, None]:
     yield
 
 
-async def within(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Await a coroutine in a `contextvars` context of its own, without a task: what it sets does not leak. One that
-    waits for nothing is over with its first step."""
-    try:
-        step = context.run(coroutine.send, None)
-    except StopIteration as end:
-        return end.value
-    except GeneratorExit as error:
-        raise RuntimeError(f"the handler raised GeneratorExit({error})") from error
-    return await _go_on(context, coroutine, step)
-
-
 @types.coroutine
-def _go_on(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
+def go_on(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
+    """Await a coroutine, from what it waits for first (`step`) on, in a `contextvars` context of its own without a task:
+    what it sets does not leak."""
     is_discarded = False
     try:
         while True:
@@ -280,4 +273,9 @@ def _go_on(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any], st
     except GeneratorExit as error:
         if is_discarded:
             raise
-        raise RuntimeError(f"the handler raised GeneratorExit({error})") from error
+        raise not_thrown_away(error) from error
+
+
+def not_thrown_away(error: GeneratorExit) -> RuntimeError:
+    """What a handler's own GeneratorExit comes as: elsewhere it says that a coroutine is thrown away."""
+    return RuntimeError(f"the handler raised GeneratorExit({error})")

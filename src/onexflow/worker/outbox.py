@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from onexflow.core.ids import Token
@@ -18,6 +18,16 @@ _OVERHEAD: Final = 96
 class _Owner(Protocol):
     @property
     def link(self) -> OrchestratorLink: ...
+
+
+class _Batch:
+    """What the next message to one owner has."""
+
+    __slots__ = ("results", "size")
+
+    def __init__(self) -> None:
+        self.results: list[AttemptResult] = []
+        self.size = 0
 
 
 class Outbox:
@@ -59,9 +69,12 @@ class Outbox:
             self._pending.extend(r for r in self.waiting.values() if r.token.shard in shards)
             self.flush()
 
-    def forget(self, token: Token) -> None:
-        """It is acknowledged."""
-        if self.waiting.pop(token, None) is not None and not self.waiting:
+    def forget(self, tokens: Iterable[Token]) -> None:
+        """They are acknowledged."""
+        drop = self.waiting.pop
+        for token in tokens:
+            drop(token, None)
+        if not self.waiting:
             self.empty.set()
 
     def schedule(self) -> None:
@@ -77,20 +90,22 @@ class Outbox:
     def flush(self) -> None:
         """Send the batch. Results of a shard without an owner stay in `waiting`, until one says that it is it."""
         pending, self._pending = self._pending, []
-        batches: dict[_Owner, tuple[list[AttemptResult], int]] = {}
+        batches: dict[_Owner, _Batch] = {}
         for result in pending:
             owner = self._owner_of(result.token.shard)
             if owner is None:
                 continue
-            batch, size = batches.get(owner, ([], 0))
             weight = _OVERHEAD + len(result.result.data)
             if result.error is not None:
                 weight += len(result.error.message) + len(result.error.traceback)
-            if batch and (len(batch) >= BATCH_RESULTS or size + weight > BATCH_BYTES):
-                owner.link.send(Results(batch))
-                batch, size = [], 0
-            batch.append(result)
-            batches[owner] = (batch, size + weight)
-        for owner, (batch, _) in batches.items():
-            owner.link.send(Results(batch))
+            batch = batches.get(owner)
+            if batch is None:
+                batch = batches[owner] = _Batch()
+            elif len(batch.results) >= BATCH_RESULTS or batch.size + weight > BATCH_BYTES:
+                owner.link.send(Results(batch.results))
+                batch = batches[owner] = _Batch()
+            batch.results.append(result)
+            batch.size += weight
+        for owner, batch in batches.items():
+            owner.link.send(Results(batch.results))
         self._after_flush()

@@ -26,7 +26,7 @@ from onexflow.worker.contracts import dumper_for, loader_for
 from onexflow.worker.errors import ContractError
 from onexflow.worker.feeding import Items
 from onexflow.worker.handlers import Handler
-from onexflow.worker.lanes import Attempt, Program, Slot, within
+from onexflow.worker.lanes import Attempt, Program, Slot, go_on, not_thrown_away
 
 ReportProgress = Callable[[Attempt, Payload], None]
 #: Tells the orchestrator how many items an attempt has taken.
@@ -113,7 +113,7 @@ class LoopProgram:
         self._orchestrates = handler.role == "orchestrator"
         self._owner = owner
 
-    async def start(self, attempt: Attempt, slot: Slot) -> Payload:
+    def start(self, attempt: Attempt, slot: Slot) -> Payload | Awaitable[Payload]:
         contract = self._load(attempt.assignment.input)
         if attempt.assignment.fed:
             if not self._takes_context:
@@ -132,12 +132,28 @@ class LoopProgram:
             told = attempt.assignment
             run = RunKey(told.namespace, told.workflow_type, UUID(told.instance_id))
             context.run(orchestration.begin, run, told.task, told.token.item)
-        result = await within(context, coroutine)
-        if attempt.items is not None and not attempt.items.is_over:
+        try:
+            step = context.run(coroutine.send, None)
+        except StopIteration as end:  # it waited for nothing: a batch of such is done without a coroutine for each
+            value = end.value
+        except GeneratorExit as error:
+            raise not_thrown_away(error) from error
+        else:
+            return self._go_on(attempt, context, coroutine, step)
+        return self._dump(value) if attempt.items is None else self._folded(attempt.items, value)
+
+    async def _go_on(
+        self, attempt: Attempt, context: contextvars.Context, coroutine: Coroutine[Any, Any, Any], step: Any
+    ) -> Payload:
+        value = await go_on(context, coroutine, step)
+        return self._dump(value) if attempt.items is None else self._folded(attempt.items, value)
+
+    def _folded(self, items: Items, value: Any) -> Payload:
+        if not items.is_over:
             raise ContractError(
                 f"{_fed(self._handler)} ended before `ctx.items()` did: it must take its items to the last"
             )
-        return self._dump(result)
+        return self._dump(value)
 
 
 class ThreadProgram:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -68,6 +70,8 @@ STOP_GRACE: Final = 2.0
 #: Seconds to wait for the acknowledgement of the last results.
 ACK_GRACE: Final = 2.0
 
+_ROLE_OF: Final[Callable[[Assignment], Role]] = attrgetter("role")
+
 _log = structlog.get_logger("onexflow.worker")
 
 
@@ -93,7 +97,7 @@ class OrchestratorPeer:
 
     def __init__(self, runtime: WorkerRuntime, link: OrchestratorLink) -> None:
         self.link = link
-        self.epochs: dict[int, int] = {}  #: what this orchestrator said of its shards
+        self.epochs: dict[int, int] = {}  #: of the shards that it owns, as far as we have heard
         self.orchestrator_id = ""  #: empty until Welcome
         self.open = True
         self._runtime = runtime
@@ -359,7 +363,11 @@ class WorkerRuntime:
             if epoch < self._epochs.get(shard, 0):
                 self._stale += 1
                 continue
-            if epoch > self._epochs.get(shard, 0) or self._owners.get(shard) is not peer:
+            if epoch > self._epochs.get(shard, 0):
+                for other in self._peers:
+                    other.epochs.pop(shard, None)
+                anew.add(shard)
+            elif self._owners.get(shard) is not peer:
                 anew.add(shard)
             self._epochs[shard] = peer.epochs[shard] = epoch
             self._owners[shard] = peer
@@ -378,22 +386,28 @@ class WorkerRuntime:
             if attempt.items is not None and attempt.items.has_begun and attempt.fed_by is None:
                 self._say_fed(attempt, 0)  # there was nobody to say it to
 
-    def _current(self, peer: OrchestratorPeer, token: Token) -> bool:
-        """Whether `peer` may speak about this attempt: it owns the shard, as far as we have heard."""
-        epoch = peer.epochs.get(token.shard, -1)
-        if epoch == self._epochs.get(token.shard) and token.epoch <= epoch:
-            return True
-        self._stale += 1
-        return False
+    def _current(self, peer: OrchestratorPeer, tokens: Sequence[Token]) -> list[Token]:
+        """Of these attempts those that `peer` may speak about: it owns their shards, as far as we have heard."""
+        epochs = peer.epochs
+        current = [token for token in tokens if token.epoch <= epochs.get(token.shard, -1)]
+        self._stale += len(tokens) - len(current)
+        return current
 
     def _assign(self, peer: OrchestratorPeer, assignments: list[Assignment]) -> None:
-        attempts, outbox, ready = self._attempts, self._outbox, self._ready
-        touched: set[Lane] = set()
-        for assignment in assignments:
+        for role, group in groupby(assignments, _ROLE_OF):
+            self._take(peer, self._lanes.get(role), list(group))
+        self._outbox.schedule()
+
+    def _take(self, peer: OrchestratorPeer, lane: Lane | None, assignments: list[Assignment]) -> None:
+        """Queue what has come for one lane; what cannot be done here, or not now, is answered at once."""
+        epochs, attempts, outbox, ready = peer.epochs, self._attempts, self._outbox, self._ready
+        credited = 0 if lane is None else lane.ledger.spend(peer, len(assignments))
+        taken: list[Attempt] = []
+        answers: list[AttemptResult] = []
+        for number, assignment in enumerate(assignments):
             token = assignment.token
-            lane = self._lanes.get(assignment.role)
-            credited = lane is not None and lane.ledger.spend(peer)
-            if not self._current(peer, token):
+            if token.epoch > epochs.get(token.shard, -1):
+                self._stale += 1
                 continue
             if token in attempts or token in outbox.waiting:
                 self._duplicates += 1
@@ -401,35 +415,32 @@ class WorkerRuntime:
                 continue
             known = ready.get((assignment.role, assignment.handler))
             if lane is None or known is None or (self._states and not self._is_ready(assignment)):
-                outbox.add(self._unknown(assignment))
-            elif not credited or self._draining:
+                answers.append(self._unknown(assignment))
+            elif number >= credited or self._draining:
                 self._uncredited += not self._draining
-                outbox.add(AttemptResult(token, "returned"))
+                answers.append(AttemptResult(token, "returned"))
             else:
                 attempts[token] = attempt = Attempt(assignment, known[1])
-                lane.add(attempt)
-                touched.add(lane)
-        if touched:
+                taken.append(attempt)
+        if taken and lane is not None:
             self.idle.clear()
-        for lane in touched:
-            lane.wake()
-        outbox.schedule()
+            lane.add(taken)
+        for answer in answers:  # now, as they may fill a message, and credits are given with it
+            outbox.add(answer)
 
     def _acknowledge(self, peer: OrchestratorPeer, message: Ack) -> None:
-        for token in message.tokens:
-            if self._current(peer, token):
-                self._outbox.forget(token)
-        for token in message.discarded:
-            if self._current(peer, token):
-                self._outbox.forget(token)
-                if (attempt := self._attempts.get(token)) is not None:
-                    attempt.discard = True
-                    self._stop(attempt, "its result is not wanted any more")
+        self._outbox.forget(self._current(peer, message.tokens))
+        if not message.discarded:
+            return
+        discarded = self._current(peer, message.discarded)
+        self._outbox.forget(discarded)
+        for token in discarded:
+            if (attempt := self._attempts.get(token)) is not None:
+                attempt.discard = True
+                self._stop(attempt, "its result is not wanted any more")
 
     def _cancel(self, peer: OrchestratorPeer, message: Cancel) -> None:
-        for token in message.tokens:
-            if not self._current(peer, token):
-                continue
+        for token in self._current(peer, message.tokens):
             attempt = self._attempts.get(token)
             if attempt is not None:
                 self._stop(attempt, message.reason)
@@ -464,7 +475,7 @@ class WorkerRuntime:
 
     def _feed(self, peer: OrchestratorPeer, message: Feed) -> None:
         attempt = self._attempts.get(message.token)
-        if self._current(peer, message.token) and attempt is not None and attempt.fed_by is peer and attempt.items:
+        if self._current(peer, [message.token]) and attempt is not None and attempt.fed_by is peer and attempt.items:
             attempt.items.put(message)
 
     def _drop_fed(self, is_cut_off: Callable[[Attempt], bool]) -> None:
@@ -498,13 +509,13 @@ class WorkerRuntime:
         self._ended(attempt, result)
 
     def _ended(self, attempt: Attempt, result: AttemptResult) -> None:
-        token = attempt.assignment.token
-        if self._attempts.get(token) is attempt:  # else it was dropped, and may be here again
-            self._forget(token)
-        if attempt.discard:
-            self._outbox.schedule()
-        else:
+        if not attempt.discard:
+            self._forget(result.token)
             self._outbox.add(result)
+            return
+        if self._attempts.get(result.token) is attempt:  # else it was dropped, and may be here again
+            self._forget(result.token)
+        self._outbox.schedule()
 
     def _report(self, attempt: Attempt, details: Payload) -> None:
         if attempt.state == RUNNING and not attempt.discard:

@@ -40,9 +40,9 @@ def to_requests(message: link.FromWorker) -> Iterator[pb.SessionRequest]:
     """The wire messages of one message of the worker's, in order."""
     match message:
         case link.Results(results, granted):
-            bounded = [_bounded(result) for result in results]
-            for number, batch in enumerate(cut(bounded, result_size)):
-                request = _results_to_pb(batch)
+            for number, batch in enumerate(cut(results, result_size)):
+                # What is too large for a message is too large for a batch, and so alone in its own.
+                request = _results_to_pb(batch if len(batch) > 1 else [_bounded(batch[0])])
                 if granted and not number:
                     request.results.credits.granted.update(granted)
                 yield request
@@ -93,10 +93,10 @@ def _results(message: pb.Results) -> link.Results:
 def _plain_result(message: pb.AttemptResult) -> link.AttemptResult | None:
     """What nearly every result is: `completed`, with small ASCII JSON. None: `_result` is to look closer."""
     token, payload = message.token, message.result
-    data, started_at, finished_at = payload.data, message.started_at, message.finished_at
+    epoch, data, started_at, finished_at = token.epoch, payload.data, message.started_at, message.finished_at
     if (
         message.status != "completed"
-        or not token.epoch
+        or not epoch
         or not data
         or len(data) > common.MAX_PAYLOAD
         or payload.encoding
@@ -106,7 +106,7 @@ def _plain_result(message: pb.AttemptResult) -> link.AttemptResult | None:
     ):
         return None
     return link.AttemptResult(
-        Token(token.shard, token.epoch, token.offset, token.item), "completed", Payload(data), None,
+        Token(token.shard, epoch, token.offset, token.item), "completed", Payload(data), None,
         started_at, finished_at,
     )  # fmt: skip
 
@@ -149,8 +149,12 @@ def _results_to_pb(results: Sequence[link.AttemptResult]) -> pb.SessionRequest:
         message.status = value.status
         message.started_at = value.started_at
         message.finished_at = value.finished_at
-        if value.result is not NULL:
-            common.fill_payload(message.result, value.result)
+        given = value.result
+        if given is not NULL:
+            payload = message.result
+            payload.data = given.data
+            if given.encoding != JSON:
+                payload.encoding = given.encoding
         if value.error is not None:
             message.error.CopyFrom(common.failure_to_pb(value.error))
     return request
@@ -331,8 +335,8 @@ def _assignment(message: pb.Assignment) -> link.Assignment:
     role = message.role
     if role not in _ROLES:
         raise ProtocolViolation(f"An assignment has the unknown role {role!r}.", {"field": "assignments.role"})
-    token = message.token
-    given = message.input if message.HasField("input") else None
+    token, given = message.token, message.input
+    data, encoding = given.data, given.encoding
     return link.Assignment(
         Token(token.shard, token.epoch, token.offset, token.item),
         cast("link.Role", role),
@@ -342,7 +346,7 @@ def _assignment(message: pb.Assignment) -> link.Assignment:
         message.instance_id,
         message.task,
         message.attempt,
-        NULL if given is None else Payload(given.data, given.encoding or JSON),
+        Payload(data, encoding or JSON) if data or encoding else NULL,
         message.idempotency_key,
         message.timeout,
         message.heartbeat,
@@ -432,7 +436,10 @@ def _fill_ack(message: pb.Ack, tokens: Sequence[Token], discarded: Sequence[Toke
 
 
 def _ack(message: pb.Ack) -> link.Ack:
-    return link.Ack(_tokens(message.tokens), _tokens(message.discarded), dict(message.offsets))
+    offsets = message.offsets
+    # Not `dict(offsets)`, which asks for each value by way of a view that is written in Python.
+    durable = {shard: offsets[shard] for shard in offsets}
+    return link.Ack(_tokens(message.tokens), _tokens(message.discarded), durable)
 
 
 def _fill_tokens(messages: Any, tokens: Sequence[Token]) -> None:
@@ -498,12 +505,11 @@ def cut(entries: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]
 
 def assignment_size(value: link.Assignment) -> int:
     """About how many bytes it takes on the wire."""
-    progress = len(value.progress.data) if value.progress is not None else 0
-    return _ENTRY + len(value.input.data) + progress
+    progress, size = value.progress, _ENTRY + len(value.input.data)
+    return size if progress is None else size + len(progress.data)
 
 
 def result_size(value: link.AttemptResult) -> int:
     """About how many bytes it takes on the wire."""
-    error = value.error
-    story = len(error.message) + len(error.traceback) if error is not None else 0
-    return _ENTRY + len(value.result.data) + story
+    error, size = value.error, _ENTRY + len(value.result.data)
+    return size if error is None else size + len(error.message) + len(error.traceback)
