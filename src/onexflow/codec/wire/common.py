@@ -10,7 +10,7 @@ import msgspec
 
 from onexflow.core.blocked import Blocked, sentence
 from onexflow.core.errors import BY_CODE, Coded, InternalError, InvalidArgument, Overloaded
-from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey, Token
+from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey, Token, read_uuid, uuid_text
 from onexflow.core.payload import JSON, NULL, Failure, Payload
 from onexflow.spi.exceptions import (
     HandlerInitializationError,
@@ -61,7 +61,7 @@ def run_id(text: str, field: str) -> UUID:
     try:
         if len(text) != 36:
             raise ValueError
-        return UUID(text)
+        return read_uuid(text)
     except ValueError:
         raise InvalidArgument(f"{field} is not a UUID: {text[:64]!r}.", field=field) from None
 
@@ -141,7 +141,7 @@ def fill_payload(message: pb.Payload, value: Payload) -> None:
 def fill_key(message: pb.RunKey, value: RunKey) -> None:
     message.namespace = value.namespace
     message.workflow_type = value.workflow_type
-    message.instance_id = str(value.instance_id)
+    message.instance_id = uuid_text(value.instance_id)
 
 
 def key(message: pb.RunKey, field: str = "key") -> RunKey:
@@ -153,7 +153,9 @@ def key(message: pb.RunKey, field: str = "key") -> RunKey:
 
 
 def key_to_pb(value: RunKey) -> pb.RunKey:
-    return pb.RunKey(namespace=value.namespace, workflow_type=value.workflow_type, instance_id=str(value.instance_id))
+    return pb.RunKey(
+        namespace=value.namespace, workflow_type=value.workflow_type, instance_id=uuid_text(value.instance_id)
+    )
 
 
 def failure(message: pb.Failure) -> Failure:

@@ -489,9 +489,9 @@ _FROM_RESPONSE: Final[dict[str, Callable[[Any], link.ToWorker]]] = {
 def cut(entries: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
     """The entries in batches of at most 64 and, unless one alone is larger, 1 MiB."""
     start = room = 0
-    if len(entries) <= common.MAX_BATCH and sum(map(size, entries)) <= common.MAX_BATCH_BYTES:
-        if entries:
-            yield entries
+    if sum(map(size, entries)) <= common.MAX_BATCH_BYTES:
+        for start in range(0, len(entries), common.MAX_BATCH):
+            yield entries[start : start + common.MAX_BATCH]
         return
     for position, entry in enumerate(entries):
         needed = size(entry)

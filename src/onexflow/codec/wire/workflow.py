@@ -8,7 +8,7 @@ import msgspec
 
 from onexflow.codec.wire import common
 from onexflow.core.errors import InvalidArgument
-from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey
+from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey, uuid_text
 from onexflow.core.payload import Payload
 from onexflow.ports import client_link as link
 from onexflow.spi.exceptions import SPIError
@@ -58,7 +58,7 @@ def start_to_pb(value: link.StartRequest, *, wait: bool = False) -> pb.StartWork
     return pb.StartWorkflowRequest(
         namespace=value.namespace,
         workflow_type=value.workflow_type,
-        instance_id=str(value.instance_id) if value.instance_id is not None else "",
+        instance_id=uuid_text(value.instance_id) if value.instance_id is not None else "",
         version=value.version,
         input=common.payload_to_pb(value.input),
         correlation_id=value.correlation_id,
