@@ -1,6 +1,7 @@
 """Group commit: everything that was decided while one append was under way goes into the next.
 
-One lane is one append in flight. An idle lane commits at once when somebody waits for it, a busy one in large batches.
+One lane is one append in flight. An idle lane commits at once when somebody waits for it, a busy one in large batches, and
+the larger these are the longer it rests between them.
 What nobody waits for (the start of a run whose end is waited for, a pure task's result in the middle of a run, an ack)
 lingers for LINGER_SECONDS at most, and goes with what comes (docs/decisions/0008-commits-that-nobody-waits-for.md).
 What must not be seen before it is durable (replies, acknowledgements, effects, cancels, query answers) is handed to
@@ -35,6 +36,11 @@ _Waiting = tuple[Release, Shard | None]
 RETRY_SECONDS = 0.25
 #: What nobody waits for is committed after so long: some round trips to a worker, and less than a person or a disk notices.
 LINGER_SECONDS = 0.002
+#: A lane that is kept busy rests for so long for each run that it has just stored, and no longer in all than the next says: a
+#: run that goes on meanwhile has one row then, and not two. Shorter rests are none.
+REST_A_RUN = 0.00003
+REST_SECONDS = 0.006
+LEAST_REST = 0.001
 #: A store that has not confirmed a write for so long is away.
 AWAY_SECONDS = 2.0
 #: Seconds between looks at that.
@@ -272,8 +278,16 @@ class CommitLane:
             if self._answers_in_flight:
                 self._release(self._answers_in_flight)
                 self._answers_in_flight = []
-            if not self.is_marked:
+            if self.is_marked:
+                await self._rest(len(self._taken_runs))
+            else:
                 self._idle.set()
+
+    async def _rest(self, runs: int) -> None:
+        """After an append of so many runs, when more is decided already: wait for more of the same runs."""
+        seconds = min(REST_SECONDS, REST_A_RUN * runs)
+        if seconds >= LEAST_REST:
+            await asyncio.sleep(seconds)
 
     def _stored(self, runs: list[tuple[Entity, int]]) -> None:
         if self._spoiled_in_flight is not None:

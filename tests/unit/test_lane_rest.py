@@ -1,0 +1,61 @@
+"""A busy lane rests between its appends, the longer the more runs it has stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from onexflow.engine.lane import REST_A_RUN, REST_SECONDS
+from onexflow.ports.event_store import AppendOutcome, ShardAppend
+from onexflow.storage.memory import MemoryStore
+from onexflow.testing import Cluster, VirtualClock, virtual_time
+from support.engine_kit import Script, ready, single
+
+TAKES = 0.010
+
+
+class Slow(MemoryStore):
+    """An append takes 10 ms. Knows when each began and ended, and of how many runs it was."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(clock)
+        self.appends: list[tuple[float, float, int]] = []
+
+    async def append(self, batch: Sequence[ShardAppend]) -> AppendOutcome:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.sleep(TAKES)
+        outcome = await super().append(batch)
+        self.appends.append((began, loop.time(), len({(part.shard, row.iid) for part in batch for row in part.rows})))
+        return outcome
+
+    def rests(self) -> list[tuple[int, float]]:
+        """(runs of an append, seconds to the next one), of the appends behind which the next one came soon."""
+        gaps = [(one[2], after[0] - one[1]) for one, after in zip(self.appends, self.appends[1:], strict=False)]
+        return [(runs, gap) for runs, gap in gaps if gap < 2 * REST_SECONDS]
+
+
+async def stored(runs: int) -> list[tuple[int, float]]:
+    """The rests while so many runs of one task are started at once, and end one after the other."""
+    clock = VirtualClock()
+    store = Slow(clock)
+    script = Script()
+    async with Cluster(store=store, clock=clock) as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        await asyncio.sleep(1)
+        store.appends.clear()
+        keys = await asyncio.gather(*(cluster.start("single", number) for number in range(runs)))
+        await asyncio.gather(*(cluster.result(one.key) for one in keys))
+    return store.rests()
+
+
+@pytest.mark.parametrize(("runs", "rest"), [(20, 0.0), (100, 100 * REST_A_RUN), (400, REST_SECONDS)])
+@virtual_time
+async def test_the_rest_grows_with_the_runs_of_the_append_up_to_a_bound_and_few_get_none(
+    runs: int, rest: float
+) -> None:
+    rests = [gap for stored_runs, gap in await stored(runs) if stored_runs == runs]
+    assert rests
+    assert rests[0] == pytest.approx(rest, abs=1e-6)
