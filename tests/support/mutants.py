@@ -34,7 +34,7 @@ from onexflow.ports.event_store import AppendOutcome, EventStore, RunRecord, Sha
 from onexflow.registry.view import Kv, View
 from onexflow.storage import memory
 from onexflow.storage.memory import MemoryStore
-from onexflow.worker.runtime import WorkerRuntime
+from onexflow.worker.runtime import OrchestratorPeer
 from support import mutant_scenarios as scenarios
 from support.mutant_world import World, storm
 
@@ -177,7 +177,18 @@ def no_barrier(patch: pytest.MonkeyPatch) -> None:
 
 def old_owner_obeyed(patch: pytest.MonkeyPatch) -> None:
     """A worker takes what any orchestrator sends, whoever it has heard of since."""
-    patch.setattr(WorkerRuntime, "_current", lambda self, peer, token: True)
+
+    class Trusting(dict[int, int]):
+        def get(self, *_: object) -> int:  # of whatever shard, none is newer
+            return 1 << 60
+
+    begin = OrchestratorPeer.__init__
+
+    def trusted(self: OrchestratorPeer, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self.epochs = Trusting()
+
+    patch.setattr(OrchestratorPeer, "__init__", trusted)
 
 
 def lost_timer(patch: pytest.MonkeyPatch) -> None:
