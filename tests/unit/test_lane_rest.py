@@ -1,4 +1,4 @@
-"""A busy lane rests between its appends, the longer the more runs it has stored."""
+"""A busy lane rests between its appends, the longer the more runs it has stored that go on."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ _Waiting = tuple[Release, Shard | None]
 RETRY_SECONDS = 0.25
 #: What nobody waits for is committed after so long: some round trips to a worker, and less than a person or a disk notices.
 LINGER_SECONDS = 0.002
-#: A lane that is kept busy rests for so long for each run that it has just stored, and no longer in all than the next says: a
-#: run that goes on meanwhile has one row then, and not two. Shorter rests are none.
+#: A lane that is kept busy rests for so long for each open run that it has just stored, and no longer in all than the next
+#: says: a run that goes on meanwhile has one row then, and not two. Shorter rests are none.
 REST_A_RUN = 0.00003
 REST_SECONDS = 0.006
 LEAST_REST = 0.001
@@ -279,13 +279,13 @@ class CommitLane:
                 self._release(self._answers_in_flight)
                 self._answers_in_flight = []
             if self.is_marked:
-                await self._rest(len(self._taken_runs))
+                await self._rest()
             else:
                 self._idle.set()
 
-    async def _rest(self, runs: int) -> None:
-        """After an append of so many runs, when more is decided already: wait for more of the same runs."""
-        seconds = min(REST_SECONDS, REST_A_RUN * runs)
+    async def _rest(self) -> None:
+        """More is decided already: wait for more of the runs that go on."""
+        seconds = min(REST_SECONDS, REST_A_RUN * sum(not run.is_over for run, _ in self._taken_runs))
         if seconds >= LEAST_REST:
             await asyncio.sleep(seconds)
 
