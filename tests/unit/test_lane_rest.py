@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from onexflow.core.builder import workflow
 from onexflow.engine.lane import REST_A_RUN, REST_SECONDS
 from onexflow.ports.event_store import AppendOutcome, ShardAppend
 from onexflow.storage.memory import MemoryStore
@@ -37,18 +39,30 @@ class Slow(MemoryStore):
         return [(runs, gap) for runs, gap in gaps if gap < 2 * REST_SECONDS]
 
 
+def pair() -> Any:
+    """Two tasks; the second one waits at a gate."""
+    flow = workflow("pair")
+    first = flow.compute("first", handler="calc", input="input")
+    flow.compute("second", handler="work", depends_on=[first])
+    return flow
+
+
 async def stored(runs: int) -> list[tuple[int, float]]:
-    """The rests while so many runs of one task are started at once, and end one after the other."""
+    """The rests while so many runs are started at once, and go on."""
     clock = VirtualClock()
     store = Slow(clock)
     script = Script()
+    gate = script.gate("work")
     async with Cluster(store=store, clock=clock) as cluster:
-        await ready(cluster, script, single("compute", "calc"))
+        await ready(cluster, script, pair())
         await asyncio.sleep(1)
         store.appends.clear()
-        keys = await asyncio.gather(*(cluster.start("single", number) for number in range(runs)))
+        keys = await asyncio.gather(*(cluster.start("pair", number) for number in range(runs)))
+        await asyncio.sleep(0.1)
+        rests = store.rests()
+        gate.set()
         await asyncio.gather(*(cluster.result(one.key) for one in keys))
-    return store.rests()
+    return rests
 
 
 @pytest.mark.parametrize(("runs", "rest"), [(20, 0.0), (100, 100 * REST_A_RUN), (400, REST_SECONDS)])
@@ -59,3 +73,18 @@ async def test_the_rest_grows_with_the_runs_of_the_append_up_to_a_bound_and_few_
     rests = [gap for stored_runs, gap in await stored(runs) if stored_runs == runs]
     assert rests
     assert rests[0] == pytest.approx(rest, abs=1e-6)
+
+
+@virtual_time
+async def test_runs_that_have_ended_are_not_rested_for() -> None:
+    clock = VirtualClock()
+    store = Slow(clock)
+    async with Cluster(store=store, clock=clock) as cluster:
+        await ready(cluster, Script(), single("compute", "calc"))
+        await asyncio.sleep(1)
+        store.appends.clear()
+        keys = await asyncio.gather(*(cluster.start("single", number) for number in range(100)))
+        await asyncio.gather(*(cluster.result(one.key) for one in keys))
+        gaps = [gap for runs, gap in store.rests() if runs == 100]
+        assert gaps
+        assert gaps[0] == pytest.approx(0.0, abs=1e-6)
