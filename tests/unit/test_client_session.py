@@ -52,3 +52,15 @@ async def test_an_answered_wait_leaves_nothing_for_the_collector() -> None:
         assert open_calls() == before
     finally:
         gc.enable()
+
+
+async def test_a_client_that_is_not_read_is_told_once_what_was_taken() -> None:
+    """It writes and does not read, so that nothing can be told: what waits to be written does not grow."""
+    context: Any = None
+    service: Any = Waiting()
+    stream = ClientStream(context, service)
+    stream._taken.wanted = True
+    for _ in range(1000):
+        stream._taken.took()
+        stream._tell_taken()
+    assert len(stream._control) == 1

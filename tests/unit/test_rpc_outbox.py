@@ -9,7 +9,7 @@ import pytest
 
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL
-from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Ping, Results
+from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Held, Ping, Results
 from onexflow.rpc.outbox import ACK_PATIENCE, Outbox
 from onexflow.testing.clock import virtual_time
 
@@ -94,3 +94,61 @@ async def test_an_ack_waits_a_little_for_something_to_go_with_and_no_longer() ->
     assert len(wire.written) == 2
     wire.outbox.finish()
     await running
+
+
+async def busy(wire: Wire) -> asyncio.Task[None]:
+    """The writer of an outbox whose other end has taken one message, and not the two that are on their way."""
+    running = asyncio.ensure_future(wire.outbox.run())
+    wire.outbox.put(Ping(1))
+    await asyncio.sleep(0)
+    wire.outbox.told(1)
+    for number in (1, 2):
+        wire.outbox.put(Results([result(number)]))
+        await asyncio.sleep(1)
+    wire.written.clear()
+    return running
+
+
+@virtual_time
+async def test_what_can_be_joined_waits_for_a_busy_end_and_goes_in_one_message() -> None:
+    wire = Wire()
+    running = await busy(wire)
+    for number in (3, 4, 5):
+        wire.outbox.put(Results([result(number)]))
+        wire.outbox.put(Credits({"compute": 1}))
+        await asyncio.sleep(1)
+    assert wire.written == []
+    wire.outbox.told(2)
+    await asyncio.sleep(1)
+    assert [said for _, said in wire.written] == [Results([result(3), result(4), result(5)], {"compute": 3})]
+    wire.outbox.finish()
+    await running
+
+
+@virtual_time
+async def test_what_cannot_be_joined_goes_at_once_and_takes_what_stands_before_it_along() -> None:
+    """A new owner is answered with the results and then what runs, shard by shard: it waits for the last of these."""
+    wire = Wire()
+    running = await busy(wire)
+    said: list[Any] = []
+    for number in range(3, 40):
+        said += [Results([result(number)]), Held(number, 1, [])]
+        wire.outbox.put(said[-2])
+        wire.outbox.put(said[-1])
+    wire.outbox.put(Results([result(40)]))
+    await asyncio.sleep(1)
+    assert [one for _, one in wire.written] == said, "the last result waits"
+    wire.outbox.finish()
+    await running
+
+
+@virtual_time
+async def test_the_end_does_not_wait_for_a_busy_end() -> None:
+    wire = Wire()
+    running = await busy(wire)
+    wire.outbox.put(Results([result(3)]))
+    await asyncio.sleep(1)
+    assert wire.written == []
+    wire.outbox.finish()
+    await running
+    assert [said for _, said in wire.written] == [Results([result(3)], {})]

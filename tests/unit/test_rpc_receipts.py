@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onexflow.rpc.receipts import WINDOW, Taken, Untaken
-from onexflow.testing.clock import virtual_time
 
 
-@virtual_time
-async def test_with_no_word_of_the_other_end_there_is_always_room() -> None:
+def test_with_no_word_of_the_other_end_there_is_always_room() -> None:
     untaken = Untaken()
     for _ in range(10 * WINDOW):
-        await untaken.room()
+        assert untaken.has_room
         untaken.sent()
-        untaken.told(0)
+        assert not untaken.told(0)
 
 
-@virtual_time
-async def test_who_has_a_window_on_its_way_waits_until_some_of_it_is_taken() -> None:
+def test_who_has_a_window_on_its_way_has_no_room_until_some_of_it_is_taken() -> None:
     untaken = Untaken()
     untaken.sent()
     untaken.told(1)
     for _ in range(WINDOW):
-        await untaken.room()
+        assert untaken.has_room
         untaken.sent()
-    waiting = asyncio.ensure_future(untaken.room())
-    await asyncio.sleep(1)
-    assert not waiting.done()
-    untaken.told(2)
-    await waiting
+    assert not untaken.has_room
+    assert untaken.told(2), "there is room now"
+    assert not untaken.told(3), "there was room before"
 
 
-@virtual_time
-async def test_what_waits_for_no_room_takes_none() -> None:
+def test_what_waits_for_no_room_takes_none() -> None:
     """A worker that has a new owner says what it holds of each of its shards, and then what it can take."""
     untaken = Untaken()
     untaken.sent(waits=False)
@@ -45,13 +38,11 @@ async def test_what_waits_for_no_room_takes_none() -> None:
     for _ in range(1024):
         untaken.sent(waits=False)
     for _ in range(WINDOW):
-        await untaken.room()
+        assert untaken.has_room
         untaken.sent()
+    assert not untaken.told(1025)
     assert not untaken.has_room
-    untaken.told(1025)
-    assert not untaken.has_room
-    untaken.told(1026)
-    assert untaken.has_room
+    assert untaken.told(1026)
 
 
 def test_who_did_not_ask_is_told_nothing() -> None:

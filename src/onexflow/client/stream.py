@@ -145,7 +145,8 @@ class ConnectStream:
         writer = self._loop.create_task(self._write(stream, untaken), name="onexflow-client-writer")
         try:
             while (message := await stream.read()) is not grpc.aio.EOF:
-                untaken.told(message.taken)
+                if untaken.told(message.taken):
+                    self._calls.work.set()
                 kind = message.WhichOneof("message")
                 if kind == "batch":
                     self._calls.answered(message.batch)
@@ -166,10 +167,8 @@ class ConnectStream:
             while True:
                 await work.wait()
                 work.clear()
-                await untaken.room()
-                while (batch := self._calls.next_batch()) is not None:
+                while untaken.has_room and (batch := self._calls.next_batch()) is not None:
                     untaken.sent()
                     await stream.write(batch)
-                    await untaken.room()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             stream.cancel()

@@ -187,20 +187,21 @@ def complete(turn: Turn, command: CompleteItems) -> None:
     """Record results, each once; those of attempts that the log does not wait for are superseded."""
     task, results = command.task, command.results
     items: list[int] = []
-    running: list[int] = []
+    running: set[int] = set()
     for token in command.tokens:
         item = _accepted(turn, task, token)
         if item is not None:
             items.append(token.item)
             if item.status != "scheduled":
-                running.append(token.item)
+                running.add(token.item)
     if not items:
         return
     if turn.superseded:
+        superseded = set(turn.superseded)
         results = [
             result
             for token, result in zip(command.tokens, results, strict=True)
-            if (token.item, token.epoch, token.offset) not in turn.superseded
+            if (token.item, token.epoch, token.offset) not in superseded
         ]
     begun = [one for one in items if one not in running] if running else items
     if begun:  # of a pure task: written with how it ended

@@ -36,7 +36,7 @@ _Waiting = tuple[Release, Shard | None]
 RETRY_SECONDS = 0.25
 #: What nobody waits for is committed after so long: some round trips to a worker, and less than a person or a disk notices.
 LINGER_SECONDS = 0.002
-#: A lane that is kept busy rests for so long for each open run that it has just stored, and no longer in all than the next
+#: A lane that is kept busy rests for so long for each run that it has just stored and that is open, and no longer in all than the next
 #: says: a run that goes on meanwhile has one row then, and not two. Shorter rests are none.
 REST_A_RUN = 0.00003
 REST_SECONDS = 0.006
@@ -138,8 +138,10 @@ class CommitLane:
     @property
     def undurable(self) -> int:
         """Events that are decided and not durable yet, of all shards."""
-        waiting = sum(shard.next - shard.durable for shard in self._touched)
-        return waiting + sum(shard.next - shard.durable for shard in self._under_way if not shard.is_dirty)
+        waiting = sum(shard.next - shard.durable for shard in self._touched if shard.lost is None)
+        return waiting + sum(
+            shard.next - shard.durable for shard in self._under_way if not shard.is_dirty and shard.lost is None
+        )
 
     def mark(self) -> None:
         """Something was decided: commit it soon."""

@@ -299,8 +299,12 @@ class ClientStream(ServerStream):
     # ---- ServerStream
 
     def _receipt(self) -> None:
-        self._control.append(pb.ConnectResponse(batch=pb.AnswerBatch()))
-        self._wake.set()
+        if not (self._control or self._answers or self._refusals):  # else what waits to be written tells it
+            self._control.append(pb.ConnectResponse(batch=pb.AnswerBatch()))
+            self._wake.set()
+
+    def _receipt_patience(self) -> float:
+        return 0.0 if self._is_flooded else super()._receipt_patience()  # a flood is read first, and waits here
 
     def _room(self) -> Awaitable[object] | None:
         return None if self._has_room.is_set() else self._has_room.wait()

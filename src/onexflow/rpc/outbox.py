@@ -30,24 +30,24 @@ Message = TypeVar("Message")
 
 
 class Outbox(Generic[Message]):
-    """Queue and writer of one stream. `failed` is called once, when the queue overflows. `untaken`: what the other end
-    says of what was sent, if it says so."""
+    """Queue and writer of one stream. `failed` is called once, when the queue overflows."""
 
     def __init__(
         self,
         encode: Callable[[Message], Iterable[Any]],
         write: Callable[[Any], Awaitable[Any]],
         failed: Callable[[SPIError], None],
-        untaken: Untaken | None = None,
     ) -> None:
         self._encode = encode
         self._write = write
         self._failed = failed
-        self._untaken = untaken or Untaken()
+        self._untaken = Untaken()
         self._queue: deque[Any] = deque()  # of Message
         self._wake = asyncio.Event()
         self._patience: asyncio.TimerHandle | None = None
         self._finished = False
+        #: Queued messages of kinds that wait for no room.
+        self._others = 0
 
     def put(self, message: Message) -> None:
         """Queue a message; after `finish`: ignored."""
@@ -58,14 +58,22 @@ class Outbox(Generic[Message]):
             self._failed(Overloaded(f"{LIMIT} messages wait on this stream and nobody reads them."))
             return
         self._queue.append(message)
+        self._others += type(message) not in _WAITING
         if type(message) is not Ack:
             self._wake.set()
         elif self._patience is None and not self._wake.is_set():
             self._patience = asyncio.get_running_loop().call_later(ACK_PATIENCE, self._wake.set)
 
-    def hurry(self) -> None:
-        """Acks wait no longer."""
+    def hurry(self, message: Message) -> None:
+        """Write now what is queued, or this message where nothing is."""
+        if not self._queue:
+            self.put(message)
         self._wake.set()
+
+    def told(self, taken: int) -> None:
+        """The other end has said how many messages it has taken."""
+        if self._untaken.told(taken):
+            self._wake.set()
 
     def finish(self) -> None:
         """Take nothing more; `run` returns when what is queued is written."""
@@ -75,19 +83,28 @@ class Outbox(Generic[Message]):
     async def run(self) -> None:
         """Write until finished."""
         while True:
-            while self._queue:
-                if waits := type(self._queue[0]) in _WAITING:
-                    await self._untaken.room()
+            while self._queue and self._may_go():
+                waits = type(self._queue[0]) in _WAITING
                 for message in self._encode(self._next()):
                     self._untaken.sent(waits=waits)
                     await self._write(message)
-            if self._finished:
+            if self._finished and not self._queue:
                 return
             self._wake.clear()
             await self._wake.wait()
             if self._patience is not None:
                 self._patience.cancel()
                 self._patience = None
+
+    def _may_go(self) -> bool:
+        """Who waits for room waits for company. With another message behind it, or when no more will come, it can get none,
+        and holds up what stands behind it."""
+        return self._untaken.has_room or self._others > 0 or self._finished
+
+    def _pop(self) -> Any:
+        message = self._queue.popleft()
+        self._others -= type(message) not in _WAITING
+        return message
 
     def _next(self) -> Any:
         if type(self._queue[0]) is Results:
@@ -103,7 +120,7 @@ class Outbox(Generic[Message]):
         results: list[AttemptResult] = []
         credits: list[Credits] = []
         while self._queue and type(self._queue[0]) in _WAITING:
-            message = self._queue.popleft()
+            message = self._pop()
             if type(message) is Results:
                 results += message.results
             else:
@@ -112,13 +129,13 @@ class Outbox(Generic[Message]):
 
     def _group(self) -> Any:
         """The first message, joined with those of its kind behind it."""
-        first = self._queue.popleft()
+        first = self._pop()
         kind = type(first)
         if kind not in _JOINED or not self._queue or type(self._queue[0]) is not kind:
             return first
         group = [first]
         while self._queue and type(self._queue[0]) is kind:
-            group.append(self._queue.popleft())
+            group.append(self._pop())
         return _JOINED[kind](group)
 
 
@@ -146,7 +163,7 @@ def _credits(group: list[Credits]) -> Credits:
 
 
 #: What workers say all the time, and can say in one message as well.
-_WAITING: Final = {Results, Credits}
+_WAITING: Final[set[type]] = {Results, Credits}
 _JOINED: Final[dict[type, Callable[[Any], Any]]] = {
     Assignments: _assignments,
     Ack: _acks,

@@ -11,7 +11,6 @@ only for a sender that has asked for it in its first message.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import Final
 
@@ -22,46 +21,34 @@ WINDOW: Final = 2
 class Untaken:
     """The sender's side. Without a word of the other end there is always room."""
 
-    __slots__ = ("_has_room", "_on_their_way", "_sent", "_taken")
+    __slots__ = ("_on_their_way", "_sent", "_taken")
 
     def __init__(self) -> None:
         self._sent = 0
         self._taken: int | None = None
         #: Numbers of the messages that are not taken, of those that wait for room.
         self._on_their_way: deque[int] = deque()
-        self._has_room = asyncio.Event()
-        self._has_room.set()
 
     def sent(self, *, waits: bool = True) -> None:
         """A message is on its way. Not `waits`: one for which no room is needed, as no other could go with it."""
         self._sent += 1
-        if waits:
+        if waits and self._taken is not None:
             self._on_their_way.append(self._sent)
-            self._look()
 
-    def told(self, taken: int) -> None:
-        """The other end has said how many it has taken; 0 when it says nothing of it."""
-        if taken:
-            self._taken = taken
-            self._look()
-
-    def _look(self) -> None:
-        on_their_way = self._on_their_way
-        while on_their_way and (self._taken is None or on_their_way[0] <= self._taken):
-            on_their_way.popleft()
-        if len(on_their_way) < WINDOW:
-            self._has_room.set()
-        else:
-            self._has_room.clear()
+    def told(self, taken: int) -> bool:
+        """The other end has said how many it has taken; 0 when it says nothing of it. Is there room now, where there was
+        none?"""
+        if not taken:
+            return False
+        had_room, self._taken = self.has_room, taken
+        while self._on_their_way and self._on_their_way[0] <= taken:
+            self._on_their_way.popleft()
+        return not had_room and self.has_room
 
     @property
     def has_room(self) -> bool:
         """May one more be sent that waits for room?"""
-        return self._has_room.is_set()
-
-    async def room(self) -> None:
-        """Return when one more may be sent."""
-        await self._has_room.wait()
+        return len(self._on_their_way) < WINDOW
 
 
 class Taken:

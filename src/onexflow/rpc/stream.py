@@ -105,7 +105,7 @@ class ServerStream:
         elif time.monotonic() - since < IDLE_SECONDS:
             self._tell_taken()
         else:
-            self._loop.call_later(RECEIPT_PATIENCE, self._tell_taken)
+            self._loop.call_later(self._receipt_patience(), self._tell_taken)
 
     def _tell_taken(self) -> None:
         self._tells = False
@@ -116,6 +116,10 @@ class ServerStream:
 
     def _receipt(self) -> None:
         """The peer waits to be told what was taken: say something."""
+
+    def _receipt_patience(self) -> float:
+        """Seconds that a receipt may wait for something to go with, while there is much to do."""
+        return RECEIPT_PATIENCE
 
     def _on_message(self, message: Any) -> None:
         """A message, in order. Whatever it raises ends the stream."""

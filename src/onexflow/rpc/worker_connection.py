@@ -22,7 +22,6 @@ from onexflow.core.errors import Unavailable
 from onexflow.ports.worker_link import FromWorker, Goodbye, OrchestratorLink, ToWorker, Welcome
 from onexflow.rpc.channel import open_channel, pause
 from onexflow.rpc.outbox import Outbox
-from onexflow.rpc.receipts import Untaken
 from onexflow.rpc.status import from_rpc_error
 from onexflow.rpc.tls import ClientSecurity
 from onexflow.spi.exceptions import SPIError
@@ -222,7 +221,6 @@ class _WorkerStream:
         self.over = asyncio.Event()
         self._closed = asyncio.Event()
         self._outbox: Outbox[FromWorker] | None = None
-        self._untaken = Untaken()
 
     def send(self, message: FromWorker) -> None:
         if type(message) is Goodbye:
@@ -245,7 +243,7 @@ class _WorkerStream:
             failure.append(error)
             call.cancel()
 
-        self._outbox = Outbox(wire.to_requests, call.write, failed, self._untaken)
+        self._outbox = Outbox(wire.to_requests, call.write, failed)
         peer = self._runtime.attach(self)
         writer = asyncio.create_task(self._write(call), name=f"writer-{self.address}")
         closer = asyncio.create_task(self._close_after(call, writer), name=f"closer-{self.address}")
@@ -270,10 +268,11 @@ class _WorkerStream:
             self.over.set()
 
     async def _read(self, call: Any, peer: Peer) -> None:
+        assert self._outbox is not None
         async with asyncio.timeout(WELCOME_WITHIN):
             first = await call.read()
         while first is not grpc.aio.EOF:
-            self._untaken.told(first.taken)
+            self._outbox.told(first.taken)
             message = wire.from_response(first)
             if type(message) is Welcome and not self.orchestrator_id:
                 self.orchestrator_id = message.orchestrator_id

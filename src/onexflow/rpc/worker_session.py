@@ -117,8 +117,7 @@ class WorkerStream(ServerStream):
         return self._send(message)
 
     def _receipt(self) -> None:
-        self._outbox.put(Ack([]))
-        self._outbox.hurry()
+        self._outbox.hurry(Ack([]))
 
     def _parts(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         return (self._watch,)
