@@ -106,6 +106,8 @@ def test_only_named_payloads_are_decoded_and_only_once() -> None:
         ("run", {"namespace": "default", "workflow_type": "w", "instance_id": "id", "correlation_id": "c"}),
         ('`{"k": 1}`', {"k": 1}),
         ("tasks.b || 'none'", "none"),
+        ("tasks.b || `none`", "none"),
+        ("tasks.b || ``", ""),
         ("input.order", {"id": 7}),
         ("input.lines.sku", None),
     ],

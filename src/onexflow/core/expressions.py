@@ -8,6 +8,7 @@ interpreter and means the same.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -72,7 +73,9 @@ def compile_expression(text: str) -> Expression:
     if _PLAIN.fullmatch(text):
         return _plain(text)
     try:
-        compiled = jmespath.compile(text)
+        with warnings.catch_warnings():  # a text in backticks without quotes is old style, and means what it says
+            warnings.simplefilter("ignore", PendingDeprecationWarning)
+            compiled = jmespath.compile(text)
         uses = _Uses()
         uses.escape(uses.visit(compiled.parsed, _ROOT))
     except RecursionError:
