@@ -254,7 +254,7 @@ class OrchestratorLink(Protocol):
     """The worker's end."""
 
     def send(self, message: FromWorker) -> None:
-        """As WorkerLink.send."""
+        """As WorkerLink.send; results and credits may wait until the orchestrator has taken those before them."""
 
     def close(self) -> None: ...
 

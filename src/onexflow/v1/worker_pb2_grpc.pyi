@@ -73,8 +73,9 @@ Progress. An assignment with `heartbeat` wants one message at least that often w
 Drain. A worker that stops sends WorkerDraining, finishes or returns what it has, waits for the acks, sends Goodbye
 and ends its side. An orchestrator that stops sends Drain and assigns nothing new; results are still taken.
 
-Receipts. A worker that says so in Hello is told with each message how many of its own were taken, and that soon after
-every second one. It does well to send nothing while two are not taken, and then all that there is in one.
+Receipts. A worker that says so in Hello is told with each message how many of its own were taken, Hello included, and that
+soon after every second one. It does well to send no Results and Credits while two messages of them are not taken, and then
+all that there are in one; other messages need not wait, and what stands before them goes along.
 
 Ping is sent only while nothing else flows, and wants its Pong within 5 s; else the stream is closed.
 

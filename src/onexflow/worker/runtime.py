@@ -97,7 +97,9 @@ class OrchestratorPeer:
 
     def __init__(self, runtime: WorkerRuntime, link: OrchestratorLink) -> None:
         self.link = link
-        self.epochs: dict[int, int] = {}  #: of the shards that it owns, as far as we have heard
+        #: Of the shards that it owns, as far as we have heard: each the highest that any orchestrator has said, or it is taken
+        #: away here (`WorkerRuntime._own`). So a token that is not above it is the owner's word.
+        self.epochs: dict[int, int] = {}
         self.orchestrator_id = ""  #: empty until Welcome
         self.open = True
         self._runtime = runtime
