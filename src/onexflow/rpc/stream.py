@@ -58,6 +58,7 @@ class ServerStream:
         self._hello_within = hello_within
         self.heard_at = self._loop.time()
         self._taken = Taken()
+        #: A receipt is planned.
         self._tells = False
         #: Set when the peer has been told the end, or is gone.
         self.over = asyncio.Event()
@@ -100,6 +101,7 @@ class ServerStream:
             raise Unavailable(f"The stream is broken: {error}") from error
 
     def _tell_soon(self, turns: int, since: float) -> None:
+        # By the system's clock: uvloop's counts milliseconds, and stands still within a turn.
         if turns:
             self._loop.call_soon(self._tell_soon, turns - 1, since)
         elif time.monotonic() - since < IDLE_SECONDS:
