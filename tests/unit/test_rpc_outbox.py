@@ -58,6 +58,14 @@ async def test_acks_go_with_the_assignments_behind_them() -> None:
 
 
 @virtual_time
+async def test_an_ack_goes_with_the_assignments_before_it() -> None:
+    said = await Wire().say(
+        Assignments([assignment(1)]), Ack([token(2)]), Ack([token(3)]), Assignments([assignment(4)])
+    )
+    assert said == [Assignments([assignment(1)], Ack([token(2), token(3)])), Assignments([assignment(4)])]
+
+
+@virtual_time
 async def test_credits_go_with_the_results_before_them() -> None:
     said = await Wire().say(Results([result(1)]), Results([result(2)]), Credits({"compute": 2}), Credits({"effect": 1}))
     assert said == [Results([result(1), result(2)], {"compute": 2, "effect": 1})]
@@ -92,6 +100,36 @@ async def test_an_ack_waits_a_little_for_something_to_go_with_and_no_longer() ->
     assert at == pytest.approx(ACK_PATIENCE * 1.5, rel=0.01)
     assert message == Ack([token(3)])
     assert len(wire.written) == 2
+    wire.outbox.finish()
+    await running
+
+
+@virtual_time
+async def test_an_ack_that_comes_during_a_write_waits_for_company_too() -> None:
+    wire = Wire()
+    write = wire.outbox._write
+
+    async def slow(message: Any) -> None:
+        await asyncio.sleep(ACK_PATIENCE / 4)
+        await write(message)
+
+    wire.outbox._write = slow
+    running = asyncio.ensure_future(wire.outbox.run())
+    wire.outbox.put(Assignments([assignment(1)]))
+    await asyncio.sleep(ACK_PATIENCE / 8)
+    wire.outbox.put(Ack([token(2)]))
+    await asyncio.sleep(ACK_PATIENCE / 2)
+    assert [message for _, message in wire.written] == [Assignments([assignment(1)])]
+    wire.outbox.put(Assignments([assignment(3)]))
+    await asyncio.sleep(ACK_PATIENCE / 2)
+    assert [message for _, message in wire.written][1:] == [Assignments([assignment(3)], Ack([token(2)]))]
+    wire.outbox.put(Ack([token(4)]))
+    await asyncio.sleep(2 * ACK_PATIENCE)
+    assert [message for _, message in wire.written][2:] == [Ack([token(4)])], "its patience is counted from anew"
+    wire.outbox.put(Ack([token(5)]))
+    wire.outbox.hurry(Ack([]))
+    await asyncio.sleep(ACK_PATIENCE / 2)
+    assert [message for _, message in wire.written][3:] == [Ack([token(5)])]
     wire.outbox.finish()
     await running
 

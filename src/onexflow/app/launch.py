@@ -49,8 +49,9 @@ def run(
             return exits.OK
         import asyncio
 
-        from onexflow.app.tuning import loop_factory
+        from onexflow.app.tuning import loop_factory, poll_directly
 
+        poll_directly()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(serve()(settings))
     except KeyboardInterrupt:

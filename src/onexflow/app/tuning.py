@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import Callable
 from typing import Final
 
 #: Allocations between two looks of the collector, and how many of these make a deeper one. The hot path leaves no cycles,
 #: and at Python's default (700, 10, 10) the looks took a tenth of the orchestrator's time.
 _COLLECT_AFTER: Final = (20_000, 20, 20)
+
+
+#: See `poll_directly`.
+_POLL_DIRECTLY: Final = "-event_engine_client,-event_engine_listener"
+
+
+def poll_directly() -> None:
+    """Have gRPC's waiting thread read the sockets itself, as it did in Python up to grpcio 1.79, instead of being woken by
+    another one that does: docs/decisions/0013. To be called before gRPC opens anything; a release that knows no other way
+    any more takes no notice."""
+    os.environ.setdefault("GRPC_EXPERIMENTS", _POLL_DIRECTLY)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

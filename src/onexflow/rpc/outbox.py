@@ -3,7 +3,7 @@
 What was queued in one turn of the loop leaves together, or what was queued until the other end has taken what is on its
 way (`rpc.receipts`): neighbours of the same kind are joined (assignments, results, acks, credits), acks go with assignments
 and credits with results, and the wire form cuts them at 64 entries and 1 MiB.
-A message costs as much as the work for several tasks, so an ack by itself waits a little for assignments to go with.
+A message costs as much as the work for several tasks, so acks wait a little for assignments to go with.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ class Outbox(Generic[Message]):
         self._wake = asyncio.Event()
         self._patience: asyncio.TimerHandle | None = None
         self._finished = False
-        #: Queued messages of kinds that wait for no room.
-        self._others = 0
+        #: Queued messages of kinds that wait for no room, and of kinds that wait for no company.
+        self._others = self._pressing = 0
+        #: The acks that are queued have waited for company long enough.
+        self._is_due = False
 
     def put(self, message: Message) -> None:
         """Queue a message; after `finish`: ignored."""
@@ -60,14 +62,19 @@ class Outbox(Generic[Message]):
         self._queue.append(message)
         self._others += type(message) not in _WAITING
         if type(message) is not Ack:
+            self._pressing += 1
             self._wake.set()
-        elif self._patience is None and not self._wake.is_set():
-            self._patience = asyncio.get_running_loop().call_later(ACK_PATIENCE, self._wake.set)
+        elif self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(ACK_PATIENCE, self._hurry)
 
     def hurry(self, message: Message) -> None:
         """Write now what is queued, or this message where nothing is."""
         if not self._queue:
             self.put(message)
+        self._hurry()
+
+    def _hurry(self) -> None:
+        self._is_due = True
         self._wake.set()
 
     def told(self, taken: int) -> None:
@@ -88,32 +95,51 @@ class Outbox(Generic[Message]):
                 for message in self._encode(self._next()):
                     self._untaken.sent(waits=waits)
                     await self._write(message)
-            if self._finished and not self._queue:
-                return
+            if not self._queue:
+                self._wait_no_more()
+                if self._finished:
+                    return
             self._wake.clear()
             await self._wake.wait()
-            if self._patience is not None:
-                self._patience.cancel()
-                self._patience = None
+
+    def _wait_no_more(self) -> None:
+        self._is_due = False
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _may_go(self) -> bool:
         """Who waits for room waits for company. With another message behind it, or when no more will come, it can get none,
-        and holds up what stands behind it."""
+        and holds up what stands behind it. Acks alone wait for company as long as they may."""
+        if not (self._pressing or self._is_due or self._finished):
+            return False
         return self._untaken.has_room or self._others > 0 or self._finished
 
     def _pop(self) -> Any:
         message = self._queue.popleft()
         self._others -= type(message) not in _WAITING
+        self._pressing -= type(message) is not Ack
         return message
 
     def _next(self) -> Any:
         if type(self._queue[0]) is Results:
             return self._ends()
         message = self._group()
+        if type(message) is Assignments:
+            return Assignments(message.assignments, self._acks_behind())
         other = type(self._queue[0]) if self._queue else None
-        if type(message) is Ack and other is Assignments and len(message.tokens) + len(message.discarded) <= _MAX_ACKED:
+        if type(message) is Ack and other is Assignments and _tokens(message) <= _MAX_ACKED:
             return Assignments(self._group().assignments, message)
         return message
+
+    def _acks_behind(self) -> Ack | None:
+        """The acks that stand first, as many as may go with assignments."""
+        acks: list[Ack] = []
+        room = _MAX_ACKED
+        while self._queue and type(self._queue[0]) is Ack and (count := _tokens(self._queue[0])) <= room:
+            acks.append(self._pop())
+            room -= count
+        return _acks(acks) if acks else None
 
     def _ends(self) -> Results:
         """The results and the credits that stand first. Credits may wait for results that came after them."""
@@ -137,6 +163,10 @@ class Outbox(Generic[Message]):
         while self._queue and type(self._queue[0]) is kind:
             group.append(self._pop())
         return _JOINED[kind](group)
+
+
+def _tokens(ack: Ack) -> int:
+    return len(ack.tokens) + len(ack.discarded)
 
 
 def _assignments(group: list[Assignments]) -> Assignments:

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from onexflow.app.tuning import loop_factory, settle_memory
+from onexflow.app.tuning import loop_factory, poll_directly, settle_memory
 
 from . import wire
 from .log import Log, Row
@@ -198,6 +198,7 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 if __name__ == "__main__":
+    poll_directly()
     sys.setswitchinterval(0.0005)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main(int(sys.argv[1]), sys.argv[2]))

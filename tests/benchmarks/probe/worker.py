@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from onexflow.app.tuning import loop_factory, settle_memory
+from onexflow.app.tuning import loop_factory, poll_directly, settle_memory
 
 from . import wire
 
@@ -31,5 +31,6 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
+    poll_directly()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main(int(sys.argv[1])))

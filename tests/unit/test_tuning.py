@@ -1,0 +1,18 @@
+"""How the binaries set up the process they run in."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from onexflow.app.tuning import poll_directly
+
+
+def test_grpc_polls_directly_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
+    poll_directly()
+    assert os.environ["GRPC_EXPERIMENTS"] == "-event_engine_client,-event_engine_listener"
+    monkeypatch.setenv("GRPC_EXPERIMENTS", "tcp_rcv_lowat")
+    poll_directly()
+    assert os.environ["GRPC_EXPERIMENTS"] == "tcp_rcv_lowat"
