@@ -25,13 +25,14 @@ GOALS: Final[dict[str, Goal]] = {
 }
 RUNS: Final = {"W1": 10_000, "W2": 2_000}
 WIDTH: Final = 200  #: in flight, for each orchestrator
+SLOTS: Final = 64  #: of the worker, for each orchestrator: with too few for both it asks one for what the other needs
 
 
 class _Orchestrators(Cluster):
     """So many of them, and a worker."""
 
     def __init__(self, store: str, registry: str, count: int) -> None:
-        super().__init__(store, registry=registry)
+        super().__init__(store, SLOTS * count, registry=registry)
         self._others = [f"127.0.0.1:{free_port()}" for _ in range(count - 1)]
         self._other_processes: list[asyncio.subprocess.Process] = []
 
