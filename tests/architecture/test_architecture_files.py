@@ -129,3 +129,11 @@ def test_no_test_sleeps() -> None:
                 if slept and "  # " not in slept[2] and not re.fullmatch(r"0|0\.0[0-5]\d*", slept[1]):
                     found.append(f"{file.relative_to(ROOT)}:{number}")
     assert found == []
+
+
+def test_the_oldest_entries_leave_an_ordered_dict() -> None:
+    """`del d[next(iter(d))]` of a plain dict looks past all that was deleted before: 3 µs with 6,000 entries, 34 with 50,000.
+    `OrderedDict.popitem(last=False)` does not."""
+    idiom = re.compile(r"(\[|pop\()next\(iter\(")
+    found = [str(f.relative_to(ROOT)) for f in written() if f.is_relative_to(PACKAGE) and idiom.search(f.read_text())]
+    assert found == []

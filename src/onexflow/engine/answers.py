@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from hashlib import blake2b
 
 import msgspec
@@ -25,7 +26,7 @@ class Answers:
     def __init__(self, store: EventStore) -> None:
         self._store = store
         #: With the shard that the answer is written to: what a lost one did not store was never answered.
-        self._recent: dict[tuple[str, str], tuple[RequestRecord, Shard]] = {}
+        self._recent: OrderedDict[tuple[str, str], tuple[RequestRecord, Shard]] = OrderedDict()
 
     def recent(self, request: ControlRequest) -> ControlOutcome | None:
         """The answer lately given to this request id. Not to be told before it is durable.
@@ -50,7 +51,7 @@ class Answers:
         shard.answer(record)
         self._recent[namespace, request_id] = record, shard
         if len(self._recent) > self.LIMIT:
-            del self._recent[next(iter(self._recent))]
+            self._recent.popitem(last=False)
         return True
 
 

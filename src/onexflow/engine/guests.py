@@ -7,6 +7,7 @@ last, and which registrations are over.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -73,7 +74,7 @@ class Guests:
         self._incarnation = incarnation
         self._guests: dict[str, _Guest] = {}
         #: Registrations that are over, by incarnation: replaced by a newer one (True), or ended (False).
-        self._closed: dict[str, bool] = {}
+        self._closed: OrderedDict[str, bool] = OrderedDict()
 
     def stop(self) -> None:
         """Guests keep their records as long as this process's membership."""
@@ -210,7 +211,7 @@ class Guests:
     def _close(self, incarnation: str, *, replaced: bool) -> None:
         self._closed.setdefault(incarnation, replaced)
         if len(self._closed) > _KEPT_CLOSED:
-            del self._closed[next(iter(self._closed))]
+            self._closed.popitem(last=False)
 
     async def unregister(self, node_id: str, incarnation: str = "") -> bool:
         held = self._guest_record(node_id)

@@ -6,6 +6,7 @@ of nodes that are gone lives in this process: after a restart a call to one wait
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +32,7 @@ class Lifecycles:
     def __init__(self, sessions: Callable[[], Iterable[WorkerSession]]) -> None:
         self._sessions = sessions
         #: Nodes that nobody serves any more, and who did last.
-        self._gone: dict[tuple[str, str], tuple[str, NodeView]] = {}
+        self._gone: OrderedDict[tuple[str, str], tuple[str, NodeView]] = OrderedDict()
 
     def joined(self, session: WorkerSession) -> None:
         """A worker serves its handlers, or their states have changed."""
@@ -47,7 +48,7 @@ class Lifecycles:
                 state = "failed" if info.state == "failed" else "shutdown"
                 self._gone[role, name] = state, _view_of(session, info, state)
                 if len(self._gone) > KEPT:
-                    del self._gone[next(iter(self._gone))]
+                    self._gone.popitem(last=False)
 
     def views(self) -> list[NodeView]:
         """The nodes that are gone, one entry each."""

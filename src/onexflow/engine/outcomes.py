@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -31,7 +32,7 @@ class Outcomes:
         self._queries = queries
         self._in_background = in_background
         self._waiters: dict[RunKey, list[WaitReply]] = {}
-        self._ended: dict[RunKey, RunOutcome] = {}
+        self._ended: OrderedDict[RunKey, RunOutcome] = OrderedDict()
 
     @property
     def waiting(self) -> int:
@@ -50,7 +51,7 @@ class Outcomes:
             return
         self._ended[outcome.key] = outcome
         if len(self._ended) > KEPT_OUTCOMES:
-            del self._ended[next(iter(self._ended))]
+            self._ended.popitem(last=False)
 
     def wait(self, key: RunKey, reply: WaitReply) -> Callable[[], None]:
         """Answer once, when the run has ended. Returns what gives up the wait."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Final
@@ -77,7 +78,7 @@ class QueueBook:
         self._waiting: dict[RunKey, list[_Waiting]] = {}
         self._timers: dict[RunKey, asyncio.TimerHandle] = {}
         #: With the shard that the answer is written to: what a lost one did not store was never answered.
-        self._answers: dict[tuple[str, str], tuple[RequestRecord, Shard]] = {}
+        self._answers: OrderedDict[tuple[str, str], tuple[RequestRecord, Shard]] = OrderedDict()
         #: Request ids minted after this that are not in `_answers` are new.
         self._complete_since = 0
         self._unsubscribe: Callable[[], None] | None = None
@@ -399,7 +400,7 @@ class QueueBook:
                 "request_id is a UUIDv7 of the future: is the clock of the client right?", field="request_id"
             )
         minted = id_time_ns(given)
-        return minted is not None and self._complete_since < minted <= now
+        return minted is not None and self._complete_since < minted
 
     def _keep(self, queue: Queue, call: AnyCall, answer: Answer) -> None:
         """Write the answer with the next append."""
@@ -411,9 +412,8 @@ class QueueBook:
         self._kernel.lane.mark()
         self._answers[call.namespace, call.request_id] = record, queue.shard
         if len(self._answers) > RECENT:
-            oldest = next(iter(self._answers))
-            del self._answers[oldest]
-            self._complete_since = max(self._complete_since, _minted(oldest[1]))
+            (_, request_id), _ = self._answers.popitem(last=False)
+            self._complete_since = max(self._complete_since, _minted(request_id))
 
 
 def _minted(request_id: str) -> int:

@@ -7,6 +7,7 @@ is parked and read when its timer, a result or a call asks for it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 from uuid import UUID
@@ -165,13 +166,12 @@ class RecentRuns:
     def __init__(self, now: int, limit: int) -> None:
         self.complete_since = now + self.AHEAD_NS if now else 0
         self._limit = limit
-        self._seen: dict[RunKey, tuple[int, bytes]] = {}
+        self._seen: OrderedDict[RunKey, tuple[int, bytes]] = OrderedDict()
 
     def add(self, key: RunKey, iid: int, start_hash: bytes) -> None:
         self._seen[key] = (iid, start_hash)
         if len(self._seen) > self._limit:
-            forgotten = next(iter(self._seen))
-            del self._seen[forgotten]
+            forgotten, _ = self._seen.popitem(last=False)
             # Any other UUID is looked up from now on, whenever it was made.
             self.complete_since = max(self.complete_since, id_time_ns(forgotten.instance_id) or 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -57,7 +57,7 @@ class Tallies:
     """By worker. A new life begins anew."""
 
     def __init__(self) -> None:
-        self.by_worker: dict[str, Tally] = {}
+        self.by_worker: OrderedDict[str, Tally] = OrderedDict()
         #: Workers whose tallies were dropped, and are to be dropped from the store.
         self.forgotten: set[str] = set()
 
@@ -67,8 +67,7 @@ class Tallies:
             tally = Tally(incarnation)
         self.by_worker[worker] = tally  # the last that came stands last
         if len(self.by_worker) > KEPT_WORKERS:
-            oldest = next(iter(self.by_worker))
-            del self.by_worker[oldest]
+            oldest, _ = self.by_worker.popitem(last=False)
             self.forgotten.add(oldest)
         self.forgotten.discard(worker)
         return tally

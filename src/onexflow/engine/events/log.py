@@ -6,6 +6,7 @@ the others who come along soon.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -68,7 +69,7 @@ class Log:
         self._kernel = kernel
         self._topics = topics
         self._sources: dict[tuple[int, int], Source] = {}
-        self._rows: dict[tuple[int, int, int], tuple[int, list[Located]]] = {}
+        self._rows: OrderedDict[tuple[int, int, int], tuple[int, list[Located]]] = OrderedDict()
         self._bytes = 0
 
     # ---- reading
@@ -157,7 +158,8 @@ class Log:
             self._rows[place] = (len(row.data), found)
             self._bytes += len(row.data)
         while self._rows and (len(self._rows) > KEPT_ROWS or self._bytes > KEPT_BYTES):
-            self._bytes -= self._rows.pop(next(iter(self._rows)))[0]
+            _, (size, _) = self._rows.popitem(last=False)
+            self._bytes -= size
         return found
 
     async def _run_events(self, shard: int, row: Row, source: Source) -> list[Located]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from onexflow.codec.definitions import load_definition
@@ -63,7 +64,7 @@ class Definitions:
 
     def __init__(self, service: RunService) -> None:
         self._service = service
-        self._known: dict[tuple[str, str, int], WorkflowDefinition] = {}
+        self._known: OrderedDict[tuple[str, str, int], WorkflowDefinition] = OrderedDict()
 
     async def of(self, view: RunView) -> WorkflowDefinition:
         place = (view.key.namespace, view.key.workflow_type, view.version)
@@ -71,6 +72,6 @@ class Definitions:
         if known is None:
             known = load_definition((await self._service.get_definition(*place))[1], "json")
             if len(self._known) >= self.LIMIT:
-                del self._known[next(iter(self._known))]
+                self._known.popitem(last=False)
             self._known[place] = known
         return known

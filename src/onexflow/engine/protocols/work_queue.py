@@ -6,6 +6,7 @@ through the ticket calls: the same id, the same lease, the same end.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self, cast
 from uuid import UUID
@@ -77,7 +78,7 @@ class WorkQueue:
         self._service = service
         self._where: dict[str, str] = {"namespace": namespace, "work_queue": name}
         self._wait = wait_seconds
-        self._held: dict[str, str] = {}
+        self._held: OrderedDict[str, str] = OrderedDict()
 
     # ---- task calls
 
@@ -304,7 +305,7 @@ class WorkQueue:
         self._held.pop(view.task_id, None)
         self._held[view.task_id] = view.token
         if len(self._held) > _HELD:
-            del self._held[next(iter(self._held))]
+            self._held.popitem(last=False)
         return LeasedId(view.task_id, view.token)
 
     def _token(self, task_id: str) -> str:
