@@ -17,7 +17,8 @@ from onexflow.core.ids import Token
 from onexflow.core.payload import Payload
 from onexflow.ports.worker_link import Ack, Assignment, Assignments, Credits, Demand, FromWorker, Results, Welcome
 from onexflow.worker.handlers import Worker
-from onexflow.worker.runtime import OrchestratorPeer, WorkerRuntime
+from onexflow.worker.peers import OrchestratorPeer
+from onexflow.worker.runtime import WorkerRuntime
 
 BATCH = 64
 ROUNDS = 7

@@ -171,7 +171,7 @@ async def test_nothing_is_lost_or_run_twice(seed: int) -> None:
     assert all(storm.answered.get(token) for token in storm.sent if token.offset in storm.runs)
     assert statistics.refused_uncredited == 0
     for role in ("effect", "compute"):
-        ledger = storm.worker._lanes[role].ledger
+        ledger = storm.worker._attempts.lanes[role].ledger
         assert ledger.granted <= ledger.slots + (PREFETCH_LIMIT if role == "compute" else 0)
     held = [message for link in storm.links if link is not None for message in link.of(Held)]
     assert held

@@ -34,7 +34,7 @@ from onexflow.ports.event_store import AppendOutcome, EventStore, RunRecord, Sha
 from onexflow.registry.view import Kv, View
 from onexflow.storage import memory
 from onexflow.storage.memory import MemoryStore
-from onexflow.worker.runtime import OrchestratorPeer
+from onexflow.worker.peers import OrchestratorPeer
 from support import mutant_scenarios as scenarios
 from support.mutant_world import World, storm
 

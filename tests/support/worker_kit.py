@@ -24,7 +24,8 @@ from onexflow.ports.worker_link import (
     Welcome,
 )
 from onexflow.worker import Worker
-from onexflow.worker.runtime import OrchestratorPeer, WorkerRuntime
+from onexflow.worker.peers import OrchestratorPeer
+from onexflow.worker.runtime import WorkerRuntime
 
 INSTANCE = "0192d3a0-0000-7000-8000-000000000000"
 M = TypeVar("M")

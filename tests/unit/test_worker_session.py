@@ -247,7 +247,7 @@ async def test_recall_takes_back_what_has_not_begun() -> None:
         await gate.wait()
 
     async with serving(worker, compute=1) as running:
-        running._lanes["compute"].ledger.mean = 0.004  # five of these fit into the window
+        running._attempts.lanes["compute"].ledger.mean = 0.004  # five of these fit into the window
         link = connect(running)
         assert link.credits == {"compute": 6}
         batch = [assign("compute", "hold", n) for n in range(6)]
@@ -270,7 +270,7 @@ async def test_recall_takes_back_what_has_not_begun() -> None:
 async def test_what_was_given_back_runs_when_it_comes_again_with_the_ack_of_that() -> None:
     shop, assign = Shop(), Assigner()
     async with serving(shop.worker, compute=1) as worker:
-        worker._lanes["compute"].ledger.mean = 0.004
+        worker._attempts.lanes["compute"].ledger.mean = 0.004
         link = connect(worker, acks=False)
         first, second = (assign("compute", "fast", n) for n in range(2))
         link.assign(first, second)

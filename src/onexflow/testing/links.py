@@ -7,7 +7,8 @@ from collections import deque
 
 from onexflow.ports.worker_link import AcceptWorker, FromWorker, ToWorker, WorkerPeer
 from onexflow.spi.exceptions import SPIError
-from onexflow.worker.runtime import OrchestratorPeer, WorkerRuntime
+from onexflow.worker.peers import OrchestratorPeer
+from onexflow.worker.runtime import WorkerRuntime
 
 
 class InProcessStream:
