@@ -471,7 +471,7 @@ tasks:
     ],
 )  # fmt: skip
 def test_a_senseless_compensation_is_refused_with_its_place(task: dict[str, Any], place: str, problem: str) -> None:
-    from onexflow.core.graph import compile_graph
+    from onexflow.core.compiler import compile_graph
 
     with pytest.raises(InvalidDefinition) as refused:
         compile_graph(definition_of({"workflow_type": "w", "tasks": [{"name": "a", **task}]}))

@@ -1,8 +1,8 @@
 """The domain: what a run is, what may happen to it, and what follows. Values in, values out.
 
-A **workflow definition** (`definition`) is a graph of **tasks**; `graph` checks it whole and compiles it, `expressions`
-and `mapping` say what a task gets of what came before. A **run** is one instance of it, and its truth is its history:
-a list of **events** (`events`: the specification's 18 types, each with its kinds). All else is derived:
+A **workflow definition** (`definition`) is a graph of **tasks**; `compiler` checks it whole and compiles it (`graph`),
+`expressions` and `mapping` say what a task gets of what came before. A **run** is one instance of it, and its truth is
+its history: a list of **events** (`events`: the specification's 18 types, each with its kinds). All else is derived:
 
     decide(graph, state, command, context) → Turn(events, instructions)         `decide`, and `attempts` for tasks
     evolve(graph, state, event, …) → state                                      `evolve`, `state`
