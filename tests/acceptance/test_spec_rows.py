@@ -16,8 +16,10 @@ from onexflow import onex
 
 ROOT: Final = Path(__file__).parents[2]
 SUITE: Final = "src/onexflow/testing/conformance/onex_orchestrator.py"
+STEERING: Final = "src/onexflow/testing/conformance/onex_orchestrator_steering.py"
 NODES: Final = "src/onexflow/testing/conformance/onex_nodes.py"
 REGISTRY: Final = "src/onexflow/testing/conformance/onex_node_registry.py"
+NODE_WORK: Final = "src/onexflow/testing/conformance/onex_node_work.py"
 QUEUE: Final = "src/onexflow/testing/conformance/work_queue.py"
 BUS: Final = "src/onexflow/testing/conformance/onex_event_bus.py"
 DELIVERY: Final = "src/onexflow/testing/conformance/onex_event_delivery.py"
@@ -157,7 +159,7 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
     ),
     22: (
         "a refused transition",
-        [(SUITE, "test_pause_resume_cancel"), (SUITE, "test_a_transition_that_there_is_not_is_refused")],
+        [(STEERING, "test_pause_resume_cancel"), (STEERING, "test_a_transition_that_there_is_not_is_refused")],
     ),
     23: (
         "an empty queue",
@@ -245,10 +247,10 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
     37: (
         "assigning a workflow to a node, beside queueing by task",
         [
-            (REGISTRY, "test_an_assigned_run_is_known_and_ends_its_assignment"),
-            (REGISTRY, "test_dispatch_honours_it"),
-            (REGISTRY, "test_an_assignment_is_given_back_when_its_node_goes"),
-            (REGISTRY, "test_runs_and_nodes_that_there_are_not"),
+            (NODE_WORK, "test_an_assigned_run_is_known_and_ends_its_assignment"),
+            (NODE_WORK, "test_dispatch_honours_it"),
+            (NODE_WORK, "test_an_assignment_is_given_back_when_its_node_goes"),
+            (NODE_WORK, "test_runs_and_nodes_that_there_are_not"),
         ],
     ),
     38: (
@@ -294,9 +296,9 @@ TESTED: Final[dict[int, tuple[str, list[tuple[str, str]]]]] = {
     45: (
         "cancel with something to undo: cancelled or compensated",
         [
-            (SUITE, "test_a_cancel_with_something_to_undo_ends_compensated_and_keeps_its_outcome"),
-            (SUITE, "test_a_cancel_with_nothing_to_undo_ends_cancelled"),
-            (SUITE, "test_a_failure_with_something_to_undo_goes_to_compensating_and_never_to_failed"),
+            (STEERING, "test_a_cancel_with_something_to_undo_ends_compensated_and_keeps_its_outcome"),
+            (STEERING, "test_a_cancel_with_nothing_to_undo_ends_cancelled"),
+            (STEERING, "test_a_failure_with_something_to_undo_goes_to_compensating_and_never_to_failed"),
             (UNDOING, "test_a_cancelled_run_undoes_the_last_first_and_keeps_its_outcome"),
             (UNDOING, "test_nothing_to_undo_is_cancelled_at_once"),
         ],

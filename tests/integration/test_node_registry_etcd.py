@@ -26,7 +26,7 @@ from onexflow.registry.etcd.registry import EtcdRegistry
 from onexflow.rpc.server import GrpcServer
 from onexflow.spi import InvalidProtocolStateError
 from onexflow.storage.memory import MemoryStore
-from onexflow.testing.conformance.onex_node_registry import capability, definitions, guest, ids, until
+from onexflow.testing.conformance.node_registry_kit import capability, definitions, guest, ids, until
 from onexflow.v1 import common_pb2, nodes_pb2, nodes_pb2_grpc, workflow_pb2, workflow_pb2_grpc
 from support.grpc_cluster import grpc_cluster
 

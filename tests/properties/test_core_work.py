@@ -10,7 +10,8 @@ import pytest
 
 from onexflow.core.builder import workflow
 from onexflow.core.commands import ReturnAttempt
-from onexflow.core.graph import Graph, compile_graph
+from onexflow.core.compiler import compile_graph
+from onexflow.core.graph import Graph
 from onexflow.testing import Cluster, virtual_time
 from support.core_driver import Model
 from support.engine_kit import Script

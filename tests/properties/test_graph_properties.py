@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from onexflow.codec.definitions import definition_of, dump_definition
 from onexflow.codec.payload import CODEC
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import BACKOFFS, RetryPolicy, TaskSpec, WorkflowDefinition
 from onexflow.core.errors import InvalidDefinition
 from onexflow.core.expressions import ExpressionError, compile_expression, is_true
-from onexflow.core.graph import compile_graph
 from onexflow.core.mapping import MappingError, condition, map_items, run_output, task_input
 from onexflow.core.payload import NULL, Payload
 from onexflow.core.retry import delay

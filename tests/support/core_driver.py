@@ -17,10 +17,11 @@ from onexflow.core.commands import (
     FireTimer,
     StartRun,
 )
+from onexflow.core.compiler import compile_graph
 from onexflow.core.decide import decide, start
 from onexflow.core.events import Event, WorkflowCreated
 from onexflow.core.evolve import create, evolve
-from onexflow.core.graph import Graph, compile_graph
+from onexflow.core.graph import Graph
 from onexflow.core.ids import Token
 from onexflow.core.instructions import ArmTimer, Dispatch, Instruction
 from onexflow.core.payload import Failure, Payload

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 from hypothesis import strategies as st
 
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import Compensation, RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
-from onexflow.core.graph import Graph, compile_graph
+from onexflow.core.graph import Graph
 
 _RETRIES = (
     None,

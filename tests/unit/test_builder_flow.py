@@ -6,9 +6,9 @@ import pytest
 
 from onexflow.codec.definitions import load_definition
 from onexflow.core.builder import Task, workflow
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import RetryPolicy, RunRetry, TaskSpec, Timeouts
 from onexflow.core.errors import InvalidDefinition
-from onexflow.core.graph import compile_graph
 
 YAML = b"""
 workflow_type: order-processing

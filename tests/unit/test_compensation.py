@@ -2,70 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
 import pytest
 
-from onexflow.codec.definitions import definition_of, dump_definition, load_definition
 from onexflow.codec.payload import encode_value
 from onexflow.core.builder import workflow
-from onexflow.core.commands import (
-    CancelRun,
-    LoseAttempt,
-    PauseRun,
-    ResolveItem,
-    ResumeRun,
-    ReturnAttempt,
-    StopAttempt,
-)
-from onexflow.core.definition import Compensation, RetryPolicy, RunRetry, Timeouts
-from onexflow.core.errors import InvalidDefinition, InvalidTransition
-from onexflow.core.graph import Graph
+from onexflow.core.commands import CancelRun, LoseAttempt, PauseRun, ResolveItem, ResumeRun, StopAttempt
+from onexflow.core.definition import Compensation, RunRetry
+from onexflow.core.errors import InvalidTransition
 from onexflow.core.instructions import CancelAll, FinishRun
 from onexflow.core.payload import Failure
 from onexflow.engine.views import outcome_of
-from support.core_driver import BEGIN, Model, graph_of, same, value
-
-ONCE = RetryPolicy(policy="none")
-
-
-def saga(**options: Any) -> Graph:
-    """book and pay, each with a compensation, then send without one."""
-    flow = workflow("saga", **options)
-    book = flow.effect("book", input="input.trip", compensation="unbook")
-    paid = {"id": "result.id", "why": "reason", "how": "outcome", "seat": "tasks.book.seat", "trip": "input.trip"}
-    pay = flow.effect("pay", depends_on=[book], compensation=Compensation(handler="refund", input=paid), retry=ONCE)
-    flow.effect("send", depends_on=[pay], retry=ONCE)
-    return graph_of(flow)
-
-
-def at_pay(**options: Any) -> Model:
-    """book is done, pay is authorised."""
-    model = Model(saga(**options), {"trip": 7})
-    model.authorise("book")
-    model.complete("book", result={"seat": 3})
-    model.authorise("pay", idempotent=False)
-    return model
-
-
-def at_send(**options: Any) -> Model:
-    """book and pay are done, send is authorised."""
-    model = at_pay(**options)
-    model.complete("pay", result={"id": 9})
-    model.authorise("send")
-    return model
-
-
-def undo(model: Model, name: str) -> None:
-    assert model.task(name).status == "scheduled"
-    model.authorise(name)
-    model.complete(name)
-
-
-def end(model: Model) -> tuple[str, str]:
-    assert same(model.fold(), model.state)
-    return model.state.status, model.state.outcome
+from support.core_driver import Model, graph_of, value
+from support.saga_kit import ONCE, at_pay, at_send, end, saga, undo
 
 
 def test_a_cancelled_run_undoes_the_last_first_and_keeps_its_outcome() -> None:
@@ -179,111 +127,6 @@ def test_undoing_begins_from_every_state(status: str) -> None:
     undo(model, name)
     if status != "initializing":
         undo(model, "book.undo")
-    assert end(model) == ("compensated", "cancelled")
-
-
-def test_a_running_effect_is_waited_for_and_its_late_result_is_undone_first() -> None:
-    model = at_pay()
-    model.do(CancelRun())
-    assert (model.state.status, model.state.awaited) == ("compensating", 1)
-    assert model.item("pay").stopping == "compensation"
-    assert not model.dispatched(), "nothing is undone before it is known what to undo"
-    model.complete("pay", result={"id": 1})
-    assert model.dispatched() == [("pay.undo", 0, 1)]
-    undo(model, "pay.undo")
-    undo(model, "book.undo")
-    assert end(model) == ("compensated", "cancelled")
-
-
-@pytest.mark.parametrize("ending", ["stop", "fail", "return"])
-def test_a_running_effect_that_stops_fails_or_never_began_has_nothing_to_undo(ending: str) -> None:
-    model = at_pay()
-    model.do(CancelRun())
-    if ending == "fail":
-        model.fail("pay")
-    else:
-        model.on_attempt(StopAttempt if ending == "stop" else ReturnAttempt, "pay")
-    assert model.task("pay").status == ("failed" if ending == "fail" else "cancelled")
-    assert model.dispatched() == [("book.undo", 0, 1)]
-    undo(model, "book.undo")
-    assert end(model) == ("compensated", "cancelled")
-    assert model.task("pay.undo").status == "skipped"
-
-
-def test_only_a_running_effect_and_it_stops_is_compensated_all_the_same() -> None:
-    model = Model(saga(), {"trip": 7})
-    model.authorise("book")
-    model.do(CancelRun())
-    model.on_attempt(StopAttempt, "book")
-    assert end(model) == ("compensated", "cancelled")
-
-
-@pytest.mark.parametrize("answer", ["late", "result", "retry", "fail", "returned"])
-def test_an_unknown_outcome_waits_for_its_result_or_a_persons_word(answer: str) -> None:
-    model = at_pay()
-    model.do(CancelRun())
-    model.on_attempt(LoseAttempt, "pay", worker="w1")
-    assert model.task("pay").status == "waiting_for_input"
-    assert model.state.status == "compensating"
-    task = model.graph.index["pay"]
-    if answer == "late":
-        model.complete("pay", result={"id": 2})
-    elif answer == "result":
-        model.do(ResolveItem(task, 0, result=encode_value({"id": 2})))
-    elif answer == "retry":
-        model.do(ResolveItem(task, 0, retry=True))
-        assert model.dispatched() == [("pay", 0, 1)]
-        model.authorise("pay")
-        model.complete("pay", result={"id": 2})
-    elif answer == "fail":
-        model.do(ResolveItem(task, 0, fail="the bank says no"))
-    else:
-        model.on_attempt(ReturnAttempt, "pay")
-    if answer in {"late", "result", "retry"}:
-        undo(model, "pay.undo")
-    undo(model, "book.undo")
-    assert end(model) == ("compensated", "cancelled")
-
-
-def test_an_idempotent_effect_whose_worker_is_lost_is_run_again_so_that_its_end_is_known() -> None:
-    model = Model(saga(), {"trip": 7})
-    model.authorise("book")
-    model.do(CancelRun())
-    model.on_attempt(LoseAttempt, "book", worker="w1")
-    assert model.dispatched() == [("book", 0, 1)]
-    model.authorise("book", worker="w2")
-    model.complete("book", result={"seat": 1}, worker="w2")
-    undo(model, "book.undo")
-    assert end(model) == ("compensated", "cancelled")
-
-
-def test_what_was_lost_before_the_cancel_is_run_again_too() -> None:
-    model = Model(saga(), {"trip": 7})
-    model.authorise("book")
-    model.on_attempt(LoseAttempt, "book", worker="w1")
-    assert model.item("book").status == "scheduled"
-    model.do(CancelRun())
-    assert model.state.status == "compensating"
-    assert model.dispatched() == [("book", 0, 1)], "its place in the queue was given up with the rest"
-    model.authorise("book", worker="w2")
-    model.complete("book", result={"seat": 1}, worker="w2")
-    undo(model, "book.undo")
-    assert end(model) == ("compensated", "cancelled")
-
-
-def test_timers_of_what_is_waited_for_mean_nothing() -> None:
-    flow = workflow("w")
-    limits = Timeouts(start_to_close=1, schedule_to_close=2, heartbeat=1)
-    flow.effect("a", compensation="unmake", timeouts=limits)
-    model = Model(graph_of(flow), 1)
-    model.authorise()
-    model.do(CancelRun())
-    model.later(100)
-    for kind in ("start_to_close", "heartbeat", "cancel_grace", "schedule_to_close"):
-        model.fire(kind)
-        assert not model.turn.events, kind
-    model.complete(result=1)
-    undo(model, "a.undo")
     assert end(model) == ("compensated", "cancelled")
 
 
@@ -421,88 +264,3 @@ def test_results_that_are_no_json_can_be_passed_on_alone() -> None:
         assert model.state.status == expected
         if expected == "compensating":
             assert model.item("a.undo").input == picture
-
-
-# ---- definitions
-
-
-def test_a_compensation_is_written_in_every_way() -> None:
-    flow = workflow("w", version=1)
-    full = Compensation(
-        handler="undo", input={"a": "result"}, retry=RetryPolicy(max_attempts=9), timeouts=Timeouts(heartbeat=1)
-    )
-    flow.effect("a", compensation="undo")
-    flow.effect("b", compensation=full)
-    built = flow.build()
-    assert load_definition(dump_definition(built)) == built
-    text = b"""
-workflow_type: w
-tasks:
-  - {name: a, role: effect, compensation: undo}
-  - name: b
-    role: effect
-    compensation: {handler: undo, input: {a: result}, retry: {max_attempts: 9}, timeouts: {heartbeat: 1}}
-"""
-    assert load_definition(text, "yaml") == built
-    graph = graph_of(flow)
-    assert (len(graph), graph.names) == (2, ("a", "b", "a.undo", "b.undo"))
-    assert graph.specs[3].retry == full.retry
-    plain = workflow("w", version=1)
-    plain.effect("a")
-    assert b"compensation" not in dump_definition(plain.build())
-
-
-@pytest.mark.parametrize(
-    ("task", "place", "problem"),
-    [
-        ({"role": "compute", "compensation": "x"}, "tasks[0].compensation", "only an effect"),
-        ({"role": "effect", "map": "input", "compensation": "x"}, "tasks[0].compensation", "item by item"),
-        ({"role": "effect", "compensation": "no name"}, "tasks[0].compensation.handler", "no handler name"),
-        ({"role": "effect", "compensation": ""}, "tasks[0].compensation.handler", "no handler name"),
-        ({"role": "effect", "compensation": {"handler": "x", "input": "item"}},
-         "tasks[0].compensation.input", "exists only in the input of a task with `map`"),
-        ({"role": "effect", "input": "result"}, "tasks[0].input", "exists only in the input of a compensation"),
-        ({"role": "effect", "compensation": {"handler": "x", "input": "tasks.b"}},
-         "tasks[0].compensation.input", "unknown task 'b'"),
-        ({"role": "effect", "compensation": {"handler": "x", "retry": {"max_attempts": 0}}},
-         "tasks[0].compensation.retry.max_attempts", "whole number"),
-        ({"role": "effect", "compensation": {"handler": "x", "timeouts": {"heartbeat": -1}}},
-         "tasks[0].compensation.timeouts.heartbeat", "negative"),
-    ],
-)  # fmt: skip
-def test_a_senseless_compensation_is_refused_with_its_place(task: dict[str, Any], place: str, problem: str) -> None:
-    from onexflow.core.graph import compile_graph
-
-    with pytest.raises(InvalidDefinition) as refused:
-        compile_graph(definition_of({"workflow_type": "w", "tasks": [{"name": "a", **task}]}))
-    assert [one["place"] for one in refused.value.context["problems"]] == [place]
-    assert problem in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("given", "place"),
-    [
-        ({}, "tasks[0].compensation.handler"),
-        ({"handler": "x", "undo": 1}, "tasks[0].compensation.undo"),
-        (5, "tasks[0].compensation"),
-    ],
-)
-def test_the_shape_of_a_compensation_is_judged(given: Any, place: str) -> None:
-    with pytest.raises(InvalidDefinition) as refused:
-        definition_of({"workflow_type": "w", "tasks": [{"name": "a", "role": "effect", "compensation": given}]})
-    assert [one["place"] for one in refused.value.context["problems"]] == [place]
-
-
-def test_a_compensation_of_another_class_is_refused() -> None:
-    flow = workflow("w")
-    flow.effect("a", compensation={"handler": "x"})
-    with pytest.raises(InvalidDefinition, match="is not a Compensation"):
-        flow.build()
-
-
-def test_a_run_without_compensations_is_stored_as_it_was() -> None:
-    """The fields that compensation needs (and who paused it, behind them) cost a few bytes, and no more."""
-    flow = workflow("w")
-    flow.effect("a")
-    state = Model(graph_of(flow), start_at=BEGIN + 1).state
-    assert msgspec.msgpack.encode(state).endswith(msgspec.msgpack.encode(["", "", [], 0, ""])[1:])

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from onexflow.codec.definitions import MAX_YAML, load_definition
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import (
     MAX_EXPRESSION,
     MAX_TASKS,
@@ -21,7 +22,6 @@ from onexflow.core.definition import (
     Timeouts,
     WorkflowDefinition,
 )
-from onexflow.core.graph import compile_graph
 from onexflow.core.mapping import MAX_ITEMS, MAX_MADE, MAX_MADE_ITEMS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "definitions.md").read_text()

@@ -17,9 +17,9 @@ from onexflow.cli import main
 from onexflow.codec import definitions
 from onexflow.codec.definition_schema import definition_schema, schema_text
 from onexflow.codec.definitions import definition_of, dump_definition, load_definition
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
 from onexflow.core.errors import InvalidDefinition
-from onexflow.core.graph import compile_graph
 from onexflow.examples import flight_delays, greet, order_processing
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -9,9 +9,9 @@ import pytest
 from onexflow.codec.payload import encode_value
 from onexflow.core.builder import WorkflowBuilder, workflow
 from onexflow.core.commands import CancelRun, PauseRun, ResumeRun
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import RetryPolicy, RunRetry
 from onexflow.core.errors import InvalidDefinition
-from onexflow.core.graph import compile_graph
 from onexflow.core.instructions import CancelAttempt
 from support.core_driver import Model, graph_of, same, value
 

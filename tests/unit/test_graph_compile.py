@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import MAX_TASKS, RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
 from onexflow.core.errors import InvalidArgument, InvalidDefinition
 from onexflow.core.events import INLINE, RUN_INPUT
-from onexflow.core.graph import Graph, compile_graph
+from onexflow.core.graph import Graph
 
 
 def task(name: str, role: Any = "compute", **fields: Any) -> TaskSpec:

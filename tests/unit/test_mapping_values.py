@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from onexflow.codec.payload import CODEC
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import TaskSpec, WorkflowDefinition
 from onexflow.core.events import INLINE, RUN_INPUT
-from onexflow.core.graph import Graph, compile_graph
+from onexflow.core.graph import Graph
 from onexflow.core.mapping import MappingError, condition, map_items, run_output, task_input
 from onexflow.core.payload import NULL, Payload
 

@@ -9,6 +9,7 @@ import pytest
 
 from onexflow.codec.definitions import load_definition
 from onexflow.codec.rows import UnknownEvent, decode_row, decode_snapshot, encode_row, encode_snapshot, split_row
+from onexflow.core.compiler import compile_graph
 from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import (
     EVENTS,
@@ -34,7 +35,6 @@ from onexflow.core.events import (
     WorkflowTimedOut,
 )
 from onexflow.core.evolve import evolve
-from onexflow.core.graph import compile_graph
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
 from onexflow.core.payload import Failure, Payload
 from onexflow.core.state import RunState

@@ -49,7 +49,7 @@ def check(file: str, /, *, output: Literal["table", "json"] = "table") -> None:
         For people (table) or for programs (json).
     """
     from onexflow.cli.output import Output
-    from onexflow.core.graph import compile_graph
+    from onexflow.core.compiler import compile_graph
 
     out = Output(output)
     definition = _load(file)
@@ -90,7 +90,7 @@ async def register(file: str, /, *, common: Common = Common()) -> None:
     file
         YAML or JSON; - is standard input.
     """
-    from onexflow.core.graph import compile_graph
+    from onexflow.core.compiler import compile_graph
 
     definition = _load(file)
     compile_graph(definition)

@@ -1,7 +1,7 @@
 """Definitions as JSON and YAML: read strictly, written canonically.
 
 Reading judges the shape: known keys, kinds of values, sizes. What the values mean is judged by
-`core.graph.compile_graph`. Both report every problem with its place.
+`core.compiler.compile_graph`. Both report every problem with its place.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import TypedDict, Unpack
 
 import msgspec
 
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import (
     NO_TIMEOUTS,
     Compensation,
@@ -27,7 +28,7 @@ from onexflow.core.definition import (
     Timeouts,
     WorkflowDefinition,
 )
-from onexflow.core.graph import compile_graph, task_path
+from onexflow.core.expressions import task_path
 
 
 @dataclass(frozen=True, slots=True)

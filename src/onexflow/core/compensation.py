@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from onexflow.core import attempts
+from onexflow.core import failing, scheduling
 from onexflow.core.events import (
     INLINE,
     CompensationCompleted,
@@ -58,7 +58,7 @@ def begin(turn: Turn, event: WorkflowFailed | WorkflowCancelled | WorkflowTimedO
         case _:
             turn.emit(CompensationStarted("timeout", reason=event.reason))
     turn.instructions.append(CancelAll(reason))
-    attempts.take_up(turn)  # what must be run again for its end to be known
+    scheduling.take_up(turn)  # what must be run again for its end to be known
     go_on(turn)
 
 
@@ -86,10 +86,10 @@ def _schedule(turn: Turn, task: int) -> None:
         payload = undo_input(graph, task, undone, state, RunValues(state), turn.context.codec)
     except MappingError as error:
         turn.emit(TaskScheduled(task, source=INLINE, inputs=(NULL,)))
-        attempts.give_up(turn, task, 0, Failure("MappingError", str(error), retryable=False), "mapping")
+        failing.give_up(turn, task, 0, Failure("MappingError", str(error), retryable=False), "mapping")
         return
     offset = turn.emit(TaskScheduled(task, source=INLINE, inputs=(payload,)))
-    attempts.dispatch_new(turn, task, 0, 1, offset)
+    scheduling.dispatch_new(turn, task, 0, 1, offset)
 
 
 def _failure(turn: Turn, failure: Failure) -> Failure:

@@ -3,7 +3,9 @@
 `decide` folds its events into the state as it goes (through `evolve`, and only so) and returns the finished `Turn`.
 The shell must write `turn.events` before it carries out `turn.instructions`, but for the dispatch of pure tasks
 (see `core.instructions`). A command that does not fit the state raises and changes nothing; one that has nothing left
-to do decides nothing. Where the attempts of tasks are decided: `core.attempts`.
+to do decides nothing. What concerns tasks is decided next door: which attempts there are to be in `core.scheduling`, how
+they begin and end in `core.attempts`, what a timer that is due means in `core.timers`, what has failed for good in
+`core.failing`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from onexflow.core import attempts, compensation
+from onexflow.core import attempts, compensation, failing, scheduling, timers
 from onexflow.core.commands import (
     AssignRun,
     AuthoriseAttempt,
@@ -110,7 +112,7 @@ def settle(turn: Turn) -> None:
         if status == "running" and state.failing is None:
             if not state.ready:
                 break
-            attempts.schedule(turn, next(iter(state.ready)))
+            scheduling.schedule(turn, next(iter(state.ready)))
         elif status == "compensating":
             compensation.go_on(turn)
             return
@@ -120,7 +122,7 @@ def settle(turn: Turn) -> None:
         elif status == "initializing" and not state.open_setup:
             turn.emit(WorkflowStarted())
         elif status == "initializing" and state.ready:
-            attempts.schedule(turn, next(iter(state.ready)))
+            scheduling.schedule(turn, next(iter(state.ready)))
         else:
             return
     if not state.open_tasks:
@@ -175,10 +177,10 @@ def _resume(turn: Turn, command: ResumeRun) -> None:
         )
     was_retrying = state.retry_at > 0
     turn.emit(WorkflowResumed(command.reason))
-    if not was_retrying and state.failing is None and attempts.has_held(turn):
-        attempts.retry_run(turn)
+    if not was_retrying and state.failing is None and failing.has_held(turn):
+        failing.retry_run(turn)
     else:
-        attempts.take_up(turn)
+        scheduling.take_up(turn)
     settle(turn)
 
 
@@ -216,10 +218,10 @@ def _fire(turn: Turn, command: FireTimer) -> None:
     elif command.kind == "run_retry":
         if state.status == "retrying" and turn.now >= state.retry_at:
             turn.emit(StateTransitioned("run.running", "retrying", "running"))
-            attempts.take_up(turn)
+            scheduling.take_up(turn)
             settle(turn)
     else:
-        attempts.fire(turn, command)
+        timers.fire(turn, command)
         settle(turn)
 
 

@@ -1,4 +1,4 @@
-"""Workflow definitions as data: what the builder makes, files hold, and `core.graph` validates and compiles.
+"""Workflow definitions as data: what the builder makes, files hold, and `core.compiler` checks and compiles.
 
 A definition is only shape here. Constructing one checks nothing: `compile_graph` reports every problem at once, with
 its place. All durations are seconds. docs/definitions.md is the reference for those who write definitions.

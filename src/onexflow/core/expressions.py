@@ -65,6 +65,11 @@ def is_true(value: Any) -> bool:
     return value is not None and value is not False and not (isinstance(value, str | list | dict) and not value)
 
 
+def task_path(name: str) -> str:
+    """The expression of a task's result; JMESPath wants quotes around names with `-`."""
+    return f'tasks."{name}"' if "-" in name else f"tasks.{name}"
+
+
 def compile_expression(text: str) -> Expression:
     """Raises ExpressionError with the reason when `text` is no expression."""
     text = text.strip()

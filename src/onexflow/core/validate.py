@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -80,6 +80,12 @@ def nearest(name: object, known: Iterable[str]) -> str:
     """`; did you mean 'a' or 'b'?` with the names in `known` that are like `name`, or nothing."""
     close = get_close_matches(str(name)[:MAX_NAME], list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(one) for one in close)}?" if close else ""
+
+
+def listed(names: Sequence[str], separator: str) -> str:
+    """All names in one line; of more than 20 the first ones and the last."""
+    shown = names if len(names) <= 20 else [*names[:18], f"({len(names) - 19} more)", names[-1]]
+    return separator.join(shown)
 
 
 def check_definition(definition: Any, problems: Problems) -> None:

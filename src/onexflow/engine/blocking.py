@@ -12,11 +12,11 @@ from typing import Final
 
 import msgspec
 
-from onexflow.core.attempts import is_void
 from onexflow.core.blocked import RANK, SECOND, Blocked
 from onexflow.core.ids import Token
 from onexflow.core.machine import TERMINAL_TASK_STATES, TERMINAL_WORKFLOW_STATES
 from onexflow.core.state import ItemState
+from onexflow.core.timers import is_void
 from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import item_timers

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from onexflow.codec.definitions import dump_definition, load_definition
+from onexflow.core.compiler import compile_graph
 from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import DefinitionConflict, StoreUnusable, UnknownWorkflowType
-from onexflow.core.graph import Graph, compile_graph
+from onexflow.core.graph import Graph
 from onexflow.ports.client_link import DefinitionInfo
 from onexflow.ports.event_store import DefinitionRecord, EventStore
 

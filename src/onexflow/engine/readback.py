@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onexflow.core.attempts import CANCEL_GRACE, is_void
 from onexflow.core.instructions import ArmTimer
 from onexflow.core.machine import TERMINAL_TASK_STATES
 from onexflow.core.state import ItemState
+from onexflow.core.timers import CANCEL_GRACE, is_void
 from onexflow.core.turn import SECOND
 from onexflow.engine.run import Run
 

@@ -10,107 +10,30 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from onexflow.core.builder import workflow
-from onexflow.core.definition import RetryPolicy, WorkflowDefinition
 from onexflow.engine.protocols import WorkflowOrchestrator
 from onexflow.ports.client_link import RunService
 from onexflow.spi import (
-    Context,
     InvalidProtocolStateError,
     ProtocolHandlerError,
     ProtocolWorkflowOrchestrator,
     RegistryError,
     SPIError,
     WorkflowEvent,
-    WorkflowState,
 )
-from onexflow.worker.handlers import Worker
+from onexflow.testing.conformance.onex_orchestrator_steering import SteeringConformance
+from onexflow.testing.conformance.orchestrator_kit import ORDER, TERMINAL, Script, definitions, state_when, until
 
-ORDER: Context = {"order_id": "ORD-12345", "customer_id": "CUST-67890", "amount": 99.99}
-TERMINAL = {"completed", "failed", "cancelled", "timeout", "compensated"}
-
-
-class Script:
-    """Handlers that wait at a gate if there is one for them, and fail as often as they are told to."""
-
-    def __init__(self) -> None:
-        self.gates: dict[str, asyncio.Event] = {}
-        self.failures: dict[str, int] = {}
-
-    def gate(self, handler: str) -> asyncio.Event:
-        return self.gates.setdefault(handler, asyncio.Event())
-
-    def worker(self) -> Worker:
-        worker = Worker("onex")
-        for name in ("prepare", "reserve", "payment_processing", "ship", "refund"):
-            worker.effect(name, idempotent=True)(self._handler(name))
-        return worker
-
-    def _handler(self, name: str) -> Callable[[Any], Any]:
-        async def handle(_contract: Any) -> Any:
-            if name in self.gates:
-                await self.gates[name].wait()
-            if self.failures.get(name, 0) > 0:
-                self.failures[name] -= 1
-                raise ValueError(f"{name} does not work")
-            return {"by": name}
-
-        return handle
+__all__ = ["OrchestratorConformance", "Script", "definitions"]
 
 
-def definitions() -> list[WorkflowDefinition]:
-    """The workflows of the suite: two tasks in a row; two of which the first is a setup task; three of which the
-    second can be undone."""
-    once = RetryPolicy(policy="none", max_attempts=1)
-    twice = RetryPolicy(policy="fixed", max_attempts=2, initial_delay=0.0)
-    order = workflow("order-processing")
-    reserve = order.effect("reserve", retry=twice, priority="high")
-    order.effect("payment_processing", depends_on=[reserve], retry=once)
-    guided = workflow("guided")
-    guided.effect("prepare", setup=True, retry=once)
-    guided.effect("ship", retry=once)
-    trip = workflow("trip")
-    reserved = trip.effect("reserve")
-    paid = trip.effect("payment_processing", depends_on=[reserved], compensation="refund", priority="high")
-    trip.effect("ship", depends_on=[paid], retry=once)
-    return [order.build(), guided.build(), trip.build()]
-
-
-async def state_when(
-    orchestrator: WorkflowOrchestrator, instance: UUID, *states: str, workflow_type: str = "order-processing"
-) -> WorkflowState:
-    """The order's state once it is one of these."""
-    async with asyncio.timeout(10):
-        while True:
-            state = await orchestrator.get_workflow_state(workflow_type, instance)
-            if state.current_state in states:
-                return state
-            await asyncio.sleep(0.005)
-
-
-class OrchestratorConformance:
+class OrchestratorConformance(SteeringConformance):
     """The contract, member by member."""
-
-    @pytest.fixture
-    def script(self) -> Script:
-        return Script()
-
-    @pytest.fixture
-    def orchestrator(self, service: RunService) -> WorkflowOrchestrator:
-        return WorkflowOrchestrator(service)
-
-    async def ended(self, orchestrator: WorkflowOrchestrator) -> UUID:
-        """An order that is completed."""
-        instance = uuid4()
-        await orchestrator.start_workflow("order-processing", instance, dict(ORDER))
-        assert (await state_when(orchestrator, instance, *TERMINAL)).current_state == "completed"
-        return instance
 
     # ---- shape
 
@@ -231,7 +154,7 @@ class OrchestratorConformance:
         async def waits() -> bool:
             return (await orchestrator.get_workflow_metrics("guided")).by_state.get("initializing") == 1
 
-        await _until(waits)
+        await until(waits)
         assert not starting.done()
         prepare.set()
         assert (await starting).state == "running"
@@ -265,110 +188,7 @@ class OrchestratorConformance:
         assert started.state in {"running", "failed"}
         await state_when(orchestrator, instance, "failed")
 
-    # ---- steering
-
-    async def test_pause_resume_cancel(self, orchestrator: WorkflowOrchestrator, script: Script) -> None:
-        gate, instance = script.gate("reserve"), uuid4()
-        ins = ("order-processing", instance)
-        await orchestrator.start_workflow(*ins, {})
-        assert await orchestrator.resume_workflow(*ins) is False
-        assert await orchestrator.pause_workflow(*ins) is True
-        assert await orchestrator.pause_workflow(*ins) is False
-        assert (await orchestrator.get_workflow_state(*ins)).current_state == "paused"
-        assert await orchestrator.resume_workflow(*ins) is True
-        assert await orchestrator.resume_workflow(*ins) is False
-        assert await orchestrator.cancel_workflow(*ins, reason="User cancelled") is True
-        assert await orchestrator.cancel_workflow(*ins) is False
-        state = await orchestrator.get_workflow_state(*ins)
-        assert (state.current_state, state.metadata["reason"]) == ("cancelled", "User cancelled")
-        types = [str(event.event_type) for event in await orchestrator.get_workflow_history(*ins)]
-        assert [types.count(f"workflow.{what}") for what in ("paused", "resumed", "cancelled")] == [1, 1, 1]
-        gate.set()
-
-    async def test_a_paused_run_starts_nothing_until_it_is_resumed(
-        self, orchestrator: WorkflowOrchestrator, script: Script
-    ) -> None:
-        gate, instance = script.gate("reserve"), uuid4()
-        ins = ("order-processing", instance)
-        await orchestrator.start_workflow(*ins, {})
-        await orchestrator.pause_workflow(*ins)
-        gate.set()
-
-        async def reserved() -> bool:
-            return (await orchestrator.get_workflow_state(*ins)).tasks["reserve"].state == "completed"
-
-        await _until(reserved)
-        state = await orchestrator.get_workflow_state(*ins)
-        assert state.current_state == "paused"
-        assert state.tasks["payment_processing"].started_at is None
-        await orchestrator.resume_workflow(*ins)
-        assert (await state_when(orchestrator, instance, *TERMINAL)).current_state == "completed"
-
-    async def test_a_cancel_with_something_to_undo_ends_compensated_and_keeps_its_outcome(
-        self, orchestrator: WorkflowOrchestrator, script: Script
-    ) -> None:
-        shipping, refund, instance = script.gate("ship"), script.gate("refund"), uuid4()
-        ins = ("trip", instance)
-        await orchestrator.start_workflow(*ins, dict(ORDER))
-
-        async def paid() -> bool:
-            return (await orchestrator.get_workflow_state(*ins)).tasks["ship"].state == "running"
-
-        await _until(paid)
-        assert await orchestrator.cancel_workflow(*ins, reason="User cancelled") is True
-        state = await orchestrator.get_workflow_state(*ins)
-        assert (state.current_state, state.metadata["outcome"]) == ("compensating", "cancelled")
-        assert await orchestrator.cancel_workflow(*ins) is False
-        with pytest.raises(InvalidProtocolStateError) as raised:
-            await orchestrator.pause_workflow(*ins)
-        assert raised.value.context["current_state"] == "compensating"
-        refund.set()
-        shipping.set()
-        state = await state_when(orchestrator, instance, *TERMINAL, workflow_type="trip")
-        assert (state.current_state, state.metadata["outcome"]) == ("compensated", "cancelled")
-        assert state.metadata["reason"] == "User cancelled"
-        undone = state.tasks["payment_processing.undo"]
-        assert (undone.state, undone.priority) == ("completed", "high")
-        assert await orchestrator.cancel_workflow(*ins) is False
-        types = [str(event.event_type) for event in await orchestrator.get_workflow_history(*ins)]
-        begun = types.index("workflow.cancelled")
-        assert types[begun + 1] == "compensation.started"
-        assert (types[-1], types.count("workflow.cancelled")) == ("compensation.completed", 1)
-
-    async def test_a_cancel_with_nothing_to_undo_ends_cancelled(
-        self, orchestrator: WorkflowOrchestrator, script: Script
-    ) -> None:
-        gate, ins = script.gate("reserve"), ("trip", uuid4())
-        await orchestrator.start_workflow(*ins, dict(ORDER))
-        assert await orchestrator.cancel_workflow(*ins) is True
-        state = await orchestrator.get_workflow_state(*ins)
-        assert state.current_state == "cancelled"
-        assert "outcome" not in state.metadata
-        gate.set()
-
-    async def test_a_failure_with_something_to_undo_goes_to_compensating_and_never_to_failed(
-        self, orchestrator: WorkflowOrchestrator, script: Script
-    ) -> None:
-        script.failures["ship"] = 1
-        instance = uuid4()
-        await orchestrator.start_workflow("trip", instance, dict(ORDER))
-        state = await state_when(orchestrator, instance, *TERMINAL, workflow_type="trip")
-        assert (state.current_state, state.metadata["outcome"]) == ("compensated", "failed")
-        assert "ship does not work" in (state.error or "")
-        types = [str(event.event_type) for event in await orchestrator.get_workflow_history("trip", instance)]
-        assert "workflow.failed" not in types
-        assert "compensation.started" in types
-
-    @pytest.mark.parametrize("action", ["pause", "resume", "cancel"])
-    async def test_a_transition_that_there_is_not_is_refused(
-        self, orchestrator: WorkflowOrchestrator, action: str
-    ) -> None:
-        instance = await self.ended(orchestrator)
-        with pytest.raises(InvalidProtocolStateError) as raised:
-            await getattr(orchestrator, f"{action}_workflow")("order-processing", instance)
-        assert raised.value.context["current_state"] == "completed"
-        assert raised.value.context["required_state"]
-        assert (await orchestrator.get_workflow_state("order-processing", instance)).current_state == "completed"
+    # ---- looking
 
     async def test_an_unknown_run_is_a_registry_error(self, orchestrator: WorkflowOrchestrator) -> None:
         ins = ("order-processing", uuid4())
@@ -385,8 +205,6 @@ class OrchestratorConformance:
             with pytest.raises(RegistryError) as raised:
                 await call
             assert raised.value.context
-
-    # ---- looking
 
     async def test_the_state_says_what_the_run_has_done(
         self, orchestrator: WorkflowOrchestrator, script: Script
@@ -496,12 +314,6 @@ class OrchestratorConformance:
         assert orders.throughput == pytest.approx(4 / orders.window_seconds)
         everything = await orchestrator.get_workflow_metrics()
         assert (everything.workflow_type, everything.started) == (None, 5)
-
-
-async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
-        while not await condition():  # noqa: ASYNC110 - what is asked may be at the other end of a wire
-            await asyncio.sleep(0.005)
 
 
 def _shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:

@@ -27,8 +27,8 @@ from onexflow.spi import (
     SPIError,
     TaskStatus,
 )
-from onexflow.testing.conformance.onex_orchestrator import ORDER, TERMINAL, Script, state_when
 from onexflow.testing.conformance.onex_persistence_cuts import CleanUpConformance
+from onexflow.testing.conformance.orchestrator_kit import ORDER, TERMINAL, Script, state_when
 from onexflow.testing.conformance.persistence_kit import TYPE, Service, event_of, replaced, state_of
 
 __all__ = ["PersistenceConformance", "Service"]

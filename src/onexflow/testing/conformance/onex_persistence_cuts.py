@@ -14,7 +14,7 @@ from onexflow.engine.protocols import WorkflowEventBus, WorkflowOrchestrator
 from onexflow.engine.protocols.persistence import WorkflowPersistence
 from onexflow.ports.client_link import EventView
 from onexflow.spi import Context, InvalidProtocolStateError, ProtocolHandlerError, SPIError, WorkflowEvent
-from onexflow.testing.conformance.onex_orchestrator import ORDER, TERMINAL, Script, state_when
+from onexflow.testing.conformance.orchestrator_kit import ORDER, TERMINAL, Script, state_when
 from onexflow.testing.conformance.persistence_kit import TYPE, PersistenceSuite, Service, event_of, state_of
 
 

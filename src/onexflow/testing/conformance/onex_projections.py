@@ -23,7 +23,7 @@ from onexflow.spi import (
     WorkflowEvent,
 )
 from onexflow.testing.conformance.onex_event_bus import ORDER, BusSuite, Connect, until
-from onexflow.testing.conformance.onex_orchestrator import state_when
+from onexflow.testing.conformance.orchestrator_kit import state_when
 
 
 class Totals:

@@ -12,7 +12,7 @@ from onexflow.engine.protocols import WorkflowOrchestrator
 from onexflow.engine.protocols.persistence import RecordsService, WorkflowPersistence
 from onexflow.ports.events import EventService
 from onexflow.spi import WorkflowEvent, WorkflowState
-from onexflow.testing.conformance.onex_orchestrator import ORDER, TERMINAL, Script, state_when
+from onexflow.testing.conformance.orchestrator_kit import ORDER, TERMINAL, Script, state_when
 
 TYPE = "order-processing"
 
