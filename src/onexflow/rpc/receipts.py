@@ -81,7 +81,7 @@ class Taken:
     def took(self) -> None:
         """A message was taken. Cheap, and called for every one."""
         self._count += 1
-        if self.is_due and not self._is_planned:
+        if not self._is_planned and self.is_due:
             self._is_planned = True
             self._say_soon(TURNS, time.monotonic())
 
