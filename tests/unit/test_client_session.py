@@ -62,5 +62,5 @@ async def test_a_client_that_is_not_read_is_told_once_what_was_taken() -> None:
     stream._taken.wanted = True
     for _ in range(1000):
         stream._taken.took()
-        stream._tell_taken()
+        stream._taken._say_now()
     assert len(stream._control) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from onexflow.core.builder import workflow
 from onexflow.core.errors import RunFailed
-from onexflow.engine.sessions import RETURN_SECONDS
+from onexflow.engine.suspects import RETURN_SECONDS
 from onexflow.ports.worker_link import Assignments, Cancel
 from onexflow.testing import Cluster, virtual_time
 from support.engine_kit import Script, ready, single, types, until

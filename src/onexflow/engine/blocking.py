@@ -21,8 +21,9 @@ from onexflow.engine.attempts import AttemptBook
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.readback import item_timers
 from onexflow.engine.run import Attempt, Run
-from onexflow.engine.sessions import PROBE_SECONDS, Sessions, WorkerSession
+from onexflow.engine.sessions import Sessions, WorkerSession
 from onexflow.engine.shard import Shard
+from onexflow.engine.suspects import PROBE_SECONDS
 from onexflow.ports.event_store import ParkedRecord
 
 #: A timer that is due for so long has been forgotten.
@@ -237,7 +238,7 @@ class Look:
         """An attempt that is with a worker, or on its way there."""
         session = attempt.session
         if session is None:
-            incarnation = self._sessions.whose_orphan(attempt)
+            incarnation = self._sessions.suspects.whose_orphan(attempt)
             if incarnation is None:
                 return _stalled("nobody watches its worker")
             wake = self.now + int(PROBE_SECONDS * SECOND)

@@ -349,7 +349,7 @@ class Orchestrator:
             self._on_fatal(error)
 
     def _watch(self, incarnation: str, worker: str, liveness: str, attempts: Iterable[Attempt]) -> None:
-        self._sessions.watch(incarnation, worker, liveness, attempts)
+        self._sessions.suspects.watch(incarnation, worker, liveness, attempts)
 
     def _liveness_of(self, incarnation: str) -> str:
         return next((m.liveness for m in self._registry.members() if m.incarnation == incarnation and m.liveness), "")

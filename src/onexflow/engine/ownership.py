@@ -236,4 +236,4 @@ class Ownership:
         if adoption is not None:
             adoption.cancel()
         self._book.left(shard)
-        self._sessions.left(shard)
+        self._sessions.suspects.left(shard)

@@ -3,7 +3,7 @@
 What a worker has been given makes it owe a sign of life. One that has said nothing for a moment is looked for at its
 liveness port, which a process answers however busy its handlers are. Two looks without an answer make a suspicion. It is
 no proof of anything: what may run twice is begun elsewhere at once, everything else waits as it did
-(`sessions.Sessions.on_silent`), and the first word of the worker ends it.
+(`suspects.Suspects`), and the first word of the worker ends it.
 """
 
 from __future__ import annotations

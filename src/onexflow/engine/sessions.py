@@ -1,16 +1,13 @@
-"""The orchestrator's end of worker streams: who is connected, what each runs, and what becomes of it when one is gone.
+"""The orchestrator's end of worker streams: who is connected, what each runs, and what their messages mean.
 
-A stream that breaks is a suspicion, not a death. Its worker is probed at its own liveness address: refused, or another
-incarnation answering, is proof, and everything it ran is lost. Otherwise pure attempts are dispatched anew unless it is
-back in a moment, and effects wait: for the worker's return (it tells what it holds), for proof, or for the end of its
-lease; those that may run twice no longer than a lease's time without a word and an answer. A worker that falls silent while its stream stands is a smaller suspicion (`engine.pulse`): what may run twice is
-begun elsewhere.
+What a worker says goes on to whoever it is for; what it had when its stream ends goes back to be dispatched anew, or,
+where it may still run there, to be watched over (`engine.suspects`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -19,12 +16,12 @@ import structlog
 from onexflow.core.errors import ProtocolViolation, Unavailable
 from onexflow.core.ids import Token
 from onexflow.engine.lifecycle import Lifecycles
-from onexflow.engine.pulse import Pulse
 from onexflow.engine.run import Attempt
 from onexflow.engine.shard import Shard
+from onexflow.engine.suspects import Fates, Suspects
 from onexflow.engine.tally import Tally
 from onexflow.ports.nodes import UNFIT
-from onexflow.ports.registry import MemberEvent, Prober, Registry
+from onexflow.ports.registry import Prober, Registry
 from onexflow.ports.worker_link import (
     PROTOCOL_VERSION,
     Ack,
@@ -45,7 +42,6 @@ from onexflow.ports.worker_link import (
     Reclaim,
     Reclaimed,
     Results,
-    ShardEpoch,
     ToWorker,
     Welcome,
     WorkerDraining,
@@ -57,35 +53,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("onexflow.sessions")
 
-PROBE_SECONDS = 0.25
-#: How long the pure attempts of a worker whose stream broke wait for its return. A worker that lives connects anew at
-#: once and is back within some 50 ms: what it runs is then adopted, not run twice. Proof of death ends it before. What a
-#: killed worker ran is promised to run again within 300 ms, also when its port answers a last time: this must stay well
-#: below.
-RETURN_SECONDS = 0.1
-#: A worker that has said nothing for so long has not answered a ping.
-QUIET_SECONDS = 3.0
 
-
-class Attempts(Protocol):
+class Attempts(Fates, Protocol):
     """What the sessions need of the orchestrator: the fate of attempts."""
 
     attempts: dict[Token, Attempt]
 
     def join(self, session: WorkerSession) -> None: ...
     def leave(self, session: WorkerSession) -> None: ...
-    def pass_over(self, session: WorkerSession) -> None: ...
     def on_results(self, session: WorkerSession, results: Sequence[AttemptResult]) -> None: ...
     def on_progress(self, token: Token, message: Progress) -> None: ...
     def on_fed(self, session: WorkerSession, message: Fed) -> None: ...
-    def lose(self, attempt: Attempt, worker: str) -> None: ...
-    def give_back(self, attempt: Attempt) -> None: ...
-    def on_credits(self, session: WorkerSession) -> None: ...
     def take_away(self, attempt: Attempt) -> None: ...
     def on_adopted(self, session: WorkerSession, attempt: Attempt) -> None: ...
     def on_unknown(self, session: WorkerSession, tokens: Sequence[Token]) -> None: ...
     def epochs(self) -> dict[int, int]: ...
-    def owned(self, number: int) -> Shard | None: ...
     def addresses(self) -> tuple[str, ...]: ...
 
 
@@ -94,6 +76,7 @@ class WorkerSession:
 
     def __init__(self, sessions: Sessions, link: WorkerLink) -> None:
         self._sessions = sessions
+        self._suspects = sessions.suspects
         self._link = link
         self.hello: Hello | None = None
         #: As it introduced itself.
@@ -152,7 +135,7 @@ class WorkerSession:
 
     def flush(self) -> None:
         """Send the assignments and cancels that were collected. The link cuts them into messages of bounded size."""
-        self._sessions.pulse.begin()
+        self._suspects.pulse.begin()
         if self.outbox:
             outbox, self.outbox = self.outbox, []
             self.send(Assignments(outbox))
@@ -173,7 +156,7 @@ class WorkerSession:
             self._sessions.welcome(self, message)
             return
         if self.is_silent:
-            self._sessions.on_heard(self)
+            self._suspects.on_heard(self)
         match message:
             case Results():
                 self._sessions.hub.on_results(self, message.results)
@@ -236,21 +219,11 @@ class Sessions:
         self.hub = hub
         self._orchestrator_id = orchestrator_id
         self._registry = registry
-        self._prober = prober
-        self._lease_ttl = lease_ttl
         self._on_told = on_told
         self.by_worker: dict[str, WorkerSession] = {}
         self.lifecycle = Lifecycles(self.by_worker.values)
-        #: Attempts whose worker is out of sight, by its incarnation.
-        self.orphans: dict[str, dict[Token, Attempt]] = {}
-        self._watches: dict[str, asyncio.Task[None]] = {}
-        #: Loop time until which those that are watched may come back to their pure attempts.
-        self._return_by: dict[str, float] = {}
-        #: By incarnation, and the seconds of silence after which they are judged.
-        self._doubts: dict[tuple[str, float], asyncio.Task[None]] = {}
         self._unnamed: set[WorkerSession] = set()
-        self.pulse = Pulse(self.by_worker.values, self._look, self.on_silent)
-        self._unsubscribe = registry.subscribe(self._on_member)
+        self.suspects = Suspects(hub, self.by_worker, registry=registry, prober=prober, lease_ttl=lease_ttl)
 
     def accept(self, link: WorkerLink) -> WorkerSession:
         session = WorkerSession(self, link)
@@ -263,12 +236,7 @@ class Sessions:
             session.is_open = False
             session.close(reason)
         self.by_worker.clear()
-        self._unsubscribe()
-        await self.pulse.stop()
-        watches = [*self._watches.values(), *self._doubts.values()]
-        for watch in watches:
-            watch.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
+        await self.suspects.stop()
 
     def welcome(self, session: WorkerSession, hello: Hello) -> None:
         if hello.protocol_version != PROTOCOL_VERSION:
@@ -330,13 +298,12 @@ class Sessions:
             return
         running = set(held.running)
         unknown = []
-        orphans = self.orphans.get(session.incarnation, {})
         for token in held.running:
             attempt = self.hub.attempts.get(token)
             if attempt is None or attempt.withdrawn or (attempt.session not in (None, session) and attempt.sent):
                 unknown.append(token)
                 continue
-            orphans.pop(token, None)
+            self.suspects.found(session.incarnation, token)
             if attempt.session not in (None, session):
                 self.hub.take_away(attempt)
             attempt.session = session
@@ -345,12 +312,7 @@ class Sessions:
             self.hub.on_adopted(session, attempt)
         if unknown:
             self.hub.on_unknown(session, unknown)
-        for token, attempt in list(orphans.items()):
-            if token.shard == held.shard and token not in running:
-                del orphans[token]
-                self.hub.give_back(attempt)
-        if not orphans:
-            self.orphans.pop(session.incarnation, None)
+        self.suspects.settle(session.incarnation, held.shard, running)
         session.told.add(held.shard)
         session.asked.discard(held.shard)
         self._on_told(shard)
@@ -369,171 +331,7 @@ class Sessions:
             attempt.session = None
         sent = [] if planned else [attempt for attempt in inflight.values() if attempt.sent]
         if sent:
-            self.watch(session.incarnation, session.worker_id, session.hello.liveness, sent, session.heard_at)
+            self.suspects.watch(session.incarnation, session.worker_id, session.hello.liveness, sent, session.heard_at)
         for attempt in inflight.values():
             if planned or not attempt.sent:
                 self.hub.give_back(attempt)
-
-    # ---- silence
-
-    async def _look(self, session: WorkerSession) -> str | None:
-        """As `_answer`; a worker that has no address to look at is never suspected."""
-        liveness = session.hello.liveness if session.hello is not None else ""
-        return await self._answer(liveness) if self._prober is not None and liveness else ""
-
-    def on_silent(self, session: WorkerSession) -> None:
-        """What may run twice, or was never sent, is begun elsewhere; effects wait for its word, or for the end of its
-        stream. It gets nothing new, and is asked what it holds: that is what it says first when it goes on."""
-        session.is_silent = True
-        self.hub.pass_over(session)
-        moved = [attempt for attempt in session.inflight.values() if attempt.role != "effect" or not attempt.sent]
-        log.warning("worker.no_answer", worker=session.worker_id, running=len(session.inflight), moved=len(moved))
-        for attempt in moved:
-            self.hub.give_back(attempt)
-        self.ask(session, {attempt.token.shard for attempt in moved})
-        self._doubt_it(session, self._lease_ttl)
-
-    def on_heard(self, session: WorkerSession) -> None:
-        """The first word of a silent one."""
-        session.is_silent = False
-        log.info("worker.answers", worker=session.worker_id)
-        self.hub.on_credits(session)
-
-    # ---- proof of death
-
-    def watch(
-        self, incarnation: str, worker: str, liveness: str, attempts: Iterable[Attempt], heard_at: float | None = None
-    ) -> None:
-        """Keep attempts of a worker that is out of sight until their fate is known. One that is in sight is asked.
-        `heard_at`: the loop time at which it was heard last, if its stream to here has just broken."""
-        loop = asyncio.get_running_loop()
-        if incarnation not in self.orphans:  # else some are missing already, and what they were given holds for all
-            self._return_by[incarnation] = loop.time() + (0.0 if heard_at is None else RETURN_SECONDS)
-        orphans = self.orphans.setdefault(incarnation, {})
-        orphans.update({attempt.token: attempt for attempt in attempts})
-        session = self.by_worker.get(worker)
-        if session is not None and session.incarnation == incarnation:
-            self.ask(session, {attempt.token.shard for attempt in orphans.values()})
-        if incarnation not in self._watches:
-            since = loop.time() if heard_at is None else heard_at
-            self._watches[incarnation] = loop.create_task(self._watch(incarnation, worker, liveness, since))
-
-    def ask(self, session: WorkerSession, shards: Iterable[int]) -> None:
-        """Have a worker say again what it holds of these shards. One that has not said it yet will, by itself."""
-        for number in session.told.intersection(shards):
-            shard = self.hub.owned(number)
-            if shard is not None:
-                session.send(ShardEpoch(number, shard.epoch))
-
-    def whose_orphan(self, attempt: Attempt) -> str | None:
-        """The incarnation of the worker that is out of sight and watched for this attempt, if there is one."""
-        for incarnation, orphans in self.orphans.items():
-            if orphans.get(attempt.token) is attempt and incarnation in self._watches:
-                return incarnation
-        return None
-
-    def left(self, shard: Shard) -> None:
-        """The shard is not owned any more: what hangs on workers out of sight is its next owner's to see to."""
-        for incarnation, orphans in list(self.orphans.items()):
-            for token in [token for token in orphans if token.shard == shard.id]:
-                del orphans[token]
-            if not orphans:
-                del self.orphans[incarnation]
-
-    def _on_member(self, event: MemberEvent) -> None:
-        """The membership of a worker has ended: is it still there?"""
-        record = event.record
-        session = self.by_worker.get(record.node_id)
-        if event.type != "down" or session is None or session.incarnation != record.incarnation:
-            return
-        self._doubt_it(session, QUIET_SECONDS)
-
-    def _doubt_it(self, session: WorkerSession, seconds: float) -> None:
-        """Judge a worker when it has been silent for so long."""
-        key = session.incarnation, seconds
-        if key not in self._doubts:
-            doubt = self._doubt(session, seconds, key)
-            self._doubts[key] = asyncio.get_running_loop().create_task(doubt, name="worker-doubt")
-
-    async def _doubt(self, session: WorkerSession, seconds: float, key: tuple[str, float]) -> None:
-        """It is still there if it says something or answers at its liveness port. Else its stream is given up; at once if
-        it was looked for in vain before, and what it ran is lost when the next look is in vain, too."""
-        loop = asyncio.get_running_loop()
-        try:
-            heard_at = session.heard_at
-            await asyncio.sleep(max(0.0, heard_at + seconds - loop.time()))
-            if session.heard_at != heard_at or not session.is_open:
-                return
-            liveness = session.hello.liveness if session.hello is not None else ""
-            answer = None if session.is_silent else await self._answer(liveness)
-            if session.heard_at == heard_at and answer != session.incarnation and session.is_open:
-                log.warning("worker.silent", worker=session.worker_id, incarnation=session.incarnation)
-                session.close("the worker is silent")
-                session.on_close(planned=False)
-        finally:
-            del self._doubts[key]
-
-    async def _watch(self, incarnation: str, worker: str, liveness: str, heard_at: float) -> None:
-        try:
-            await self._look_after(incarnation, worker, liveness, heard_at)
-        finally:
-            del self._watches[incarnation]  # in the same breath as the last look: the next orphan is watched anew
-            self._return_by.pop(incarnation, None)
-
-    async def _look_after(self, incarnation: str, worker: str, liveness: str, silent_since: float) -> None:
-        loop = asyncio.get_running_loop()
-        while incarnation in self.orphans:
-            answer = await self._answer(liveness)
-            if answer is not None and answer != incarnation:
-                self.declare_dead(incarnation, worker)
-                return
-            if answer == incarnation:
-                silent_since = loop.time()  # it lives: as good as a lease
-            may_return = self._return_by.get(incarnation, 0.0) - loop.time()
-            if may_return <= 0:
-                self._release_pure(incarnation)
-            if loop.time() - silent_since > self._lease_ttl:
-                if not any(record.incarnation == incarnation for record in self._registry.members()):
-                    self.declare_dead(incarnation, worker)
-                    return
-                if (
-                    liveness and self._prober is not None
-                ):  # it was looked for: a member that cannot be reached is of no use here
-                    self._lose_repeatable(incarnation, worker)
-            await asyncio.sleep(may_return if may_return > 0 else PROBE_SECONDS)
-
-    async def _answer(self, liveness: str) -> str | None:
-        """The incarnation that answers there, "" when the connection is refused; None: nothing is known."""
-        if self._prober is None or not liveness:
-            return None
-        try:
-            return await self._prober.probe(liveness) or ""
-        except Unavailable:
-            return None
-
-    def _release_pure(self, incarnation: str) -> None:
-        orphans = self.orphans.get(incarnation, {})
-        for token, attempt in list(orphans.items()):
-            if attempt.role != "effect":
-                del orphans[token]
-                self.hub.give_back(attempt)
-        if not orphans:
-            self.orphans.pop(incarnation, None)
-
-    def _lose_repeatable(self, incarnation: str, worker: str) -> None:
-        """What may run twice is begun elsewhere. The rest waits: the worker may still come back with its true end."""
-        orphans = self.orphans.get(incarnation, {})
-        for token, attempt in list(orphans.items()):
-            if attempt.may_repeat:
-                del orphans[token]
-                self.hub.lose(attempt, worker)
-        if not orphans:
-            self.orphans.pop(incarnation, None)
-
-    def declare_dead(self, incarnation: str, worker: str) -> None:
-        """The process is proven dead, or its lease is over: what it ran is lost."""
-        orphans = self.orphans.pop(incarnation, {})
-        if orphans:
-            log.warning("worker.lost", worker=worker, incarnation=incarnation, attempts=len(orphans))
-        for attempt in orphans.values():
-            self.hub.lose(attempt, worker)

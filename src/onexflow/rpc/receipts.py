@@ -11,11 +11,19 @@ only for a sender that has asked for it in its first message.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 #: Messages that may be on their way: one that is being taken, and one that is there when it is.
 WINDOW: Final = 2
+#: A receipt leaves by itself after so many turns of the loop if they took no longer than a loop takes that has nothing to do,
+#: or else after so many seconds: then there will be something for it to go with.
+TURNS: Final = 8
+IDLE_SECONDS: Final = 0.0002
+PATIENCE: Final = 0.005
 
 
 class Untaken:
@@ -52,19 +60,30 @@ class Untaken:
 
 
 class Taken:
-    """The receiver's side."""
+    """The receiver's side: says with a message of its own how many it has taken, when the sender may wait for that and no
+    other message has said so."""
 
-    __slots__ = ("_count", "_told", "wanted")
+    __slots__ = ("_count", "_is_planned", "_loop", "_patience", "_say", "_told", "wanted")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, say: Callable[[], None], patience: Callable[[], float]) -> None:
+        """`say` sends some message, with what `tell` gives in it. `patience` gives the seconds that a receipt may wait for
+        something to go with, while there is much to do."""
+        self._loop = loop
+        self._say = say
+        self._patience = patience
         #: The sender wants to be told.
         self.wanted = False
         self._count = 0
         self._told = 0
+        #: A receipt is planned.
+        self._is_planned = False
 
     def took(self) -> None:
-        """A message was taken."""
+        """A message was taken. Cheap, and called for every one."""
         self._count += 1
+        if not self._is_planned and self.is_due:
+            self._is_planned = True
+            self._say_soon(TURNS, time.monotonic())
 
     @property
     def is_due(self) -> bool:
@@ -77,3 +96,17 @@ class Taken:
             return 0
         self._told = self._count
         return self._count
+
+    def _say_soon(self, turns: int, since: float) -> None:
+        # By the system's clock: uvloop's counts milliseconds, and stands still within a turn.
+        if turns:
+            self._loop.call_soon(self._say_soon, turns - 1, since)
+        elif time.monotonic() - since < IDLE_SECONDS:
+            self._say_now()
+        else:
+            self._loop.call_later(self._patience(), self._say_now)
+
+    def _say_now(self) -> None:
+        self._is_planned = False
+        if self.is_due:
+            self._say()

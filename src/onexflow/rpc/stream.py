@@ -6,7 +6,6 @@ A stream that breaks the protocol, is malformed or is too large ends with a stat
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -16,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onexflow.core.errors import ProtocolViolation, Unavailable
 from onexflow.engine.routing import FORWARDED
 from onexflow.rpc.channel import FORWARDED_MARK
-from onexflow.rpc.receipts import Taken
+from onexflow.rpc.receipts import PATIENCE, Taken
 from onexflow.rpc.status import judged, to_status
 from onexflow.spi.exceptions import SPIError
 
@@ -24,11 +23,6 @@ from onexflow.spi.exceptions import SPIError
 HELLO_WITHIN: Final = 5.0
 #: Seconds for what is queued when the stream is ended from here.
 FLUSH_WITHIN: Final = 1.0
-#: A receipt leaves by itself after so many turns of the loop if they took no longer than a loop takes that has nothing to do,
-#: or else after so many seconds: then there will be something for it to go with.
-RECEIPT_TURNS: Final = 8
-IDLE_SECONDS: Final = 0.0002
-RECEIPT_PATIENCE: Final = 0.005
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -57,9 +51,7 @@ class ServerStream:
         self._end: asyncio.Future[SPIError | None] = self._loop.create_future()
         self._hello_within = hello_within
         self.heard_at = self._loop.time()
-        self._taken = Taken()
-        #: A receipt is planned.
-        self._tells = False
+        self._taken = Taken(self._loop, self._say_taken, self._receipt_patience)
         #: Set when the peer has been told the end, or is gone.
         self.over = asyncio.Event()
 
@@ -100,18 +92,8 @@ class ServerStream:
         except Exception as error:
             raise Unavailable(f"The stream is broken: {error}") from error
 
-    def _tell_soon(self, turns: int, since: float) -> None:
-        # By the system's clock: uvloop's counts milliseconds, and stands still within a turn.
-        if turns:
-            self._loop.call_soon(self._tell_soon, turns - 1, since)
-        elif time.monotonic() - since < IDLE_SECONDS:
-            self._tell_taken()
-        else:
-            self._loop.call_later(self._receipt_patience(), self._tell_taken)
-
-    def _tell_taken(self) -> None:
-        self._tells = False
-        if self._taken.is_due and not self._end.done():
+    def _say_taken(self) -> None:
+        if not self._end.done():
             self._receipt()
 
     # ---- for subclasses
@@ -121,7 +103,7 @@ class ServerStream:
 
     def _receipt_patience(self) -> float:
         """Seconds that a receipt may wait for something to go with, while there is much to do."""
-        return RECEIPT_PATIENCE
+        return PATIENCE
 
     def _on_message(self, message: Any) -> None:
         """A message, in order. Whatever it raises ends the stream."""
@@ -168,9 +150,6 @@ class ServerStream:
             self.heard_at = self._loop.time()
             self._on_message(message)
             self._taken.took()
-            if self._taken.is_due and not self._tells:
-                self._tells = True
-                self._tell_soon(RECEIPT_TURNS, time.monotonic())
 
     async def _receive(self) -> Any:
         try:

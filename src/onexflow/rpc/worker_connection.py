@@ -32,7 +32,7 @@ WELCOME_WITHIN: Final = 5.0
 #: Seconds of silence before a ping of the connection, and those for its answer: how soon a dead one is left.
 PING: Final = (2.0, 3.0)
 #: A stream that lived shorter than this counts as a failed attempt, so that pauses grow: to no more than this where there
-#: was a Welcome, as what the worker holds may run elsewhere soon (`engine.sessions.RETURN_SECONDS`).
+#: was a Welcome, as what the worker holds may run elsewhere soon (`engine.suspects.RETURN_SECONDS`).
 SETTLED_AFTER: Final = 1.0
 WELCOMED_PAUSE: Final = 0.2
 #: But it grows to so many times what the way to Welcome took, and to LONGEST_PAUSE at most.
