@@ -205,8 +205,8 @@ class Orchestrator:
         )
 
     def _owns(self, prober: Prober | None, lease_ttl: float) -> Ownership:
-        self._kernel.on_claimed = self._on_claimed
-        self._kernel.on_left = self._on_left
+        self._kernel.claims.on_claimed = self._on_claimed
+        self._kernel.claims.on_left = self._on_left
         return Ownership(
             self._kernel,
             self._book,
@@ -535,7 +535,7 @@ class Orchestrator:
     def owner_address(self, number: int) -> str:
         """Where a shard's owner serves, as far as is known now."""
         if number not in self._kernel.shards:
-            return self._kernel.locate(number)[1]
+            return self._kernel.claims.locate(number)[1]
         return self._record.address if self._record is not None else ""
 
     def shard_map(self) -> ShardMap:
