@@ -71,6 +71,7 @@ class Consequences:
         kernel.carry_out = self.carry_out
         kernel.on_loaded = self._on_loaded
         kernel.on_durable = self._on_durable
+        kernel.on_lost = self._on_lost
         kernel.claims.on_claimed = self._on_claimed
         kernel.claims.on_left = self._on_left
 
@@ -126,7 +127,7 @@ class Consequences:
         self._events.left(shard)
         self._outcomes.left(shard, shard.moved)
 
-    def on_lost(self, error: Coded) -> None:
+    def _on_lost(self, error: Coded) -> None:
         """The store is lost: nothing new is taken, and who waits for anything is sent away."""
         self._readiness.lost = error
         log.critical("store.lost", code=error.code, error=str(error))

@@ -5,13 +5,12 @@ A call that is repeated under its request id gets the first answer (`engine.answ
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from onexflow.core.commands import AssignRun, CancelRun, Command, PauseRun, ResolveItem, ResumeRun
 from onexflow.core.errors import InvalidArgument, UnknownTask
 from onexflow.engine.answers import Answers
 from onexflow.engine.gathering import Gatherer
 from onexflow.engine.kernel import Kernel
+from onexflow.engine.node_book import NodeBook
 from onexflow.engine.pins import Pins
 from onexflow.engine.queries import Queries
 from onexflow.engine.readiness import Readiness
@@ -20,7 +19,7 @@ from onexflow.ports.client_link import ControlOutcome, ControlRequest
 
 
 class Controls:
-    """Of one orchestrator. `check_node` raises when there is no such node."""
+    """Of one orchestrator."""
 
     def __init__(
         self,
@@ -29,14 +28,14 @@ class Controls:
         queries: Queries,
         gatherer: Gatherer,
         pins: Pins,
-        check_node: Callable[[str], None],
+        nodes: NodeBook,
     ) -> None:
         self._kernel = kernel
         self._readiness = readiness
         self._queries = queries
         self._gatherer = gatherer
         self._pins = pins
-        self._check_node = check_node
+        self._nodes = nodes
         self._answers = Answers(kernel.store)
 
     async def control(self, request: ControlRequest) -> ControlOutcome:
@@ -73,7 +72,7 @@ class Controls:
                 return CancelRun(request.reason)
             case "assign":
                 if request.node_id:
-                    self._check_node(request.node_id)
+                    self._nodes.check_known(request.node_id)
                 return AssignRun(request.node_id)
             case "resolve":
                 task = run.graph.index.get(request.task)

@@ -49,8 +49,6 @@ class Kernel:
         codec: PayloadCodec,
         jitter: Callable[[], float],
         *,
-        on_full: Callable[[bool], None],
-        on_lost: Callable[[Coded], None],
         shared: bool = False,
     ) -> None:
         """`shared`: other orchestrators own shards of this store, and may take those of this one. Else a shard that
@@ -61,8 +59,8 @@ class Kernel:
         self.lane = CommitLane(
             store,
             on_stored=self._on_stored,
-            on_full=on_full,
-            on_lost=on_lost,
+            on_full=lambda full: self.on_full(full),  # noqa: PLW0108 - set later
+            on_lost=lambda error: self.on_lost(error),  # noqa: PLW0108 - set later
             on_moved=lambda shard, error: self.claims.fenced(shard, error),  # noqa: PLW0108 - made below
         )
         self._codec = codec
@@ -89,6 +87,10 @@ class Kernel:
         self.on_durable: Callable[[Sequence[tuple[Entity, int]]], None] = _ignore
         #: Called when a work queue enters memory by being read back.
         self.on_queue: Callable[[Queue], None] = _ignore
+        #: Called when the store's space is used up (True), and when there is some again.
+        self.on_full: Callable[[bool], None] = _ignore
+        #: Called when the store can no longer be trusted: this owner is at its end.
+        self.on_lost: Callable[[Coded], None] = _ignore
         #: Read once a turn of the loop: store time, and events that are not durable (-1: not counted in this turn).
         self._now = 0
         self._undurable = -1

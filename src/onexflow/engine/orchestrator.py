@@ -106,14 +106,7 @@ class Orchestrator:
         self._clock = clock
         self._ids = ids
         self._registry = registry
-        self._kernel = Kernel(
-            store,
-            codec,
-            ids.random,
-            on_full=lambda full: self._readiness.on_full(full),  # noqa: PLW0108 - made below
-            on_lost=lambda error: self._consequences.on_lost(error),  # noqa: PLW0108 - made below
-            shared=shared,
-        )
+        self._kernel = Kernel(store, codec, ids.random, shared=shared)
         self._readiness = Readiness(self._kernel)
         self._background = Background()
         #: Where the others are, and the shards.
@@ -153,29 +146,17 @@ class Orchestrator:
             self._kernel, ids, payload_limit, self._readiness.refuse_if_unable, lambda: self._cluster.events
         )
         #: What `ports.persistence` asks.
-        self.records = RecordBook(
-            self._kernel,
-            self._queries,
-            self.events,
-            owner=orchestrator_id,
-            refuse=self._readiness.refuse_if_unable,
-            payload_limit=payload_limit,
-        )
+        self.records = self._keeps(payload_limit)
         self._ownership: Ownership = self._owns(prober, lease_ttl)
         self._blocking.free_since = self._ownership.free_since
         self._fitness = self._fits(peers)
         self.watchdog = Watchdog(self._blocking, self._queues, self._bridge, self._ownership)
         self._observed = Observed(self._kernel, self._book, self._sessions, self.watchdog, self._fitness)
         self._outcomes = Outcomes(self._kernel, self._queries, self._background.answer)
-        self._consequences: Consequences = self._follows(on_fatal)
+        self._consequences = self._follows(on_fatal)
         self._starts = self._begins(payload_limit)
         self._controls = Controls(
-            self._kernel,
-            self._readiness,
-            self._queries,
-            self._book.gatherer,
-            self._pins,
-            self.node_registry.check_known,
+            self._kernel, self._readiness, self._queries, self._book.gatherer, self._pins, self.node_registry
         )
 
     def _registers(self) -> NodeBook:
@@ -191,6 +172,16 @@ class Orchestrator:
             ids=self._ids,
             orchestrator_id=self.orchestrator_id,
             incarnation=self.incarnation,
+        )
+
+    def _keeps(self, payload_limit: int) -> RecordBook:
+        return RecordBook(
+            self._kernel,
+            self._queries,
+            self.events,
+            owner=self.orchestrator_id,
+            refuse=self._readiness.refuse_if_unable,
+            payload_limit=payload_limit,
         )
 
     def _begins(self, payload_limit: int) -> Starts:

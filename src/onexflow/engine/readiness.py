@@ -23,6 +23,7 @@ class Readiness:
         #: What is under way goes on, and nothing new is taken.
         self.is_draining = False
         self._is_full = False
+        kernel.on_full = self._on_full
 
     def refuse_if_unable(self) -> None:
         """Raises what keeps this orchestrator from taking anything new, if something does."""
@@ -45,8 +46,7 @@ class Readiness:
         """Is the store's space used up?"""
         return self._is_full
 
-    def on_full(self, full: bool) -> None:
-        """The store's space is used up, or there is some again."""
+    def _on_full(self, full: bool) -> None:
         self._is_full = full
         if full:
             log.error("store.full")
