@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 
 from onexflow.app.orchestrator import main
-from onexflow.engine.kernel import Kernel
+from onexflow.engine.claims import Claims
 
 
-def _compare(self: Kernel, owners: Sequence[tuple[int, int, str]], asked_at: float) -> None:
+def _compare(self: Claims, owners: Sequence[tuple[int, int, str]], asked_at: float) -> None:
     self.confirmed_at = max(self.confirmed_at, asked_at)
 
 
 if __name__ == "__main__":
-    Kernel.compare = _compare  # type: ignore[method-assign]  # what this program is for
+    Claims.compare = _compare  # type: ignore[method-assign]  # what this program is for
     sys.exit(main())

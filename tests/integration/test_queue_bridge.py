@@ -336,15 +336,15 @@ async def test_a_full_store_holds_a_task_up_and_no_more() -> None:
     async with Cluster() as cluster:
         await cluster.add_worker(script.worker("w1"), "w1")
         queue = WorkQueue(cluster.engine)
-        cluster.engine._on_full(True)
+        cluster.engine._kernel.on_full(True)
         with pytest.raises(StoreFull):
             await queue.enqueue_task(task("a"))
-        cluster.engine._on_full(False)
+        cluster.engine._kernel.on_full(False)
         await queue.enqueue_task(task("a"), delay_seconds=1)
-        cluster.engine._on_full(True)
+        cluster.engine._kernel.on_full(True)
         await asyncio.sleep(60)
         assert await state(queue, "a") == "scheduled"
-        cluster.engine._on_full(False)
+        cluster.engine._kernel.on_full(False)
         await reached(queue, "completed", "a")
 
 

@@ -34,7 +34,7 @@ async def woken_owner(seed: int, *, looks: bool = False) -> World:
             await world.start()
         frozen = await world.owner_of(world.chance.choice(world.started))
         if not looks:
-            frozen.engine._kernel.compare = lambda owners, asked_at: None  # type: ignore[method-assign]  # the hook
+            frozen.engine._kernel.claims.compare = lambda owners, asked_at: None  # type: ignore[method-assign]  # the hook
         key = await _key_of_an_untouched_shard(world, frozen)
         await clock.sleep(world.chance.uniform(0.0, 0.4))
         held = list(frozen.engine.shards.values())
@@ -153,7 +153,7 @@ async def waiting_client(seed: int) -> World:
         heard: asyncio.Queue[RunOutcome | SPIError] = asyncio.Queue()
         owner.engine.gateway.wait_run(key, heard.put_nowait)
         await cluster.clock.sleep(0.2)
-        await owner.engine._kernel.release(cluster.number_of(key))
+        await owner.engine._kernel.claims.release(cluster.number_of(key))
         await world.ended(20.0)
         try:
             outcome = await asyncio.wait_for(heard.get(), 5.0)

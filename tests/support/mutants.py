@@ -19,7 +19,7 @@ from onexflow.core.ids import RunKey, Token
 from onexflow.core.state import ItemState
 from onexflow.core.turn import Turn
 from onexflow.engine import attempts as engine_attempts
-from onexflow.engine import kernel as engine_kernel
+from onexflow.engine import claims as engine_claims
 from onexflow.engine import results as engine_results
 from onexflow.engine.answers import Answers
 from onexflow.engine.attempts import AttemptBook
@@ -204,7 +204,7 @@ def one_shot_recovery(patch: pytest.MonkeyPatch) -> None:
         rows = await store.read_shard(shard.id, checkpoint.offset if checkpoint else 1, 1 << 30)
         return await store.get_runs(shard.id, sorted({row.iid for row in rows})), set()
 
-    patch.setattr(engine_kernel, "hot_runs", short)
+    patch.setattr(engine_claims, "hot_runs", short)
 
 
 def request_in_memory(patch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from onexflow.core.errors import Overloaded, StoreFull, StoreUnavailable
-from onexflow.engine import orchestrator
+from onexflow.engine import readiness
 from onexflow.ports.client_link import EventView
 from onexflow.spi.exceptions import SPIError
 from onexflow.storage.memory import MemoryStore
@@ -23,7 +23,7 @@ def faulty() -> tuple[FaultyStore, Cluster]:
 
 @virtual_time
 async def test_new_runs_are_refused_while_too_much_waits_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator, "UNDURABLE_EVENTS", 20)
+    monkeypatch.setattr(readiness, "UNDURABLE_EVENTS", 20)
     store, cluster = faulty()
     async with cluster:
         await ready(cluster, Script(), single("effect", "charge"))

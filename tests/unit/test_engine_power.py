@@ -351,7 +351,7 @@ async def test_who_waits_for_a_run_that_may_not_be_durable_starts_it_again_when_
         end = Asked(cluster.wait(key))
         await asyncio.sleep(0)
         kernel = cluster.engine._kernel
-        kernel.drop(kernel.number_of(key), ShardMoved("another has it"))
+        kernel.claims.drop(kernel.number_of(key), ShardMoved("another has it"))
         with pytest.raises(Draining):
             await end.answer()
         store.release()

@@ -91,7 +91,7 @@ async def test_one_hears_of_a_higher_epoch_on_the_same_stream() -> None:
         await until(lambda: work.folds and len(work.folds[0]) > 50)
         number = cluster.number_of(key)
         epoch = member.engine.shards[number].epoch
-        assert await member.engine._kernel.release(number)
+        assert await member.engine._kernel.claims.release(number)
         await cluster.settled()
         assert member.engine.shards[number].epoch > epoch
         assert await cluster.result(key) == sum(range(COUNT)) * 2

@@ -26,6 +26,7 @@ class Local:
     shard_count = 1
 
     def __init__(self) -> None:
+        self.whereabouts = self
         self.replies: list[Callable[[Any], None]] = []
         self.has_said = False
 

@@ -18,6 +18,7 @@ class Nobody:
     def __init__(self, address: str) -> None:
         self.address = address
         self.looks: list[float] = []
+        self.whereabouts = self
 
     async def ask(self) -> None:
         self.looks.append(asyncio.get_running_loop().time())

@@ -419,7 +419,7 @@ async def test_a_result_that_comes_to_nobody_is_kept_for_the_next_owner() -> Non
         number = cluster.number_of(key)
         engine = cluster.members["a"].engine
         await engine._ownership.stop()
-        assert await engine._kernel.release(number)
+        assert await engine._kernel.claims.release(number)
         gate.set()
         await cluster.clock.sleep(0.5)
         cluster.thaw("b")

@@ -32,7 +32,8 @@ class Cluster:
         self.failing = False
         self.tell: Callable[[MemberEvent], None] = lambda _: None
         store = SimpleNamespace(shards=SHARDS, owners=self._ask)
-        kernel = SimpleNamespace(store=store, shards={}, compare=lambda *_: None, claim=self._claim)
+        claims = SimpleNamespace(compare=lambda *_: None, claim=self._claim)
+        kernel = SimpleNamespace(store=store, shards={}, claims=claims)
         registry = SimpleNamespace(members=lambda _: self.members, subscribe=self._subscribe)
         self.placement = Placement(
             cast("Kernel", kernel),

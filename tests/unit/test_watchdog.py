@@ -393,7 +393,7 @@ async def test_a_shard_that_could_not_be_read_back_for_an_unknown_reason(monkeyp
         await cluster.add_worker(script.worker("w1"), "w1")
         await cluster.settled()
         kernel = cluster.members["b"].engine._kernel
-        recover, failed = kernel.recover_shard, set[int]()
+        recover, failed = kernel.claims.recover, set[int]()
 
         async def broken_once(shard: Shard) -> int:
             if shard.id not in failed:
@@ -401,7 +401,7 @@ async def test_a_shard_that_could_not_be_read_back_for_an_unknown_reason(monkeyp
                 raise ValueError("a bug")
             return await recover(shard)
 
-        monkeypatch.setattr(kernel, "recover_shard", broken_once)
+        monkeypatch.setattr(kernel.claims, "recover", broken_once)
         keys = [await cluster.start("single", number) for number in range(8)]
         await cluster.kill("a")
         assert [await cluster.result(key) for key in keys] == list(range(8))

@@ -338,7 +338,7 @@ class Look:
 
     def elsewhere(self, number: int) -> Blocked:
         """Of a run in a shard that is not owned here."""
-        owner, _ = self._kernel.locate(number)
+        owner, _ = self._kernel.claims.locate(number)
         free_since = self._free_since(number)
         since = self._since(free_since) if free_since is not None else 0
         return Blocked(kind="moving", owner=owner, shard=number, since=since)

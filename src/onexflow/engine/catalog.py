@@ -84,6 +84,16 @@ class Catalog:
             )
         return record
 
+    async def find(self, namespace: str, workflow_type: str, version: int, *, shared: bool) -> DefinitionRecord:
+        """As `record`. `shared`: it may have been registered through another orchestrator."""
+        try:
+            return self.record(namespace, workflow_type, version)
+        except UnknownWorkflowType:
+            if not shared:
+                raise
+        await self.load()
+        return self.record(namespace, workflow_type, version)
+
     def graph(self, record: DefinitionRecord) -> Graph:
         """The compiled definition."""
         graph = self._graphs.get(record.hash)

@@ -90,7 +90,7 @@ class Fitness:
         """Has the store answered lately, and does no write wait for long?"""
         if self._kernel.lane.is_over or self._is_full() or self.oldest_append > FRESH_SECONDS:
             return False
-        return not self._kernel.is_shared or _now() - self._kernel.confirmed_at <= FRESH_SECONDS
+        return not self._kernel.is_shared or _now() - self._kernel.claims.confirmed_at <= FRESH_SECONDS
 
     def details(self) -> dict[str, str]:
         """For the health answer."""
@@ -128,7 +128,7 @@ class Fitness:
             log.warning("loop.late", seconds=round(lag, 3))
 
     async def _look(self) -> None:
-        silent = max(self.oldest_append, _now() - self._kernel.confirmed_at)
+        silent = max(self.oldest_append, _now() - self._kernel.claims.confirmed_at)
         if not self.has_withdrawn:
             if silent <= STORE_SECONDS or self._is_full() or not await self._can_others():
                 self._outdone_since = 0.0

@@ -97,13 +97,15 @@ class Gateway:
     @property
     def events(self) -> EventService:
         if self._events is None:
-            self._events = ClusterEvents(self.local.events, _EventOwners(self), lambda: self.local.shard_count)
+            self._events = ClusterEvents(
+                self.local.events, _EventOwners(self), lambda: self.local.whereabouts.shard_count
+            )
         return self._events
 
     def others(self) -> dict[str, Peer]:
         """The other orchestrators that are there and can be asked, by their addresses."""
         found = {}
-        for address in self.local.other_addresses():
+        for address in self.local.whereabouts.other_addresses():
             try:
                 found[address] = self._peers(address)
             except Unavailable:  # it has just gone
@@ -163,7 +165,7 @@ class Gateway:
             return list(found.values())
         elsewhere: dict[str, list[RunKey]] = {}
         for run in found.values():
-            if run.blocked.kind == "moving" and (address := self.local.address_of(run.blocked.owner)):
+            if run.blocked.kind == "moving" and (address := self.local.whereabouts.address_of(run.blocked.owner)):
                 elsewhere.setdefault(address, []).append(run.key)
         answers = await asyncio.gather(*(self._explained(address, theirs) for address, theirs in elsewhere.items()))
         for theirs, answer in zip(elsewhere.values(), answers, strict=True):
@@ -243,7 +245,7 @@ class Gateway:
         caller = self._router.caller()
         others = [
             self._router.ask_peer(lambda peer: peer.drain_node(node_id), address, caller)
-            for address in self.local.other_addresses()
+            for address in self.local.whereabouts.other_addresses()
         ]
         answers = await asyncio.gather(self.local.drain_node(node_id), *others, return_exceptions=True)
         changed = [answer for answer in answers if isinstance(answer, bool)]

@@ -1,4 +1,4 @@
-"""The kernel: the shards of this process, the one place where commands are decided and recorded, and the way to a run.
+"""The kernel: the one place where commands are decided and recorded, and the way to a run of this process's shards.
 
 Everything else of the engine asks the kernel: `resident`, `find`, `start` and `decide`. It knows nothing of workers and
 clients; what a decision asks for goes to `carry_out`, which the orchestrator sets.
@@ -7,9 +7,7 @@ clients; what a decision asks for goes to `carry_out`, which the orchestrator se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
@@ -20,14 +18,15 @@ from onexflow.core.graph import Graph
 from onexflow.core.ids import RunKey, shard_of_slot
 from onexflow.core.payload import PayloadCodec
 from onexflow.core.queue import QueueTurn
-from onexflow.core.queue_state import QUEUE_TYPE, is_system_type
+from onexflow.core.queue_state import is_system_type
 from onexflow.core.turn import Context, Turn
+from onexflow.engine.background import Background
 from onexflow.engine.catalog import Catalog
+from onexflow.engine.claims import Claims
 from onexflow.engine.cuts import Trimmer
 from onexflow.engine.lane import CommitLane
-from onexflow.engine.loader import READ_TOGETHER, Loader
+from onexflow.engine.loader import READ_AGAIN_SECONDS, Loader
 from onexflow.engine.queue import Queue, read_queue
-from onexflow.engine.recovery import RecentRuns, hot_runs
 from onexflow.engine.run import Run
 from onexflow.engine.shard import Entity, Shard
 from onexflow.ports.event_store import EventStore, RunRecord
@@ -35,11 +34,6 @@ from onexflow.spi.exceptions import SPIError
 
 log = structlog.get_logger("onexflow.kernel")
 
-#: A run that could not be read back is tried again after so long.
-READ_AGAIN_SECONDS = 0.25
-#: Runs whose start is remembered, so that the next one needs no look-up: of all shards together, and of each at least.
-KEPT_STARTS = 50_000
-KEPT_OF_SHARD = 100
 #: Keys whose shard is remembered.
 KEPT_PLACES = 4096
 #: How long a stop waits for the store to take what is decided.
@@ -55,8 +49,6 @@ class Kernel:
         codec: PayloadCodec,
         jitter: Callable[[], float],
         *,
-        on_full: Callable[[bool], None],
-        on_lost: Callable[[Coded], None],
         shared: bool = False,
     ) -> None:
         """`shared`: other orchestrators own shards of this store, and may take those of this one. Else a shard that
@@ -64,22 +56,25 @@ class Kernel:
         self.store = store
         self.catalog = Catalog(store, store.now)
         self.is_shared = shared
-        self.shards: dict[int, Shard] = {}
-        #: Shards that are handed over: nothing is decided for them any more, what was decided is still to be stored.
-        self._leaving: dict[int, Shard] = {}
         self.lane = CommitLane(
             store,
             on_stored=self._on_stored,
-            on_full=on_full,
-            on_lost=on_lost,
-            on_moved=self._on_moved,
+            on_full=lambda full: self.on_full(full),  # noqa: PLW0108 - set later
+            on_lost=lambda error: self.on_lost(error),  # noqa: PLW0108 - set later
+            on_moved=lambda shard, error: self.claims.fenced(shard, error),  # noqa: PLW0108 - made below
         )
         self._codec = codec
         self._jitter = jitter
         self._shard_count = 0
         self._places: dict[RunKey, int] = {}
-        self._reloads: set[asyncio.Task[object]] = set()
+        self._background = Background()
         self.loader = Loader(store, self.catalog, self.lane, lambda run: self.on_loaded(run))  # noqa: PLW0108 - set later
+        #: What is owned here, and how it comes and goes.
+        self.claims = Claims(
+            store, self.catalog, self.lane, self.loader, now=self.now, read_queue=self.queue, shared=shared
+        )
+        #: The shards that are served, by number.
+        self.shards = self.claims.shards
         self._queue_lock = asyncio.Lock()
         #: Runs that left memory because a decision failed, until they are read back.
         self.reading: set[tuple[Shard, int]] = set()
@@ -92,154 +87,21 @@ class Kernel:
         self.on_durable: Callable[[Sequence[tuple[Entity, int]]], None] = _ignore
         #: Called when a work queue enters memory by being read back.
         self.on_queue: Callable[[Queue], None] = _ignore
-        #: Called with a shard that was claimed, before anything of it is read back.
-        self.on_claimed: Callable[[Shard], None] = _ignore
-        #: Called once with a shard for which nothing more is decided here; `shard.moved` says why.
-        self.on_left: Callable[[Shard], None] = _ignore
-        #: (owner, address) of a shard that is not owned here, as far as is known.
-        self.locate: Callable[[int], tuple[str, str]] = _nowhere
-        #: Loop time at which the store last confirmed all epochs.
-        self.confirmed_at = 0.0
+        #: Called when the store's space is used up (True), and when there is some again.
+        self.on_full: Callable[[bool], None] = _ignore
+        #: Called when the store can no longer be trusted: this owner is at its end.
+        self.on_lost: Callable[[Coded], None] = _ignore
         #: Read once a turn of the loop: store time, and events that are not durable (-1: not counted in this turn).
         self._now = 0
         self._undurable = -1
 
     async def open(self, owner: str) -> None:
-        """Open the store. Claim every shard (the store's lock, or its epochs, proves that the owner before is gone); of
-        a store that is shared, none yet."""
+        """Open the store, and claim what is this owner's from the start."""
         await self.store.open()
         await self.catalog.load()
         self._shard_count = self.store.shards
-        self.confirmed_at = asyncio.get_running_loop().time()
         self.lane.start()
-        if not self.is_shared:
-            for shard, epoch, _ in await self.store.owners():
-                if await self.claim(shard, epoch, owner) is None:
-                    raise ShardMoved(f"shard {shard} was claimed by another orchestrator", {"shard": shard})
-
-    async def recover(self) -> int:
-        """Read back the runs that were at work. Returns how many."""
-        return sum([await self.recover_shard(shard) for shard in list(self.shards.values())])
-
-    # ---- ownership
-
-    async def claim(self, number: int, epoch: int, owner: str) -> Shard | None:
-        """Claim one shard, if its epoch in the store is still `epoch`; else None. It serves at once; `recover_shard`
-        is still to be called."""
-        claim = await self.store.claim(number, epoch, owner)
-        if claim is None:
-            return None
-        self.drop(number, ShardMoved(f"shard {number} was claimed anew", {"shard": number}))
-        shard = Shard(claim, self.lane.touched)
-        self.shards[number] = shard
-        limit = max(KEPT_OF_SHARD, KEPT_STARTS // self._shard_count)
-        shard.recent = RecentRuns(self.now() if claim.head > 1 else 0, limit)
-        self.on_claimed(shard)
-        return shard
-
-    async def recover_shard(self, shard: Shard) -> int:
-        """Read back the runs of a shard that were at work, then hear what workers have said of it meanwhile. Returns how
-        many. Raises ShardMoved when it was lost meanwhile."""
-        if self.is_shared:
-            await self.catalog.refresh()  # what its owner before has registered
-        hot, unread = await hot_runs(self.store, shard)
-        shard.check()
-        shard.unread |= unread
-        records = []
-        for record in hot:
-            key = RunKey.from_bytes(record.key)
-            if key.workflow_type == QUEUE_TYPE:
-                with suppress(InternalError):  # told; it hurts nothing else
-                    await self.queue(key, "")
-            elif not is_system_type(key.workflow_type):  # streams are read back when they are asked for
-                records.append(record)
-        count = await self.loader.load_all(shard, records)
-        shard.check()
-        early, shard.early = shard.early or [], None
-        self.lane.mark()  # what waited for the shard to be whole
-        for said in early:
-            said()
-        if shard.unread:
-            self._spawn(self._read_rest(shard))
-        return count
-
-    async def _read_rest(self, shard: Shard) -> None:
-        """Read back those that wait, while the shard is served: a timer of theirs may be due."""
-        while shard.unread and shard.moved is None:
-            try:
-                iids = list(islice(shard.unread, READ_TOGETHER))
-                await self.loader.load_all(shard, await self.store.get_runs(shard.id, iids))
-                shard.unread.difference_update(iids)
-            except ShardMoved:
-                return
-            except Unavailable as error:
-                log.warning("runs.not_read_back", shard=shard.id, error=str(error))
-                await asyncio.sleep(READ_AGAIN_SECONDS)
-
-    async def release(self, number: int) -> bool:
-        """Hand a shard over in good order: decide nothing more, store what is decided, and say so in the store: anybody
-        may claim it from then on. False when it was not owned (any more)."""
-        shard = self.shards.get(number)
-        if shard is None:
-            return False
-        self._leave(shard, self._moved(number))
-        self._leaving[number] = shard
-        try:
-            await self.lane.durable(shard)
-            return await self.store.claim(number, shard.epoch, "") is not None
-        except ShardMoved:
-            return False
-        finally:
-            self._leaving.pop(number, None)
-            self._lose(shard)
-
-    def drop(self, number: int, error: Coded) -> None:
-        """Another owner has the shard: what was decided and is not durable never will be."""
-        shard = self.shards.get(number) or self._leaving.get(number)
-        if shard is not None:
-            self._leave(shard, error)
-            self._leaving.pop(number, None)
-            self._lose(shard)
-
-    def _on_moved(self, shard: Shard, error: Coded) -> bool:
-        if not self.is_shared:
-            return False
-        log.warning("shard.fenced", shard=shard.id, epoch=shard.epoch, error=str(error))
-        self.drop(shard.id, error)
-        return True
-
-    def _leave(self, shard: Shard, error: Coded) -> None:
-        if shard.moved is None:
-            shard.moved = error
-            del self.shards[shard.id]
-            self.on_left(shard)
-
-    def _lose(self, shard: Shard) -> None:
-        if shard.lost is None:
-            shard.lost = shard.moved
-            self.lane.give_up(shard)
-
-    async def confirm(self, within: float) -> None:
-        """Have the store confirm, not longer than `within` seconds ago, that the shards here are still this owner's: those
-        that are not are dropped. Who is alone on its store has nothing to ask."""
-        if self.is_shared and asyncio.get_running_loop().time() - self.confirmed_at > within:
-            began = asyncio.get_running_loop().time()
-            self.compare(await self.store.owners(), began)
-
-    def compare(self, owners: Sequence[tuple[int, int, str]], asked_at: float) -> None:
-        """Drop the shards that the store, asked at that loop time, says are another owner's."""
-        for number, epoch, owner in owners:
-            shard = self.shards.get(number)
-            if shard is not None and epoch > shard.epoch:
-                log.warning("shard.taken", shard=number, epoch=shard.epoch, by=owner, at=epoch)
-                self.drop(number, self._moved(number))
-        self.confirmed_at = max(self.confirmed_at, asked_at)
-
-    def _moved(self, number: int) -> ShardMoved:
-        owner, address = self.locate(number)
-        context = {"shard": number, "owner": owner, "address": address}
-        where = f": {owner or 'somebody'} at {address} does" if address else ""
-        return ShardMoved(f"this orchestrator does not own shard {number}{where}", context)
+        await self.claims.begin(owner)
 
     async def abandon(self) -> None:
         """Write nothing more."""
@@ -247,9 +109,8 @@ class Kernel:
 
     async def close(self) -> None:
         await self._trimmer.stop()
-        for task in list(self._reloads):
-            task.cancel()
-        await asyncio.gather(*self._reloads, return_exceptions=True)
+        await self.claims.stop()
+        await self._background.stop()
         await self.lane.stop(STOP_SECONDS)
         await self.store.close()
 
@@ -286,7 +147,7 @@ class Kernel:
         """The shard of that number. Raises ShardMoved as `shard_of`."""
         shard = self.shards.get(number)
         if shard is None:
-            raise self._moved(number)
+            raise self.claims.moved(number)
         return shard
 
     def number_of(self, key: RunKey) -> int:
@@ -470,12 +331,7 @@ class Kernel:
     def _reload(self, run: Run) -> None:
         run.shard.remove(run)
         run.shard.absent.add(run.iid)
-        self._spawn(self._read_again(run))
-
-    def _spawn(self, work: Coroutine[None, None, object]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+        self._background.spawn(self._read_again(run))
 
     async def _read_again(self, run: Run) -> Run | None:
         """Until it is read, or is another owner's to read: nothing else would ever look for it."""
@@ -503,14 +359,10 @@ class Kernel:
                     run.shard.remove(run)
             elif isinstance(run, Queue):
                 self._trimmer.on_stored(run)
-        if self._leaving:
+        if self.claims.leaving:
             runs = [(run, seq) for run, seq in runs if run.shard.moved is None]
         self.on_durable(runs)
 
 
 def _ignore(*_: object) -> None:
     """Until the orchestrator sets the real one."""
-
-
-def _nowhere(_: int) -> tuple[str, str]:
-    return "", ""

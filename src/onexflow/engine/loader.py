@@ -23,6 +23,8 @@ log = structlog.get_logger("onexflow.loader")
 
 #: Runs that are read back at a time: what they need of the loop is a few milliseconds.
 READ_TOGETHER = 64
+#: What could not be read back is tried again after so long.
+READ_AGAIN_SECONDS = 0.25
 #: Rows of a run that are read with those of the others; one that has more is read by itself.
 ROWS_TOGETHER = 64
 

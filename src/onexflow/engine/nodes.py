@@ -7,11 +7,41 @@ from typing import cast
 
 import msgspec
 
-from onexflow.engine.sessions import WorkerSession
+from onexflow.core.errors import UnknownNode
+from onexflow.engine.node_book import NodeBook
+from onexflow.engine.sessions import Sessions, WorkerSession
+from onexflow.engine.whereabouts import Whereabouts
 from onexflow.ports.client_link import NodeView
 from onexflow.ports.nodes import NodeEntry
-from onexflow.ports.registry import NodeRecord, kind_of, role_of
+from onexflow.ports.registry import NodeRecord, Registry, kind_of, role_of
 from onexflow.ports.worker_link import Role
+
+
+class Nodes:
+    """Of the cluster, as one orchestrator sees them."""
+
+    def __init__(self, registry: Registry, sessions: Sessions, book: NodeBook, whereabouts: Whereabouts) -> None:
+        self._registry = registry
+        self._sessions = sessions
+        self._book = book
+        self._whereabouts = whereabouts
+
+    async def list(self) -> Sequence[NodeView]:
+        """All of them, and nodes of workers that are gone (`engine.lifecycle`)."""
+        views = node_views(self._registry.members(), self._sessions.by_worker.values(), self._whereabouts.record)
+        views = with_health(views, await self._book.find_nodes())
+        return [*views, *self._sessions.lifecycle.views()]
+
+    def drain(self, node_id: str) -> bool:
+        """Tell a worker to finish and take nothing new. False when it already drains; raises UnknownNode."""
+        session: WorkerSession | None = self._sessions.by_worker.get(node_id)
+        if session is None:
+            raise UnknownNode(f"no worker {node_id} is connected", {"node": node_id})
+        if session.is_draining:
+            return False
+        session.is_draining = True
+        self._book.on_drain(session)
+        return True
 
 
 def node_views(

@@ -73,7 +73,7 @@ class Ownership:
                 serve=self.serve,
                 announce=self.announce,
             )
-            kernel.locate = self._placement.locate
+            kernel.claims.locate = self._placement.locate
 
     def free_since(self, number: int) -> float | None:
         """Loop time since when a shard of others has been seen without an owner that lives."""
@@ -184,7 +184,7 @@ class Ownership:
         log.info("shard.served", shard=shard.id, epoch=shard.epoch)
 
     async def _recover(self, shard: Shard) -> None:
-        self._adopt(shard, await self._kernel.recover_shard(shard))
+        self._adopt(shard, await self._kernel.claims.recover(shard))
 
     async def _insist(self, shard: Shard, duty: Duty) -> None:
         """Do it until it is done, or the shard is another's."""

@@ -141,7 +141,7 @@ class Placement:
         is known was claimed there before. It is safe to believe: who is wrong about it loses a shard, and nothing else."""
         later = [one for one in owners if one[1] > self._owners.get(one[0], (0, ""))[0]]
         self._owners.update({number: (epoch, owner) for number, epoch, owner in later})
-        self._kernel.compare(later, 0.0)
+        self._kernel.claims.compare(later, 0.0)
 
     def free_since(self, number: int) -> float | None:
         """Loop time since when a shard has been seen without an owner that lives."""
@@ -176,7 +176,7 @@ class Placement:
             owners = await self._kernel.store.owners()
             self._asked_at, self._is_stale = began, False
             self._owners = {number: (epoch, owner) for number, epoch, owner in owners}
-            self._kernel.compare(owners, began)
+            self._kernel.claims.compare(owners, began)
             if not self.is_suspended:
                 await self._claim_free(began)
         if began - self._moved_at >= MOVE_SECONDS and not self.is_suspended:
@@ -287,7 +287,7 @@ class Placement:
 
     async def _claim(self, number: int, epoch: int, owner: str) -> None:
         self._unsure.add(number)  # until there is an answer
-        shard = await self._kernel.claim(number, epoch, self._me)
+        shard = await self._kernel.claims.claim(number, epoch, self._me)
         self._unsure.discard(number)
         if shard is None:
             self._is_stale = True  # somebody was faster
@@ -313,7 +313,7 @@ class Placement:
     async def _release(self, number: int) -> None:
         self._unsure.add(number)  # a claim that ends it may have been stored, or not
         try:
-            if await self._kernel.release(number):
+            if await self._kernel.claims.release(number):
                 log.info("shard.handed_over", shard=number)
         except SPIError as error:  # its next owner claims it when this one is gone
             log.warning("shard.not_handed_over", shard=number, error=str(error))

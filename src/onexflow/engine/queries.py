@@ -65,7 +65,7 @@ class Queries:
         for a store that is full or away does not hear of it."""
         shard = self._kernel.shard_of(key)
         await (self._kernel.lane.durable(shard) if patient else self._kernel.lane.durable_answer(shard))
-        await self._kernel.confirm(CONFIRMED_SECONDS)
+        await self._kernel.claims.confirm(CONFIRMED_SECONDS)
         shard.check()
 
     async def describe(self, key: RunKey) -> RunView:
@@ -151,7 +151,7 @@ class Queries:
         is_confirmed = True
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                await self._kernel.confirm(CONFIRMED_SECONDS)
+                await self._kernel.claims.confirm(CONFIRMED_SECONDS)
         except (Unavailable, TimeoutError):
             is_confirmed = False
         look = self._blocking.look()

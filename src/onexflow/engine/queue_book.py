@@ -133,7 +133,7 @@ class QueueBook:
         else:
             answer = repeated
         await self._kernel.lane.durable(queue.shard)
-        await self._kernel.confirm(CONFIRMED_SECONDS)
+        await self._kernel.claims.confirm(CONFIRMED_SECONDS)
         queue.shard.check()
         return answer
 

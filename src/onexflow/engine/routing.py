@@ -8,12 +8,13 @@ so many and so long.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Final, Protocol, TypeVar
 
 from onexflow.core.errors import Overloaded, ShardMoved, Unavailable
 from onexflow.core.identity import ON_BEHALF, Identity
+from onexflow.engine.whereabouts import Whereabouts
 from onexflow.ports.client_link import OrchestratorService, RunService
 from onexflow.ports.events import EventService
 from onexflow.ports.nodes import NodeRegistryService
@@ -57,18 +58,9 @@ class Local(OrchestratorService, Protocol):
     async def refresh_definitions(self) -> None: ...
     async def can_append(self) -> bool: ...
 
-    def other_addresses(self) -> Sequence[str]:
-        """Of the other orchestrators that are there."""
-
     @property
-    def shard_count(self) -> int:
-        """Of the store."""
-
-    def owner_address(self, number: int) -> str:
-        """Where a shard's owner serves, as far as is known now."""
-
-    def address_of(self, owner: str) -> str:
-        """Of an orchestrator that is there; else ""."""
+    def whereabouts(self) -> Whereabouts:
+        """Where the others are, and the shards."""
 
 
 #: The orchestrator at an address.
@@ -147,7 +139,7 @@ class Router:
         try:
             while not asked.done():
                 await asyncio.wait({asked}, timeout=LONG_SECONDS)
-                now = self._local.owner_address(int(moved.context.get("shard", -1)))
+                now = self._local.whereabouts.owner_address(int(moved.context.get("shard", -1)))
                 if not asked.done() and now not in {"", address}:
                     raise ShardMoved(f"{address} has lost the shard", moved.context)
             return asked.result()

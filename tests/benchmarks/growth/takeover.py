@@ -47,7 +47,7 @@ async def measure(runs: int) -> float:
         hub = MemoryRegistryHub(SystemClock())
         first, second = Member("first", server.url, hub), Member("second", server.url, hub)
         await first.start()
-        shards = first.orchestrator.shard_count
+        shards = first.orchestrator.whereabouts.shard_count
         await first.serves(shards)
         for definition in definitions():
             await first.orchestrator.register_definition("default", dump_definition(definition))
