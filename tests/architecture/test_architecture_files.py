@@ -134,6 +134,9 @@ def test_no_test_sleeps() -> None:
 def test_the_oldest_entries_leave_an_ordered_dict() -> None:
     """`del d[next(iter(d))]` of a plain dict looks past all that was deleted before: 3 µs with 6,000 entries, 34 with 50,000.
     `OrderedDict.popitem(last=False)` does not."""
-    idiom = re.compile(r"(\[|pop\()next\(iter\(")
-    found = [str(f.relative_to(ROOT)) for f in written() if f.is_relative_to(PACKAGE) and idiom.search(f.read_text())]
-    assert found == []
+    idiom = re.compile(r"(\[|pop\(|= )next\(iter\((self|state)\b")
+    few = {"bridge/publisher.py", "engine/events/joined.py", "registry/etcd/registry.py"}  # entries, at any time
+    found = {
+        str(f.relative_to(PACKAGE)) for f in written() if f.is_relative_to(PACKAGE) and idiom.search(f.read_text())
+    }
+    assert found == few

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from onexflow import Worker, workflow
 from onexflow.codec.payload import decode_value
+from onexflow.core.attempts import LOST_LIMIT
 from onexflow.core.errors import InvalidTransition
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
@@ -45,7 +46,7 @@ class Storm:
         self.store = FaultyStore(self.memory)
         self.cluster = Cluster(seed=seed, store=self.store, clock=self.clock)
         self.made = 0
-        self.workers = 0
+        self.workers = self.kills = 0
         flow = workflow("fed")
         options: Any = {"max_parallel": self.random.choice([0, 0, 7])}
         items = (
@@ -92,8 +93,10 @@ class Storm:
         names = list(cluster.workers)
         name = names[which % len(names)]
         if action == "kill":
-            cluster.kill_worker(name)
-            await self.more_workers()
+            self.kills += 1
+            if self.kills < LOST_LIMIT:  # else an item that was under way each time fails, and the run with it
+                cluster.kill_worker(name)
+                await self.more_workers()
         elif action in {"cut", "cut and back"}:
             cluster.cut(name)
             await asyncio.sleep(0.4 if action == "cut" else 0.0)

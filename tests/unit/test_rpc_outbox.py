@@ -105,6 +105,55 @@ async def test_an_ack_waits_a_little_for_something_to_go_with_and_no_longer() ->
 
 
 @virtual_time
+async def test_an_ack_does_not_overtake_an_assignment_of_its_token() -> None:
+    """It would be forgotten first, and then run once more."""
+    for ack in (Ack([token(1)]), Ack([token(2)], [token(1)])):
+        said = await Wire().say(Assignments([assignment(1)]), Ack([token(3)]), ack, Ack([token(4)]))
+        assert said[0] == Assignments([assignment(1)], Ack([token(3)]))
+        assert [one for message in said[1:] for one in (*message.tokens, *message.discarded)].count(token(1)) == 1
+
+
+@virtual_time
+async def test_so_many_acks_that_they_do_not_all_go_with_assignments_go_within_their_patience() -> None:
+    wire = Wire()
+    running = asyncio.ensure_future(wire.outbox.run())
+    first, second = (Ack([token(number) for number in range(start, start + 300)]) for start in (100, 400))
+    for message in (Assignments([assignment(1)]), first, second):
+        wire.outbox.put(message)
+    await asyncio.sleep(2 * ACK_PATIENCE)
+    (at, joined), (later, alone) = wire.written
+    assert (joined, alone) == (Assignments([assignment(1)], first), second)
+    assert at == 0.0
+    assert later == pytest.approx(ACK_PATIENCE, rel=0.01)
+    wire.outbox.finish()
+    await running
+
+
+@virtual_time
+async def test_the_patience_of_an_ack_that_has_left_is_not_that_of_the_next() -> None:
+    wire = Wire()
+    write = wire.outbox._write
+
+    async def slow(message: Any) -> None:
+        await asyncio.sleep(ACK_PATIENCE / 2)
+        await write(message)
+
+    wire.outbox._write = slow
+    running = asyncio.ensure_future(wire.outbox.run())
+    wire.outbox.put(Ack([token(1)]))
+    await asyncio.sleep(ACK_PATIENCE * 0.8)
+    wire.outbox.put(Assignments([assignment(2)]))
+    await asyncio.sleep(ACK_PATIENCE * 0.1)
+    wire.outbox.put(Ack([token(3)]))
+    await asyncio.sleep(ACK_PATIENCE * 0.8)
+    assert [message for _, message in wire.written] == [Assignments([assignment(2)], Ack([token(1)]))]
+    await asyncio.sleep(ACK_PATIENCE)
+    assert [message for _, message in wire.written][1:] == [Ack([token(3)])]
+    wire.outbox.finish()
+    await running
+
+
+@virtual_time
 async def test_an_ack_that_comes_during_a_write_waits_for_company_too() -> None:
     wire = Wire()
     write = wire.outbox._write

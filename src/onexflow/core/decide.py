@@ -112,7 +112,7 @@ def settle(turn: Turn) -> None:
         if status == "running" and state.failing is None:
             if not state.ready:
                 break
-            scheduling.schedule(turn, next(iter(state.ready)))
+            _schedule_ready(turn)
         elif status == "compensating":
             compensation.go_on(turn)
             return
@@ -122,11 +122,23 @@ def settle(turn: Turn) -> None:
         elif status == "initializing" and not state.open_setup:
             turn.emit(WorkflowStarted())
         elif status == "initializing" and state.ready:
-            scheduling.schedule(turn, next(iter(state.ready)))
+            _schedule_ready(turn)
         else:
             return
     if not state.open_tasks:
         _complete(turn)
+
+
+def _schedule_ready(turn: Turn) -> None:
+    """Schedule what is ready now, until something fails or changes the run. In one go: the first entry of a dictionary costs
+    more to find the more were taken out before it."""
+    state = turn.state
+    status = state.status
+    for task in tuple(state.ready):
+        if task in state.ready:
+            scheduling.schedule(turn, task)
+            if state.failing is not None or state.status != status:
+                return
 
 
 # ---- the run

@@ -71,7 +71,7 @@ class AttemptBook:
     # ---- instructions
 
     def carry_out(self, run: Run, turn: Turn) -> None:
-        """Do what a decision asks for (but FinishRun, which is the orchestrator's)."""
+        """Do what a decision asks for (but FinishRun, which is for `engine.consequences`)."""
         for instruction in turn.instructions:
             if type(instruction) is Dispatch:  # nearly all are, and a case costs more
                 self._dispatch(run, instruction)

@@ -209,7 +209,7 @@ class Claims:
 
 
 def _ignore(_: Shard) -> None:
-    """Until the orchestrator sets the real one."""
+    """Until the real one is set."""
 
 
 def _nowhere(_: int) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """What follows, in the other parts of an orchestrator, when its kernel has decided or stored something, or a shard or the
-store itself is lost. The kernel knows none of these parts; this knows them all, and sets its hooks."""
+store itself is lost. The kernel knows none of these parts; this knows them, and sets its hooks (but how full the store is,
+which `engine.readiness` hears, and where shards are, which `engine.ownership` tells)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The kernel: the one place where commands are decided and recorded, and the way to a run of this process's shards.
 
 Everything else of the engine asks the kernel: `resident`, `find`, `start` and `decide`. It knows nothing of workers and
-clients; what a decision asks for goes to `carry_out`, which the orchestrator sets.
+clients; what a decision asks for goes to `carry_out`, which `engine.consequences` sets.
 """
 
 from __future__ import annotations
@@ -365,4 +365,4 @@ class Kernel:
 
 
 def _ignore(*_: object) -> None:
-    """Until the orchestrator sets the real one."""
+    """Until the real one is set."""

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from onexflow.core.errors import Overloaded, ShardMoved, Unavailable
 from onexflow.core.identity import ON_BEHALF, Identity
-from onexflow.engine.whereabouts import Whereabouts
 from onexflow.ports.client_link import OrchestratorService, RunService
 from onexflow.ports.events import EventService
 from onexflow.ports.nodes import NodeRegistryService
 from onexflow.ports.persistence import PersistenceService
+
+if TYPE_CHECKING:
+    from onexflow.engine.whereabouts import Whereabouts
 
 T = TypeVar("T")
 

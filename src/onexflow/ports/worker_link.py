@@ -1,7 +1,8 @@
 """WorkerLink port: what an orchestrator and a worker say to each other on the worker's stream.
 
 The messages are domain values; `codec.wire` turns them into `onexflow.v1`. Simulation and the in-process worker pass
-them directly. Order on a link is kept in each direction; a link ends once and for all, a new one starts with Hello.
+them directly. Order on a link is kept in each direction, but that an Ack
+may overtake the Assignments right before it, unless these name a token of it; a link ends once and for all, a new one starts with Hello.
 
 The session: worker sends Hello; orchestrator answers Welcome (with the current epoch of every shard it owns), or closes
 with a reason. For each ShardEpoch, and for the epochs in Welcome, the worker keeps the highest epoch it has seen of

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from onexflow.core.errors import Overloaded
-from onexflow.ports.worker_link import Ack, Assignments, AttemptResult, Credits, Results
+from onexflow.core.ids import Token
+from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Results
 from onexflow.rpc.receipts import Untaken
 from onexflow.spi.exceptions import SPIError
 
@@ -92,13 +93,14 @@ class Outbox(Generic[Message]):
         while True:
             while self._queue and self._may_go():
                 waits = type(self._queue[0]) in _WAITING
-                for message in self._encode(self._next()):
+                joined = self._next()
+                if len(self._queue) == self._pressing:  # no ack is left
+                    self._wait_no_more()
+                for message in self._encode(joined):
                     self._untaken.sent(waits=waits)
                     await self._write(message)
-            if not self._queue:
-                self._wait_no_more()
-                if self._finished:
-                    return
+            if self._finished and not self._queue:
+                return
             self._wake.clear()
             await self._wake.wait()
 
@@ -125,18 +127,24 @@ class Outbox(Generic[Message]):
         if type(self._queue[0]) is Results:
             return self._ends()
         message = self._group()
-        if type(message) is Assignments:
-            return Assignments(message.assignments, self._acks_behind())
+        if type(message) is Assignments and message.ack is None:
+            return Assignments(message.assignments, self._acks_behind(message.assignments))
         other = type(self._queue[0]) if self._queue else None
         if type(message) is Ack and other is Assignments and _tokens(message) <= _MAX_ACKED:
             return Assignments(self._group().assignments, message)
         return message
 
-    def _acks_behind(self) -> Ack | None:
-        """The acks that stand first, as many as may go with assignments."""
+    def _acks_behind(self, assignments: Sequence[Assignment]) -> Ack | None:
+        """The acks that stand first, as many as may go with these assignments: none of a token that is assigned there, as
+        it would be heard before that."""
         acks: list[Ack] = []
         room = _MAX_ACKED
+        assigned: set[Token] = set()
         while self._queue and type(self._queue[0]) is Ack and (count := _tokens(self._queue[0])) <= room:
+            ack = self._queue[0]
+            assigned = assigned or {one.token for one in assignments}
+            if not (assigned.isdisjoint(ack.tokens) and assigned.isdisjoint(ack.discarded)):
+                break
             acks.append(self._pop())
             room -= count
         return _acks(acks) if acks else None

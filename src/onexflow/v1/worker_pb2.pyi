@@ -64,7 +64,7 @@ Orchestrations. An attempt of role "orchestrator" may make calls: StartWorkflow 
 Results and acks. Keep each result until an Ack names its token; send it again on every new stream of the shard's
 owner. "durable" and "discarded" (superseded or unknown) both mean: forget it. An attempt is reported once per stream.
 An Ack may come with Assignments, and credits may go with Results: the Ack is as if it came right before in a
-message of its own, the credits right after.
+message of its own, the credits right after. It names no token that is assigned in that message.
 
 Cancel. Stop the attempt and report "stopped", or its true result if that came first. Not known: report "returned".
 

@@ -84,11 +84,11 @@ def _growth(file: str, *, quick: bool) -> int:
 
 
 async def _measure(arguments: argparse.Namespace) -> int:
+    wanted = arguments.workloads or list(WORKLOADS)
     setting = f"{_STORES[arguments.store]}, one client, one orchestrator, one worker process, {arguments.role} tasks"
-    heading = f"{machine()}; {setting}"
+    heading = f"{machine()}; {two.SETTING if wanted == ['two'] else setting}"
     print(heading, file=sys.stderr)
     tables = [heading]
-    wanted = arguments.workloads or list(WORKLOADS)
     async with contextlib.AsyncExitStack() as stack:
         urls = {} if arguments.store == "postgres" else {"onexflow": ""}
         if arguments.store != "sqlite":

@@ -23,6 +23,7 @@ GOALS: Final[dict[str, Goal]] = {
     "work of two, times that of one, W1": at_least(1.6),
     "work of two, times that of one, W2": at_least(1.6),
 }
+SETTING: Final = "PostgreSQL on this machine, one client, one worker process, compute tasks"
 RUNS: Final = {"W1": 10_000, "W2": 2_000}
 WIDTH: Final = 200  #: in flight, for each orchestrator
 SLOTS: Final = 64  #: of the worker, for each orchestrator: with too few for both it asks one for what the other needs
