@@ -30,14 +30,17 @@ def result(number: int) -> AttemptResult:
 
 
 class Wire:
-    """An outbox, and what it has written: at which loop time, which message."""
+    """An outbox, and what it has written: at which loop time, which message. A write takes `seconds`."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
         self.written: list[tuple[float, Any]] = []
         self.outbox: Outbox[Any] = Outbox(lambda message: [message], self._write, self._fail)
         self._began = asyncio.get_running_loop().time()
 
     async def _write(self, message: Any) -> None:
+        if self._seconds:
+            await asyncio.sleep(self._seconds)
         self.written.append((asyncio.get_running_loop().time() - self._began, message))
 
     def _fail(self, error: Exception) -> None:
@@ -131,14 +134,7 @@ async def test_so_many_acks_that_they_do_not_all_go_with_assignments_go_within_t
 
 @virtual_time
 async def test_the_patience_of_an_ack_that_has_left_is_not_that_of_the_next() -> None:
-    wire = Wire()
-    write = wire.outbox._write
-
-    async def slow(message: Any) -> None:
-        await asyncio.sleep(ACK_PATIENCE / 2)
-        await write(message)
-
-    wire.outbox._write = slow
+    wire = Wire(ACK_PATIENCE / 2)
     running = asyncio.ensure_future(wire.outbox.run())
     wire.outbox.put(Ack([token(1)]))
     await asyncio.sleep(ACK_PATIENCE * 0.8)
@@ -155,14 +151,7 @@ async def test_the_patience_of_an_ack_that_has_left_is_not_that_of_the_next() ->
 
 @virtual_time
 async def test_an_ack_that_comes_during_a_write_waits_for_company_too() -> None:
-    wire = Wire()
-    write = wire.outbox._write
-
-    async def slow(message: Any) -> None:
-        await asyncio.sleep(ACK_PATIENCE / 4)
-        await write(message)
-
-    wire.outbox._write = slow
+    wire = Wire(ACK_PATIENCE / 4)
     running = asyncio.ensure_future(wire.outbox.run())
     wire.outbox.put(Assignments([assignment(1)]))
     await asyncio.sleep(ACK_PATIENCE / 8)

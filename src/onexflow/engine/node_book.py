@@ -15,6 +15,7 @@ from onexflow.core.errors import UnknownNode
 from onexflow.core.ids import RunKey
 from onexflow.engine import node_entries as views
 from onexflow.engine.attempts import AttemptBook
+from onexflow.engine.background import Background
 from onexflow.engine.guests import Guests, lives_of
 from onexflow.engine.pins import Pins
 from onexflow.engine.queue_book import QueueBook
@@ -70,10 +71,11 @@ class NodeBook:
         self._control = control
         self._clock = clock
         self._incarnation = incarnation
+        self._background = Background()
         self._guests = Guests(
             registry,
             sessions,
-            self._spawn,
+            self._background.spawn,
             clock=clock,
             ids=ids,
             orchestrator_id=orchestrator_id,
@@ -83,7 +85,6 @@ class NodeBook:
         self._listener_id = 0
         self._telling = False
         self._timers: set[asyncio.TimerHandle] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._unsubscribe: Callable[[], None] | None = None
 
     # ---- life
@@ -106,10 +107,7 @@ class NodeBook:
         listeners, self._listeners = list(self._listeners.values()), {}
         for listener in listeners:
             listener(error)
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
 
     # ---- guests
 
@@ -298,7 +296,7 @@ class NodeBook:
     # ---- runs of nodes that are gone
 
     def _leave(self, node_id: str) -> None:
-        self._spawn(self._give_back(node_id))
+        self._background.spawn(self._give_back(node_id))
 
     async def _give_back(self, node_id: str) -> None:
         try:
@@ -316,7 +314,7 @@ class NodeBook:
 
     def _look_for_absent(self) -> None:
         """A node may have died while no orchestrator saw it."""
-        self._spawn(self._give_back_absent())
+        self._background.spawn(self._give_back_absent())
 
     async def _give_back_absent(self) -> None:
         try:
@@ -337,8 +335,3 @@ class NodeBook:
 
         timer = asyncio.get_running_loop().call_later(seconds, fire)
         self._timers.add(timer)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Final, Literal, cast
@@ -29,6 +29,7 @@ from onexflow.core.ids import QUEUE_CAUSE, QUEUE_RUN, RunKey
 from onexflow.core.payload import NULL, Failure
 from onexflow.core.queue import QueueTurn
 from onexflow.core.queue_state import STREAMS, QueueTask
+from onexflow.engine.background import Background
 from onexflow.engine.dispatcher import Dispatcher
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.one_task import one_task
@@ -90,7 +91,7 @@ class QueueBridge:
         self._ready: dict[RunKey, Queue] = {}
         self._waking = False
         self._again: asyncio.TimerHandle | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     def start(self) -> None:
         """From now on tasks are taken; and those that were before are seen to."""
@@ -102,9 +103,7 @@ class QueueBridge:
         self._open = False
         if self._again is not None:
             self._again.cancel()
-        for task in list(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.stop()
 
     # ---- taking
 
@@ -241,7 +240,7 @@ class QueueBridge:
         try:
             self._kernel.catalog.record(held.run.namespace, held.run.workflow_type)
         except UnknownWorkflowType:
-            self._spawn(self._define(held, spec.name))
+            self._background.spawn(self._define(held, spec.name))
             return
         key = spec.idempotency_key or f"{held.queue.namespace}:{held.queue.instance_id}:{held.number}"
         request = StartRequest(
@@ -320,7 +319,7 @@ class QueueBridge:
         if isinstance(outcome, SPIError):
             self._later(held)
         elif outcome.state == "timeout" and held.role == "effect":
-            self._spawn(self._settle_timeout(held, outcome))
+            self._background.spawn(self._settle_timeout(held, outcome))
         else:
             failure = outcome.error
             lost = failure is not None and (not failure.retryable or failure.code == WorkerLost.code)
@@ -369,7 +368,9 @@ class QueueBridge:
 
         def cancel(error: Coded | None) -> None:
             if error is None:
-                self._spawn(self._cancel(held.run, f"task {task_id} of the work queue was ended by somebody else"))
+                self._background.spawn(
+                    self._cancel(held.run, f"task {task_id} of the work queue was ended by somebody else")
+                )
 
         self._kernel.lane.when_durable(cancel, queue.shard)
 
@@ -390,7 +391,7 @@ class QueueBridge:
     def dropped(self, queue: Queue) -> None:
         """The queue left memory after a failure: read it back if tasks of it are under way."""
         if self.left(queue) and self._open:
-            self._spawn(self._read_back(queue.key))
+            self._background.spawn(self._read_back(queue.key))
 
     async def _read_back(self, key: RunKey) -> None:
         while self._open:
@@ -402,11 +403,6 @@ class QueueBridge:
                 await asyncio.sleep(ASK_AGAIN_SECONDS)
             else:
                 return
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
 
 def run_key(queue: RunKey, task: QueueTask) -> RunKey:

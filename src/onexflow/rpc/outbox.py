@@ -128,7 +128,8 @@ class Outbox(Generic[Message]):
             return self._ends()
         message = self._group()
         if type(message) is Assignments and message.ack is None:
-            return Assignments(message.assignments, self._acks_behind(message.assignments))
+            acks = self._acks_behind(message.assignments)
+            return message if acks is None else Assignments(message.assignments, acks)
         other = type(self._queue[0]) if self._queue else None
         if type(message) is Ack and other is Assignments and _tokens(message) <= _MAX_ACKED:
             return Assignments(self._group().assignments, message)

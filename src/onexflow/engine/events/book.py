@@ -7,14 +7,13 @@ its parts: `Consumers` (how one joins), `Groups` (which there are), `Audience` (
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from onexflow.core.errors import InvalidArgument, InvalidTransition, UnknownTopic
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Payload
+from onexflow.engine.background import Background
 from onexflow.engine.events.audience import Audience
 from onexflow.engine.events.checks import check_names
 from onexflow.engine.events.consuming import Consumers
@@ -73,11 +72,13 @@ class EventBook:
             admit,
             lambda namespace, name, partitions: cluster().create_topic(namespace, name, partitions),
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._homes = Homes(kernel)
         self._audience = Audience(kernel)
         self._groups = Groups(kernel, self._log, self._homes, self._audience.remove, self._forget_states)
-        self._consumers = Consumers(kernel, self._log, self._homes, self._groups, self._audience, self._spawn)
+        self._consumers = Consumers(
+            kernel, self._log, self._homes, self._groups, self._audience, self._background.spawn
+        )
         self._dead = DeadLetters(kernel, self._log, self._readers)
         self._projections = Projections(kernel, self._groups, self._homes)
 
@@ -116,18 +117,10 @@ class EventBook:
         """After `stop`: nothing of it runs any more."""
         for reader in list(self._groups):
             await reader.stop()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._background.stop()
 
     def _forget_states(self, namespace: str, name: str) -> None:
-        self._spawn(self._projections.forget(namespace, name))
+        self._background.spawn(self._projections.forget(namespace, name))
 
     def on_durable(self, entities: Sequence[tuple[Entity, int]]) -> None:
         """Events have become durable: tell the readers of their shards."""
