@@ -39,6 +39,20 @@ def lost_effect() -> Model:
     return model
 
 
+# ---- scheduling
+
+
+def test_what_is_ready_is_not_scheduled_any_more_once_a_mapping_has_failed_the_run() -> None:
+    flow = workflow("w")
+    flow.compute("first")
+    flow.compute("wrong", map="input")  # is no list
+    flow.compute("last")
+    model = Model(graph_of(flow), input=5)
+    assert model.state.status == "failed"
+    assert model.types().count("task.scheduled") == 2, "the first, and the one whose mapping failed"
+    assert [model.task(name).status for name in ("first", "wrong", "last")] == ["cancelled", "failed", "cancelled"]
+
+
 # ---- effects
 
 
