@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from onexflow.codec.wire.common import MAX_BATCH
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL
 from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Held, Ping, Results
@@ -214,6 +215,24 @@ async def test_what_cannot_be_joined_goes_at_once_and_takes_what_stands_before_i
     wire.outbox.put(Results([result(40)]))
     await asyncio.sleep(1)
     assert [one for _, one in wire.written] == said, "the last result waits"
+    wire.outbox.finish()
+    await running
+
+
+@virtual_time
+async def test_a_full_message_does_not_wait_for_company_and_what_is_left_does() -> None:
+    wire = Wire()
+    running = await busy(wire)
+    many = [result(number) for number in range(3, 3 + MAX_BATCH)]
+    wire.outbox.put(Results(many[:-1]))
+    await asyncio.sleep(1)
+    assert wire.written == []
+    wire.outbox.put(Results(many[-1:]))
+    wire.outbox.put(Results([result(1000)]))
+    await asyncio.sleep(1)
+    wire.outbox.put(Results([result(1001)]))
+    await asyncio.sleep(1)
+    assert [said for _, said in wire.written] == [Results([*many, result(1000)], {})]
     wire.outbox.finish()
     await running
 

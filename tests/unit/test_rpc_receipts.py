@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onexflow.codec.wire.common import MAX_BATCH
 from onexflow.rpc import receipts
-from onexflow.rpc.receipts import PATIENCE, TURNS, WINDOW, Taken, Untaken
+from onexflow.rpc.receipts import FULL_WINDOW, PATIENCE, TURNS, WINDOW, Taken, Untaken
 
 
 class Loop:
@@ -41,7 +42,7 @@ def taken_on(loop: Loop, say: Callable[[], None] = lambda: None) -> Taken:
 def test_with_no_word_of_the_other_end_there_is_always_room() -> None:
     untaken = Untaken()
     for _ in range(10 * WINDOW):
-        assert untaken.has_room
+        assert untaken.has_room(1)
         untaken.sent()
         assert not untaken.told(0)
 
@@ -51,11 +52,25 @@ def test_who_has_a_window_on_its_way_has_no_room_until_some_of_it_is_taken() -> 
     untaken.sent()
     untaken.told(1)
     for _ in range(WINDOW):
-        assert untaken.has_room
+        assert untaken.has_room(1)
         untaken.sent()
-    assert not untaken.has_room
+    assert not untaken.has_room(1)
     assert untaken.told(2), "there is room now"
+    assert untaken.has_room(1)
     assert not untaken.told(3), "there was room before"
+
+
+def test_what_is_full_goes_earlier_than_what_may_still_get_company() -> None:
+    untaken = Untaken()
+    untaken.sent()
+    untaken.told(1)
+    for _ in range(FULL_WINDOW):
+        assert untaken.has_room(MAX_BATCH)
+        untaken.sent()
+    assert not untaken.has_room(MAX_BATCH)
+    assert untaken.told(2), "there is room for a full one"
+    assert untaken.has_room(MAX_BATCH)
+    assert not untaken.has_room(MAX_BATCH - 1)
 
 
 def test_what_waits_for_no_room_takes_none() -> None:
@@ -66,10 +81,10 @@ def test_what_waits_for_no_room_takes_none() -> None:
     for _ in range(1024):
         untaken.sent(waits=False)
     for _ in range(WINDOW):
-        assert untaken.has_room
+        assert untaken.has_room(1)
         untaken.sent()
     assert not untaken.told(1025)
-    assert not untaken.has_room
+    assert not untaken.has_room(1)
     assert untaken.told(1026)
 
 
@@ -124,7 +139,7 @@ def test_what_another_message_has_told_meanwhile_needs_no_receipt() -> None:
     assert not said
 
 
-@given(st.lists(st.sampled_from(("send", "take", "answer", "deliver")), max_size=200))
+@given(st.lists(st.sampled_from(("send", "send full", "take", "answer", "deliver")), max_size=200))
 def test_a_sender_that_waits_is_always_owed_a_receipt(steps: list[str]) -> None:
     """Whatever the order in which messages are sent, taken, answered and delivered: no more than a window is on its way,
     and once all that is on its way has come, a sender without room has an end that knows it has to speak."""
@@ -142,7 +157,7 @@ def test_a_sender_that_waits_is_always_owed_a_receipt(steps: list[str]) -> None:
     take()
     untaken.told(taken.tell())
     for step in steps:
-        if step == "send" and untaken.has_room:
+        if step.startswith("send") and untaken.has_room(MAX_BATCH if step == "send full" else 1):
             untaken.sent()
             there.append(None)
         elif step == "take" and there:
@@ -151,11 +166,11 @@ def test_a_sender_that_waits_is_always_owed_a_receipt(steps: list[str]) -> None:
             back.append(taken.tell())
         elif step == "deliver" and back:
             untaken.told(back.popleft())
-        assert len(there) <= WINDOW
+        assert len(there) <= FULL_WINDOW
     while there:
         take()
     while back:
         untaken.told(back.popleft())
-    assert untaken.has_room or taken.is_due
+    assert untaken.has_room(1) or taken.is_due
     untaken.told(taken.tell())
-    assert untaken.has_room
+    assert untaken.has_room(1)

@@ -126,6 +126,11 @@ class Calls:
 
     # ---- for the stream
 
+    @property
+    def queued(self) -> int:
+        """Calls that wait to be sent; those count that were given up meanwhile."""
+        return len(self._queue)
+
     def connected(self, window: int) -> None:
         """A stream is up, and so many calls may be open on it."""
         self._window = window

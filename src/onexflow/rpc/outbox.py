@@ -49,6 +49,8 @@ class Outbox(Generic[Message]):
         self._finished = False
         #: Queued messages of kinds that wait for no room, and of kinds that wait for no company.
         self._others = self._pressing = 0
+        #: Results in all queued messages.
+        self._results = 0
         #: The acks that are queued have waited for company long enough.
         self._is_due = False
 
@@ -61,6 +63,8 @@ class Outbox(Generic[Message]):
             self._failed(Overloaded(f"{LIMIT} messages wait on this stream and nobody reads them."))
             return
         self._queue.append(message)
+        if isinstance(message, Results):
+            self._results += len(message.results)
         self._others += type(message) not in _WAITING
         if type(message) is not Ack:
             self._pressing += 1
@@ -115,7 +119,7 @@ class Outbox(Generic[Message]):
         and holds up what stands behind it. Acks alone wait for company as long as they may."""
         if not (self._pressing or self._is_due or self._finished):
             return False
-        return self._untaken.has_room or self._others > 0 or self._finished
+        return self._untaken.has_room(self._results) or self._others > 0 or self._finished
 
     def _pop(self) -> Any:
         message = self._queue.popleft()
@@ -158,6 +162,7 @@ class Outbox(Generic[Message]):
             message = self._pop()
             if type(message) is Results:
                 results += message.results
+                self._results -= len(message.results)
             else:
                 credits.append(message)
         return Results(results, _credits(credits).granted)

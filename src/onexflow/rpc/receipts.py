@@ -3,7 +3,7 @@
 A message costs whoever takes it as much as the work for several tasks, and small messages breed small ones: what comes in
 one is answered in one. So a sender whose last messages have not been taken yet waits, and what it has to say meanwhile
 goes in one message. Who talks to an idle end never waits, and who talks to a busy one sends as often as that one can take
-it: no time is set, and nothing to be tuned.
+it: no time is set, and nothing to be tuned. A message that is full has no company to wait for, and goes earlier.
 
 The receiver says in each message how many it has taken, and, when a sender may wait for it, in one of its own. It does so
 only for a sender that has asked for it in its first message.
@@ -17,8 +17,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from onexflow.codec.wire.common import MAX_BATCH
+
 #: Messages that may be on their way: one that is being taken, and one that is there when it is.
 WINDOW: Final = 2
+#: The same where one more is full: what could be joined to it is nothing, and an end that is busy with many entries is not
+#: to run out of them while its receipt is on its way.
+FULL_WINDOW: Final = 4
 #: A receipt leaves by itself after so many turns of the loop if they took no longer than a loop takes that has nothing to do,
 #: or else after so many seconds: then there will be something for it to go with.
 TURNS: Final = 8
@@ -44,19 +49,19 @@ class Untaken:
             self._on_their_way.append(self._sent)
 
     def told(self, taken: int) -> bool:
-        """The other end has said how many it has taken; 0 when it says nothing of it. Is there room now, where there was
-        none?"""
+        """The other end has said how many it has taken; 0 when it says nothing of it. Is there more room now, for one who
+        may have waited for it?"""
         if not taken:
             return False
-        had_room, self._taken = self.has_room, taken
+        self._taken = taken
+        before = len(self._on_their_way)
         while self._on_their_way and self._on_their_way[0] <= taken:
             self._on_their_way.popleft()
-        return not had_room and self.has_room
+        return len(self._on_their_way) < before >= WINDOW
 
-    @property
-    def has_room(self) -> bool:
-        """May one more be sent that waits for room?"""
-        return len(self._on_their_way) < WINDOW
+    def has_room(self, entries: int) -> bool:
+        """May one more be sent that waits for room, when so many entries are there for it?"""
+        return len(self._on_their_way) < (WINDOW if entries < MAX_BATCH else FULL_WINDOW)
 
 
 class Taken:
