@@ -113,9 +113,13 @@ class Admission:
             return 0.0
         return min(self._latest)
 
+    def has_room(self, behind: int = 0) -> bool:
+        """May a run be begun whatever the time, with so many other starts behind it?"""
+        return self.fresh + behind < FRESH_RUNS
+
     def refusal(self, now: float, waited: float = 0.0, behind: int = 0) -> Overloaded | None:
         """Why no run is begun now for a start that has waited so long, with so many others behind it; None: it may be."""
-        if self.fresh + behind < FRESH_RUNS:
+        if self.has_room(behind):
             return None
         late = self.late(now)
         if late <= LATE_SECONDS:

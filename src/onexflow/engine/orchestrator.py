@@ -7,7 +7,6 @@ turn, everything else when `CommitLane` says that it is durable. No task of the 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -39,6 +38,7 @@ from onexflow.engine.observed import Observed
 from onexflow.engine.outcomes import Outcomes, WaitReply
 from onexflow.engine.ownership import Ownership
 from onexflow.engine.pins import Pins
+from onexflow.engine.placing import loop_time
 from onexflow.engine.queries import FollowListener, Queries
 from onexflow.engine.queue_book import QueueBook
 from onexflow.engine.queue_bridge import QueueBridge
@@ -341,7 +341,8 @@ class Orchestrator:
         return self._outcomes.wait(key, reply)
 
     def refusal(self, waited: float, behind: int) -> SPIError | None:
-        return self._book.admission.refusal(asyncio.get_running_loop().time(), waited, behind)
+        admission = self._book.admission
+        return None if admission.has_room(behind) else admission.refusal(loop_time(), waited, behind)
 
     # ---- control
 

@@ -33,6 +33,7 @@ from onexflow.engine.kernel import Kernel
 from onexflow.engine.lifecycle import Lifecycles
 from onexflow.engine.observed import Observed
 from onexflow.engine.outcomes import InBackground, Outcomes
+from onexflow.engine.placing import loop_time
 from onexflow.engine.queries import Queries
 from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Run
@@ -121,10 +122,11 @@ class Starts:
 
     def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
         if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
-            refusal = self._admission.refusal(asyncio.get_running_loop().time())
-            if refusal is not None:
-                reply(refusal)
-                return
+            if not self._admission.has_room():  # else nobody need look at a clock
+                refusal = self._admission.refusal(loop_time())
+                if refusal is not None:
+                    reply(refusal)
+                    return
             try:
                 self._lifecycles.check(key.workflow_type, graph)
             except SPIError as error:

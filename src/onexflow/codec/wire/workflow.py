@@ -24,6 +24,10 @@ _VIEW: Final = common.MAX_MESSAGE * 7 // 8  #: bytes of a run's view
 
 def start(message: pb.StartWorkflowRequest, *, trace: str = "", principal: str = "") -> link.StartRequest:
     """The start that is asked for. Raises InvalidArgument naming the field."""
+    delay, timeout = message.delay, message.timeout
+    if delay or timeout:
+        common.seconds(delay, "delay")
+        common.seconds(timeout, "timeout")
     return link.StartRequest(
         namespace=common.name(message.namespace, "namespace", default=DEFAULT_NAMESPACE),
         workflow_type=common.name(message.workflow_type, "workflow_type"),
@@ -33,8 +37,8 @@ def start(message: pb.StartWorkflowRequest, *, trace: str = "", principal: str =
         correlation_id=common.optional_name(message.correlation_id, "correlation_id"),
         causation_id=common.optional_name(message.causation_id, "causation_id"),
         request_id=common.optional_name(message.request_id, "request_id"),
-        delay=common.seconds(message.delay, "delay"),
-        timeout=common.seconds(message.timeout, "timeout"),
+        delay=delay,
+        timeout=timeout,
         trace=common.optional_name(message.trace, "trace") or trace,
         principal=principal,
         caller=_caller(message.caller) if message.HasField("caller") else None,
