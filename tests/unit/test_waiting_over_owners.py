@@ -106,6 +106,7 @@ async def test_a_called_run_waits_for_room_where_clients_are_refused(monkeypatch
         leading.orchestrator("lead", handler="conduct")
         await three(cluster, script, leading, single("effect", "charge"))
         await cluster.add_worker(conductor, "conductor")
+        monkeypatch.setattr(Admission, "has_room", lambda self, behind=0: False)
         monkeypatch.setattr(Admission, "refusal", refusal)
         assert await cluster.result(await cluster.start("leading", 7)) == 7
         assert refused >= 6

@@ -281,6 +281,7 @@ class CommitLane:
                 self._release(self._answers_in_flight)
                 self._answers_in_flight = []
             if self.is_marked:
+                await asyncio.sleep(0)  # who was just told says it first, and what follows from it may be decided
                 await self._rest()
             else:
                 self._idle.set()
