@@ -30,7 +30,7 @@ FRESH_SECONDS: Final = 5
 #: Results that are later than this have stood in a queue. A worker alone may keep a pure task for 20 ms.
 LATE_SECONDS: Final = 0.05
 #: A start that nobody has looked at for so long stands in a queue.
-WAITED_SECONDS: Final = 0.02
+WAITED_SECONDS: Final = 0.012
 #: The least lateness in so many seconds is what stands; one late message says nothing.
 WINDOW_SECONDS: Final = 0.02
 #: What was heard is forgotten when nothing more has been for so many seconds.

@@ -26,6 +26,8 @@ from .rounds import CALLS, Rounds
 from .workloads import Bare, Load, Onexflow
 
 WORKLOADS = (*CALLS, *PARTS)
+#: Of a new SQLite store.
+SHARDS = 8
 _STORES = {"sqlite": "SQLite synchronous=FULL", "postgres": "PostgreSQL on this machine"}
 _STORES["both"] = " and ".join(_STORES.values())
 
@@ -38,6 +40,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--store", choices=tuple(_STORES), default="sqlite", help="what the cluster runs on; both: in turns [sqlite]"
     )
+    parser.add_argument("--shards", type=int, default=SHARDS, help=f"of the store and of the probe's log [{SHARDS}]")
     parser.add_argument("--no-probe", action="store_true", help="without the bare probe that it is compared with")
     parser.add_argument("--stores", action="store_true", help="instead: how long one append takes, on each store")
     parser.add_argument("--write", metavar="FILE", help="write the table to FILE as well (docs/measured/…)")
@@ -86,6 +89,8 @@ def _growth(file: str, *, quick: bool) -> int:
 async def _measure(arguments: argparse.Namespace) -> int:
     wanted = arguments.workloads or list(WORKLOADS)
     setting = f"{_STORES[arguments.store]}, one client, one orchestrator, one worker process, {arguments.role} tasks"
+    if arguments.shards != SHARDS:
+        setting += f", {arguments.shards} shards"
     heading = f"{machine()}; {two.SETTING if wanted == ['two'] else setting}"
     print(heading, file=sys.stderr)
     tables = [heading]
@@ -116,7 +121,10 @@ async def _on_clusters(
     stack: contextlib.AsyncExitStack, urls: dict[str, str], wanted: list[str], arguments: argparse.Namespace
 ) -> list[str]:
     """The tables of all workloads that one cluster for each store serves."""
-    clusters = {name: await stack.enter_async_context(Cluster(url)) for name, url in urls.items()}
+    clusters = {
+        name: await stack.enter_async_context(Cluster(url, shards=_shards(url, arguments.shards)))
+        for name, url in urls.items()
+    }
     runners = {}
     for name, cluster in clusters.items():
         runners[name] = await Onexflow.open(cluster, arguments.role)
@@ -124,7 +132,7 @@ async def _on_clusters(
     loads = {name: Load(runner) for name, runner in runners.items()}
     in_turns = [name for name in wanted if name in CALLS]
     if in_turns and not arguments.no_probe:
-        loads["probe"] = Load(Bare(await stack.enter_async_context(Probe())))
+        loads["probe"] = Load(Bare(await stack.enter_async_context(Probe(arguments.shards))))
     for load in loads.values():
         await load.single(500)  # warm: imports, caches, the service time that credits go by
     tables = []
@@ -140,6 +148,11 @@ async def _on_clusters(
         for name, runner in runners.items()
     ]
     return tables
+
+
+def _shards(url: str, wanted: int) -> int:
+    """PostgreSQL keeps its own default unless another number is asked for."""
+    return 0 if url and wanted == SHARDS else wanted
 
 
 def _where(name: str, urls: dict[str, str]) -> str:

@@ -54,16 +54,23 @@ async def spawn(
 
 
 class Cluster:
-    """An orchestrator on SQLite (synchronous=FULL) and a worker, as subprocesses of the shipped binaries. `environment` is
-    added to the orchestrator's."""
+    """An orchestrator on SQLite (synchronous=FULL) and a worker, as subprocesses of the shipped binaries. `shards` 0: as many
+    as a new store has. `environment` is added to the orchestrator's."""
 
     def __init__(
-        self, store: str = "", slots: int = 64, *, registry: str = "", environment: Mapping[str, str] | None = None
+        self,
+        store: str = "",
+        slots: int = 64,
+        *,
+        shards: int = 0,
+        registry: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self._folder = tempfile.TemporaryDirectory(prefix="onexflow-bench-")
         self.store = store or f"sqlite:{self._folder.name}/bench.db"
         self._slots = slots
+        self._shards = shards
         self._registry = ("--registry-url", registry) if registry else ()
         self._environment = environment or {}
         self.orchestrator: asyncio.subprocess.Process | None = None
@@ -82,8 +89,8 @@ class Cluster:
 
     async def _spawn_orchestrator(self, address: str) -> asyncio.subprocess.Process:
         return await self._spawn(
-            "orchestrator", "--listen", address, "--store-url", self.store, "--log-level", "warning",
-            **self._environment,
+            "orchestrator", "--listen", address, "--store-url", self.store,
+            "--store-shards", str(self._shards), "--log-level", "warning", **self._environment,
         )  # fmt: skip
 
     async def start_worker(self) -> None:

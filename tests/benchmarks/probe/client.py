@@ -22,7 +22,9 @@ from .log import check
 class Probe:
     """A server and a worker as subprocesses, and the client's stream to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, shards: int) -> None:
+        """`shards`: as many as the log of the project beside it has."""
+        self._shards = shards
         self._folder = tempfile.TemporaryDirectory(prefix="onexflow-probe-")
         self._path = f"{self._folder.name}/probe.db"
         self._port = free_port()
@@ -47,7 +49,7 @@ class Probe:
         return result
 
     async def __aenter__(self) -> Self:
-        await self._spawn("orchestrator", "server", str(self._port), self._path)
+        await self._spawn("orchestrator", "server", str(self._port), self._path, str(self._shards))
         await self._spawn("worker", "worker", str(self._port))
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{self._port}")
         self._call: Any = self._channel.stream_stream(wire.CLIENT)()

@@ -1,4 +1,4 @@
-"""The probe's server: `python -m benchmarks.probe.server PORT LOG`."""
+"""The probe's server: `python -m benchmarks.probe.server PORT LOG SHARDS`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Run:
 
     __slots__ = ("client", "id", "inputs", "left", "number", "pending", "results", "seq", "shard", "tasks")
 
-    def __init__(self, number: int, start: wire.Start, client: Outbox) -> None:
+    def __init__(self, number: int, shard: int, start: wire.Start, client: Outbox) -> None:
         self.number = number
         self.id, self.tasks, self.inputs = start
-        self.shard = number % wire.SHARDS
+        self.shard = shard
         self.client = client
         self.seq = 1
         self.left = self.tasks
@@ -68,11 +68,11 @@ class Outbox:
 
 
 class Server:
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, shards: int) -> None:
         self._log = log
         self._runs: dict[int, Run] = {}
         self._numbers = 0
-        self._heads = [1] * wire.SHARDS
+        self._heads = [1] * shards
         self._worker = Outbox()
         self._changed: list[Run] = []
         self._after: list[Callable[[], None]] = []
@@ -101,7 +101,7 @@ class Server:
     def _start(self, start: wire.Start, client: Outbox) -> None:
         self._numbers += 1
         number = self._numbers
-        run = self._runs[number] = Run(number, start, client)
+        run = self._runs[number] = Run(number, number % len(self._heads), start, client)
         inputs = run.inputs
         events: list[wire.Event] = [(wire.CREATED, 0, wire.encode(inputs) if run.is_fan else inputs[0])]
         events += [(wire.SCHEDULED, step, b"") for step in range(len(inputs))]
@@ -169,9 +169,9 @@ class Server:
             self._commit()
 
 
-async def main(port: int, path: str) -> None:
+async def main(port: int, path: str, shards: int) -> None:
     log = Log(path)
-    service = Server(log)
+    service = Server(log, shards)
     server = grpc.aio.server()
     methods: dict[str, Any] = {
         wire.CLIENT: grpc.stream_stream_rpc_method_handler(service.client),
@@ -201,4 +201,4 @@ if __name__ == "__main__":
     poll_directly()
     sys.setswitchinterval(0.0005)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(main(int(sys.argv[1]), sys.argv[2]))
+        runner.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -8,8 +8,6 @@ import msgspec
 
 #: Tasks or results in one message.
 BATCH: Final = 64
-#: Shards of the log, as a new SQLite store of onexflow has.
-SHARDS: Final = 8
 CLIENT: Final = "/probe/Client"
 WORKER: Final = "/probe/Worker"
 
