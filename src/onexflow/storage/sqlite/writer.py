@@ -22,10 +22,10 @@ from onexflow.storage.sqlite import statements as sql
 from onexflow.storage.sqlite.errors import translate
 
 #: Estimated pages in the WAL: above the first a checkpoint runs when idle, above the second at once. It holds the commits
-#: up, for 4 ms then; four times as seldom it is 15 ms. (The size of the file does not tell: it is kept and written over,
+#: up, for some 3 ms then; eight times as seldom it is 15 ms. (The size of the file does not tell: it is kept and written over,
 #: because growing a file makes each fsync dearer.)
 IDLE_CHECKPOINT: Final = 256
-FORCED_CHECKPOINT: Final = 2048
+FORCED_CHECKPOINT: Final = 1024
 _PAGES_A_COMMIT: Final = 16
 _IDLE_SECONDS: Final = 0.2
 
