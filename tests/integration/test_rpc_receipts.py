@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from onexflow.client import connect
+from onexflow.codec.wire.common import MAX_BATCH
 from onexflow.core.ids import Token
 from onexflow.ports import worker_link as link
 from onexflow.rpc.worker_connection import connect_worker
@@ -127,6 +128,25 @@ async def test_a_worker_says_in_one_message_what_has_ended_while_the_orchestrato
         assert sizes == ([1, 1, MANY - 2] if tells else [1] * MANY)
         assert sum(message.results.credits.granted["compute"] for message in busy.taken[1:]) == MANY
         await connections.close()
+
+
+async def test_a_client_sends_a_full_message_to_a_busy_orchestrator_and_one_that_may_get_company_later() -> None:
+    async with busy_with_clients(tells=True) as (busy, address):
+        client = await connect(address)
+        calls = []
+        for number in range(2):
+            calls.append(asyncio.ensure_future(client.start("any", input=number)))
+            await busy.until(2 + number)
+        calls += [asyncio.ensure_future(client.start("any", input=number)) for number in range(MAX_BATCH - 1)]
+        await turns(5)
+        assert len(busy.taken) == 3
+        calls.append(asyncio.ensure_future(client.start("any", input=0)))
+        await busy.until(4)
+        assert len(busy.taken[3].batch.starts) == MAX_BATCH
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await client.close()
 
 
 @pytest.mark.parametrize("tells", [True, False])

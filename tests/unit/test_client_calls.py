@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from onexflow.client.calls import MAX_CALLS, Calls
+from onexflow.client.calls import Calls
 from onexflow.codec.wire import common as wire_common
+from onexflow.codec.wire.common import MAX_BATCH
 from onexflow.core.errors import DeadlineExceeded, Draining, Overloaded, StoreFull, Unavailable, UnknownRun
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing.clock import virtual_time
@@ -56,11 +57,25 @@ async def test_calls_of_a_turn_share_a_batch(calls: Calls) -> None:
 
 
 async def test_a_batch_is_cut_at_64_calls_and_one_mebibyte(calls: Calls) -> None:
-    tasks = await waiting(calls, *(request() for _ in range(MAX_CALLS + 5)))
-    assert len(ids(calls.next_batch())) == MAX_CALLS
+    tasks = await waiting(calls, *(request() for _ in range(MAX_BATCH + 5)))
+    assert len(ids(calls.next_batch())) == MAX_BATCH
     assert len(ids(calls.next_batch())) == 5
     tasks += await waiting(calls, *(request(b"x" * 700_000) for _ in range(2)), request(b"x" * 1_500_000))
     assert [len(ids(calls.next_batch())) for _ in range(3)] == [1, 1, 1]
+    calls.close(Unavailable())
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_only_as_many_calls_are_sendable_as_the_window_leaves_room_for(calls: Calls) -> None:
+    calls.connected(window=MAX_BATCH + 5)
+    tasks = await waiting(calls, *(request() for _ in range(3 * MAX_BATCH)))
+    assert calls.sendable == MAX_BATCH + 5
+    calls.next_batch()
+    assert calls.sendable == 5, "no full message"
+    calls.next_batch()
+    assert calls.sendable == 0
+    calls.answered(answers(1))
+    assert calls.sendable == 1
     calls.close(Unavailable())
     await asyncio.gather(*tasks, return_exceptions=True)
 

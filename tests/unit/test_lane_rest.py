@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from onexflow.core.builder import workflow
 from onexflow.engine.lane import REST_A_RUN, REST_SECONDS
+from onexflow.ports.client_link import StartRequest
 from onexflow.ports.event_store import AppendOutcome, ShardAppend
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster, VirtualClock, virtual_time
@@ -73,6 +74,34 @@ async def test_the_rest_grows_with_the_runs_of_the_append_up_to_a_bound_and_few_
     rests = [gap for stored_runs, gap in await stored(runs) if stored_runs == runs]
     assert rests
     assert rests[0] == pytest.approx(rest, abs=1e-6)
+
+
+@virtual_time
+async def test_what_follows_from_an_answer_at_once_is_in_the_next_append() -> None:
+    clock = VirtualClock()
+    store = Slow(clock)
+    async with Cluster(store=store, clock=clock) as cluster:
+        await ready(cluster, Script(), single("compute", "calc"))
+        await asyncio.sleep(1)
+        store.appends.clear()
+
+        def start(reply: Callable[[Any], None]) -> None:
+            request = StartRequest(namespace="default", workflow_type="single", delay=60.0)
+            cluster.engine.start_run(request, reply)
+
+        async def follow() -> None:
+            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            start(answer.set_result)
+            await answer
+            start(ignored.append)
+
+        ignored: list[Any] = []
+        following = asyncio.ensure_future(follow())
+        await asyncio.sleep(TAKES / 2)
+        start(ignored.append)  # decided while the first is being stored: the next append follows at once
+        await asyncio.sleep(10 * TAKES)
+        await following
+        assert [runs for _, _, runs in store.appends] == [1, 2]
 
 
 @virtual_time

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from onexflow.codec.wire.common import MAX_BATCH
+from onexflow.codec.wire.worker import to_requests
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL
 from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Held, Ping, Results
 from onexflow.rpc.outbox import ACK_PATIENCE, Outbox
+from onexflow.rpc.receipts import FULL_WINDOW
 from onexflow.testing.clock import virtual_time
 
 
@@ -31,12 +34,14 @@ def result(number: int) -> AttemptResult:
 
 
 class Wire:
-    """An outbox, and what it has written: at which loop time, which message. A write takes `seconds`."""
+    """An outbox, and what it has written: at which loop time, which message. A write takes `seconds`. `encode` cuts."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(
+        self, seconds: float = 0.0, encode: Callable[[Any], Iterable[Any]] = lambda message: [message]
+    ) -> None:
         self._seconds = seconds
         self.written: list[tuple[float, Any]] = []
-        self.outbox: Outbox[Any] = Outbox(lambda message: [message], self._write, self._fail)
+        self.outbox: Outbox[Any] = Outbox(encode, self._write, self._fail)
         self._began = asyncio.get_running_loop().time()
 
     async def _write(self, message: Any) -> None:
@@ -221,18 +226,30 @@ async def test_what_cannot_be_joined_goes_at_once_and_takes_what_stands_before_i
 
 @virtual_time
 async def test_a_full_message_does_not_wait_for_company_and_what_is_left_does() -> None:
-    wire = Wire()
+    wire = Wire(encode=to_requests)
     running = await busy(wire)
-    many = [result(number) for number in range(3, 3 + MAX_BATCH)]
-    wire.outbox.put(Results(many[:-1]))
+
+    def sizes() -> list[int]:
+        return [len(said.results.results) for _, said in wire.written]
+
+    wire.outbox.put(Credits({"compute": 1}))
+    wire.outbox.put(Results([result(number) for number in range(MAX_BATCH - 1)]))
     await asyncio.sleep(1)
-    assert wire.written == []
-    wire.outbox.put(Results(many[-1:]))
-    wire.outbox.put(Results([result(1000)]))
+    assert sizes() == []
+    wire.outbox.put(Results([result(number) for number in range(5)]))
     await asyncio.sleep(1)
-    wire.outbox.put(Results([result(1001)]))
+    assert sizes() == [MAX_BATCH]
+    assert wire.written[0][1].results.credits.granted == {"compute": 1}, "credits go with them"
+    wire.outbox.put(Results([result(number) for number in range(MAX_BATCH - 4)]))  # a full one with what was left
     await asyncio.sleep(1)
-    assert [said for _, said in wire.written] == [Results([*many, result(1000)], {})]
+    assert sizes() == [MAX_BATCH] * (FULL_WINDOW - 2)
+    wire.outbox.put(Results([result(number) for number in range(2 * MAX_BATCH)]))
+    await asyncio.sleep(1)
+    assert sizes() == [MAX_BATCH] * (FULL_WINDOW - 2), "no more than so many are on their way"
+    wire.outbox.put(Results([result(0)]))
+    wire.outbox.told(1 + FULL_WINDOW)
+    await asyncio.sleep(1)
+    assert sizes() == [*[MAX_BATCH] * 4, 1], "and all that is left when there is room for any"
     wire.outbox.finish()
     await running
 

@@ -12,15 +12,13 @@ from collections import deque
 from typing import Final
 
 from onexflow.codec.wire import common as wire_common
-from onexflow.codec.wire.common import MAX_PAYLOAD
+from onexflow.codec.wire.common import MAX_BATCH, MAX_BATCH_BYTES, MAX_PAYLOAD
 from onexflow.core.errors import DeadlineExceeded, Draining, InvalidArgument, Overloaded, ShardMoved, StoreFull
 from onexflow.core.identity import ON_BEHALF
 from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import common_pb2
 from onexflow.v1 import workflow_pb2 as pb
 
-MAX_CALLS: Final = 64
-MAX_BYTES: Final = 1 << 20
 #: What a call takes on the wire beside its request: its id and lengths.
 OVERHEAD: Final = 24
 #: No call is larger: a payload, and room for names. A message beyond gRPC's own limit would end the stream of all.
@@ -127,9 +125,9 @@ class Calls:
     # ---- for the stream
 
     @property
-    def queued(self) -> int:
-        """Calls that wait to be sent; those count that were given up meanwhile."""
-        return len(self._queue)
+    def sendable(self) -> int:
+        """How many calls may be sent now; those count that were given up meanwhile."""
+        return min(len(self._queue), self._window - len(self._open))
 
     def connected(self, window: int) -> None:
         """A stream is up, and so many calls may be open on it."""
@@ -152,13 +150,13 @@ class Calls:
             self._abandoned.clear()
         starts, waits, queue, opened = batch.starts, batch.waits, self._queue, self._open
         count = size = 0
-        while queue and count < MAX_CALLS and len(opened) < self._window:
+        while queue and count < MAX_BATCH and len(opened) < self._window:
             call = queue[0]
             if call.future.done():
                 queue.popleft()
                 continue
             size += call.size
-            if count and size > MAX_BYTES:
+            if count and size > MAX_BATCH_BYTES:
                 break
             queue.popleft()
             if call.start is not None:

@@ -167,7 +167,7 @@ class ConnectStream:
             while True:
                 await work.wait()
                 work.clear()
-                while untaken.has_room(self._calls.queued) and (batch := self._calls.next_batch()) is not None:
+                while untaken.has_room(self._calls.sendable) and (batch := self._calls.next_batch()) is not None:
                     untaken.sent()
                     await stream.write(batch)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

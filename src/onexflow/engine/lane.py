@@ -281,16 +281,15 @@ class CommitLane:
                 self._release(self._answers_in_flight)
                 self._answers_in_flight = []
             if self.is_marked:
-                await asyncio.sleep(0)  # who was just told says it first, and what follows from it may be decided
                 await self._rest()
             else:
                 self._idle.set()
 
     async def _rest(self) -> None:
-        """More is decided already: wait for more of the runs that go on."""
+        """More is decided already: wait for more of the runs that go on. In any case for one turn of the loop: who was just
+        told passes it on before the next append is packed, and what follows from it is in that."""
         seconds = min(REST_SECONDS, REST_A_RUN * sum(not run.is_over for run, _ in self._taken_runs))
-        if seconds >= LEAST_REST:
-            await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds if seconds >= LEAST_REST else 0)
 
     def _stored(self, runs: list[tuple[Entity, int]]) -> None:
         if self._spoiled_in_flight is not None:

@@ -1,7 +1,7 @@
 """The sending half of a stream: a queue that never blocks its callers, and one coroutine that writes it out.
 
 What was queued in one turn of the loop leaves together, or what was queued until the other end has taken what is on its
-way (`rpc.receipts`): neighbours of the same kind are joined (assignments, results, acks, credits), acks go with assignments
+way (`rpc.receipts`; a full message of results does not wait for so much): neighbours of the same kind are joined (assignments, results, acks, credits), acks go with assignments
 and credits with results, and the wire form cuts them at 64 entries and 1 MiB.
 A message costs as much as the work for several tasks, so acks wait a little for assignments to go with.
 """
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
+from onexflow.codec.wire.common import MAX_BATCH
 from onexflow.core.errors import Overloaded
 from onexflow.core.ids import Token
 from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Results
@@ -63,7 +64,7 @@ class Outbox(Generic[Message]):
             self._failed(Overloaded(f"{LIMIT} messages wait on this stream and nobody reads them."))
             return
         self._queue.append(message)
-        if isinstance(message, Results):
+        if isinstance(message, Results):  # of whatever kind the messages of this stream are
             self._results += len(message.results)
         self._others += type(message) not in _WAITING
         if type(message) is not Ack:
@@ -119,7 +120,12 @@ class Outbox(Generic[Message]):
         and holds up what stands behind it. Acks alone wait for company as long as they may."""
         if not (self._pressing or self._is_due or self._finished):
             return False
-        return self._untaken.has_room(self._results) or self._others > 0 or self._finished
+        return self._untaken.has_room(self._results) or self._must_go
+
+    @property
+    def _must_go(self) -> bool:
+        """Nothing that is queued may wait for room."""
+        return self._others > 0 or self._finished
 
     def _pop(self) -> Any:
         message = self._queue.popleft()
@@ -128,7 +134,8 @@ class Outbox(Generic[Message]):
         return message
 
     def _next(self) -> Any:
-        if type(self._queue[0]) is Results:
+        head = type(self._queue[0])
+        if head is Results or (head is Credits and self._results and not self._others):
             return self._ends()
         message = self._group()
         if type(message) is Assignments and message.ack is None:
@@ -155,17 +162,28 @@ class Outbox(Generic[Message]):
         return _acks(acks) if acks else None
 
     def _ends(self) -> Results:
-        """The results and the credits that stand first. Credits may wait for results that came after them."""
+        """The results and the credits that stand first, or one full message of them where no other has room. Credits may
+        wait for results that came after them."""
         results: list[AttemptResult] = []
         credits: list[Credits] = []
-        while self._queue and type(self._queue[0]) in _WAITING:
+        only_full = not (self._untaken.has_room(1) or self._must_go)
+        while self._queue and type(self._queue[0]) in _WAITING and not (only_full and len(results) >= MAX_BATCH):
             message = self._pop()
             if type(message) is Results:
                 results += message.results
                 self._results -= len(message.results)
             else:
                 credits.append(message)
+        if only_full and len(results) > MAX_BATCH:
+            self._put_back(Results(results[MAX_BATCH:]))
+            results = results[:MAX_BATCH]
         return Results(results, _credits(credits).granted)
+
+    def _put_back(self, rest: Results) -> None:
+        """What is left of a message goes ahead of all others."""
+        self._queue.appendleft(rest)
+        self._results += len(rest.results)
+        self._pressing += 1
 
     def _group(self) -> Any:
         """The first message, joined with those of its kind behind it."""

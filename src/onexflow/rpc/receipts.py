@@ -21,8 +21,8 @@ from onexflow.codec.wire.common import MAX_BATCH
 
 #: Messages that may be on their way: one that is being taken, and one that is there when it is.
 WINDOW: Final = 2
-#: The same where one more is full: what could be joined to it is nothing, and an end that is busy with many entries is not
-#: to run out of them while its receipt is on its way.
+#: The same where one more is full, of as many entries as a message may have: nothing could be joined to it, and an end that
+#: is busy with many entries is not to run out of them while its receipt is on its way.
 FULL_WINDOW: Final = 4
 #: A receipt leaves by itself after so many turns of the loop if they took no longer than a loop takes that has nothing to do,
 #: or else after so many seconds: then there will be something for it to go with.

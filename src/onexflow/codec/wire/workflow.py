@@ -25,7 +25,7 @@ _VIEW: Final = common.MAX_MESSAGE * 7 // 8  #: bytes of a run's view
 def start(message: pb.StartWorkflowRequest, *, trace: str = "", principal: str = "") -> link.StartRequest:
     """The start that is asked for. Raises InvalidArgument naming the field."""
     delay, timeout = message.delay, message.timeout
-    if delay or timeout:
+    if delay or timeout:  # nearly none has one
         common.seconds(delay, "delay")
         common.seconds(timeout, "timeout")
     return link.StartRequest(

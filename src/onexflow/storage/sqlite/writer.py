@@ -22,12 +22,13 @@ from onexflow.storage.sqlite import statements as sql
 from onexflow.storage.sqlite.errors import translate
 
 #: Estimated pages in the WAL: above the first a checkpoint runs when idle, above the second at once. It holds the commits
-#: up, for some 3 ms then; eight times as seldom it is 15 ms. (The size of the file does not tell: it is kept and written over,
-#: because growing a file makes each fsync dearer.)
+#: up, for some 3 ms then where an fsync takes 0.2 (it makes two); eight times as seldom it is 15 ms. (The size of the file
+#: does not tell: it is kept and written over, because growing a file makes each fsync dearer.)
 IDLE_CHECKPOINT: Final = 256
 FORCED_CHECKPOINT: Final = 1024
 _PAGES_A_COMMIT: Final = 16
-_IDLE_SECONDS: Final = 0.2
+#: Seconds without a commit after which an idle checkpoint runs.
+IDLE_SECONDS: Final = 0.2
 
 
 class Job(NamedTuple):
@@ -109,7 +110,7 @@ class Writer:
     def _run(self) -> None:
         while True:
             try:
-                job = self._jobs.get(timeout=_IDLE_SECONDS if self._backlog > IDLE_CHECKPOINT else None)
+                job = self._jobs.get(timeout=IDLE_SECONDS if self._backlog > IDLE_CHECKPOINT else None)
             except queue.Empty:
                 self._checkpoint("PASSIVE")
                 continue
