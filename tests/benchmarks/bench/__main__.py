@@ -40,7 +40,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--store", choices=tuple(_STORES), default="sqlite", help="what the cluster runs on; both: in turns [sqlite]"
     )
-    parser.add_argument("--shards", type=int, default=SHARDS, help=f"of the store and of the probe's log [{SHARDS}]")
+    parser.add_argument(
+        "--shards", type=int, default=0, help=f"of the store and of the probe's log [{SHARDS}, on PostgreSQL 64]"
+    )
     parser.add_argument("--no-probe", action="store_true", help="without the bare probe that it is compared with")
     parser.add_argument("--stores", action="store_true", help="instead: how long one append takes, on each store")
     parser.add_argument("--write", metavar="FILE", help="write the table to FILE as well (docs/measured/…)")
@@ -64,6 +66,8 @@ def _arguments() -> argparse.Namespace:
     for name in arguments.workloads:
         if name not in WORKLOADS:
             parser.error(f"unknown workload {name!r}: {', '.join(WORKLOADS)}")
+    if arguments.shards < 0 or (arguments.shards and {"footprint", "two"} & set(arguments.workloads or WORKLOADS)):
+        parser.error("--shards takes a number and goes with workloads of one cluster: neither footprint nor two")
     return arguments
 
 
@@ -89,7 +93,7 @@ def _growth(file: str, *, quick: bool) -> int:
 async def _measure(arguments: argparse.Namespace) -> int:
     wanted = arguments.workloads or list(WORKLOADS)
     setting = f"{_STORES[arguments.store]}, one client, one orchestrator, one worker process, {arguments.role} tasks"
-    if arguments.shards != SHARDS:
+    if arguments.shards:
         setting += f", {arguments.shards} shards"
     heading = f"{machine()}; {two.SETTING if wanted == ['two'] else setting}"
     print(heading, file=sys.stderr)
@@ -122,8 +126,7 @@ async def _on_clusters(
 ) -> list[str]:
     """The tables of all workloads that one cluster for each store serves."""
     clusters = {
-        name: await stack.enter_async_context(Cluster(url, shards=_shards(url, arguments.shards)))
-        for name, url in urls.items()
+        name: await stack.enter_async_context(Cluster(url, shards=arguments.shards)) for name, url in urls.items()
     }
     runners = {}
     for name, cluster in clusters.items():
@@ -132,7 +135,7 @@ async def _on_clusters(
     loads = {name: Load(runner) for name, runner in runners.items()}
     in_turns = [name for name in wanted if name in CALLS]
     if in_turns and not arguments.no_probe:
-        loads["probe"] = Load(Bare(await stack.enter_async_context(Probe(arguments.shards))))
+        loads["probe"] = Load(Bare(await stack.enter_async_context(Probe(arguments.shards or SHARDS))))
     for load in loads.values():
         await load.single(500)  # warm: imports, caches, the service time that credits go by
     tables = []
@@ -148,11 +151,6 @@ async def _on_clusters(
         for name, runner in runners.items()
     ]
     return tables
-
-
-def _shards(url: str, wanted: int) -> int:
-    """PostgreSQL keeps its own default unless another number is asked for."""
-    return 0 if url and wanted == SHARDS else wanted
 
 
 def _where(name: str, urls: dict[str, str]) -> str:

@@ -32,6 +32,7 @@ from onexflow.core.payload import Payload
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.ports.client_link import EventView, RunOutcome, StartOutcome, StartRequest
 from onexflow.spi.exceptions import SPIError
+from onexflow.storage.sqlite.writer import IDLE_SECONDS
 
 #: Tasks of one part: some 0.3 s.
 PART: Final = 10_000
@@ -42,7 +43,7 @@ DELAY: Final = 7 * 24 * 3600.0
 STARTED_A_SECOND: Final = 5000
 AT_ONCE: Final = 500
 #: Seconds after which a store that has nothing to write has made its checkpoint.
-SETTLED: Final = 0.5
+SETTLED: Final = IDLE_SECONDS + 0.3
 
 
 def rss() -> int:
