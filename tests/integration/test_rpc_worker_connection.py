@@ -95,8 +95,8 @@ async def test_a_stream_carries_messages_both_ways_and_ends_planned() -> None:
     opened.send(link.Credits({"effect": 2, "compute": 1}))
     opened.send(link.Results([result]))
     opened.send(link.Results([result]))
-    await peer.until(3)
-    assert peer.messages[1:] == [link.Credits({"effect": 3, "compute": 1}), link.Results([result, result])]
+    await peer.until(2)
+    assert peer.messages[1:] == [link.Results([result, result], {"effect": 3, "compute": 1})]
 
     opened.send(link.Goodbye())
     opened.close()
