@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -138,6 +139,8 @@ async def _on_clusters(
         loads["probe"] = Load(Bare(await stack.enter_async_context(Probe(arguments.shards or SHARDS))))
     for load in loads.values():
         await load.single(500)  # warm: imports, caches, the service time that credits go by
+    gc.collect()
+    gc.freeze()  # what the bench has loaded is no client's: a look of the collector at it would stand in its latencies
     tables = []
     if in_turns:
         rounds = Rounds()
