@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -76,14 +77,21 @@ async def test_the_rest_grows_with_the_runs_of_the_append_up_to_a_bound_and_few_
     assert rests[0] == pytest.approx(rest, abs=1e-6)
 
 
-@virtual_time
-async def test_what_follows_from_an_answer_at_once_is_in_the_next_append() -> None:
+@asynccontextmanager
+async def slow() -> AsyncIterator[tuple[Cluster, Slow]]:
+    """A cluster that serves runs of one task, and its slow store, to which nothing was appended for a while."""
     clock = VirtualClock()
     store = Slow(clock)
     async with Cluster(store=store, clock=clock) as cluster:
         await ready(cluster, Script(), single("compute", "calc"))
         await asyncio.sleep(1)
         store.appends.clear()
+        yield cluster, store
+
+
+@virtual_time
+async def test_what_follows_from_an_answer_at_once_is_in_the_next_append() -> None:
+    async with slow() as (cluster, store):
 
         def start(reply: Callable[[Any], None]) -> None:
             request = StartRequest(namespace="default", workflow_type="single", delay=60.0)
@@ -106,12 +114,7 @@ async def test_what_follows_from_an_answer_at_once_is_in_the_next_append() -> No
 
 @virtual_time
 async def test_runs_that_have_ended_are_not_rested_for() -> None:
-    clock = VirtualClock()
-    store = Slow(clock)
-    async with Cluster(store=store, clock=clock) as cluster:
-        await ready(cluster, Script(), single("compute", "calc"))
-        await asyncio.sleep(1)
-        store.appends.clear()
+    async with slow() as (cluster, store):
         keys = await asyncio.gather(*(cluster.start("single", number) for number in range(100)))
         await asyncio.gather(*(cluster.result(one.key) for one in keys))
         gaps = [gap for runs, gap in store.rests() if runs == 100]

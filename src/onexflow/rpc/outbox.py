@@ -1,8 +1,9 @@
 """The sending half of a stream: a queue that never blocks its callers, and one coroutine that writes it out.
 
 What was queued in one turn of the loop leaves together, or what was queued until the other end has taken what is on its
-way (`rpc.receipts`; a full message of results does not wait for so much): neighbours of the same kind are joined (assignments, results, acks, credits), acks go with assignments
-and credits with results, and the wire form cuts them at 64 entries and 1 MiB.
+way (`rpc.receipts`; a full message of results does not wait for so much): neighbours of the same kind are joined
+(assignments, results, acks, credits), acks go with assignments and credits with results, and the wire form cuts them at 64
+entries and 1 MiB.
 A message costs as much as the work for several tasks, so acks wait a little for assignments to go with.
 """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import counting, store_append
 from benchmarks.growth import report as growth
+from onexflow.app.adapters import LOCAL_SHARDS
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
 from onexflow.telemetry import logging
 
@@ -27,8 +28,6 @@ from .rounds import CALLS, Rounds
 from .workloads import Bare, Load, Onexflow
 
 WORKLOADS = (*CALLS, *PARTS)
-#: Of a new SQLite store.
-SHARDS = 8
 _STORES = {"sqlite": "SQLite synchronous=FULL", "postgres": "PostgreSQL on this machine"}
 _STORES["both"] = " and ".join(_STORES.values())
 
@@ -42,7 +41,7 @@ def _arguments() -> argparse.Namespace:
         "--store", choices=tuple(_STORES), default="sqlite", help="what the cluster runs on; both: in turns [sqlite]"
     )
     parser.add_argument(
-        "--shards", type=int, default=0, help=f"of the store and of the probe's log [{SHARDS}, on PostgreSQL 64]"
+        "--shards", type=int, default=0, help=f"of the store and of the probe's log [{LOCAL_SHARDS}, on PostgreSQL 64]"
     )
     parser.add_argument("--no-probe", action="store_true", help="without the bare probe that it is compared with")
     parser.add_argument("--stores", action="store_true", help="instead: how long one append takes, on each store")
@@ -136,7 +135,7 @@ async def _on_clusters(
     loads = {name: Load(runner) for name, runner in runners.items()}
     in_turns = [name for name in wanted if name in CALLS]
     if in_turns and not arguments.no_probe:
-        loads["probe"] = Load(Bare(await stack.enter_async_context(Probe(arguments.shards or SHARDS))))
+        loads["probe"] = Load(Bare(await stack.enter_async_context(Probe(arguments.shards or LOCAL_SHARDS))))
     for load in loads.values():
         await load.single(500)  # warm: imports, caches, the service time that credits go by
     gc.collect()

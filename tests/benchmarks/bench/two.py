@@ -30,9 +30,8 @@ GOALS: Final[dict[str, Goal]] = {f"{how}, {name}": at_least(1.6) for how in (APA
 SETTING: Final = "PostgreSQL on this machine, one client, one worker process a cluster, compute tasks"
 RUNS: Final = {"W1": 10_000, "W2": 2_000}
 WIDTH: Final = 200  #: in flight, for each orchestrator
-LEAST: Final = (
-    0.6  #: of its even part, which each is to own: where a shard goes is chance, and fewer is once in a thousand
-)
+#: Of its even part, which each is to own: where a shard goes is chance, and with 64 of them fewer is seldom.
+LEAST: Final = 0.6
 SLOTS: Final = 64  #: of the worker, for each orchestrator: with too few for both it asks one for what the other needs
 
 

@@ -55,8 +55,8 @@ def _table(found: list[tuple[Curve, list[Point]]], turns: int) -> str:
             lines.append(f"| {point.size:,} {curve.what} | {point.us:.1f} | {point.ratio:.2f} | {goal} | {judged} |")
     about = (
         f"One engine in process on SQLite, no gRPC. Medians of {turns} turns; each line is a system of its own, those of "
-        "one kind take turns. Tasks are those of chains of ten, 200 in flight; of graphs and of a run with a history, its own; the checkpoint "
-        "of SQLite's WAL that a history's events leave to be made is waited for, and in no figure."
+        "one kind take turns. Tasks are those of chains of ten, 200 in flight; of graphs and of a run with a history, its own; "
+        "the checkpoint of SQLite's WAL that a history's events leave to be made is waited for, and in no figure."
     )
     return "\n".join([*lines, "", about])
 
