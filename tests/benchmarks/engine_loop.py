@@ -24,7 +24,8 @@ from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
 from onexflow.codec.definitions import dump_definition
 from onexflow.codec.payload import JsonCodec
-from onexflow.codec.wire import worker as wire
+from onexflow.codec.wire.session_request import from_request, to_requests
+from onexflow.codec.wire.session_response import to_responses
 from onexflow.core.ids import Token
 from onexflow.core.payload import Payload
 from onexflow.engine.orchestrator import Orchestrator
@@ -70,7 +71,7 @@ class InstantWorker:
 
     def send(self, message: ToWorker) -> None:
         if isinstance(message, Assignments | Ack | Feed):
-            for one in wire.to_responses(message):
+            for one in to_responses(message):
                 one.SerializeToString()
         if isinstance(message, Assignments):
             for assignment in message.assignments:
@@ -109,10 +110,10 @@ class InstantWorker:
     def _say(self, message: Results | Credits | Fed) -> None:
         assert self.peer is not None
         began = time.thread_time()
-        raw = [one.SerializeToString() for one in wire.to_requests(message)]
+        raw = [one.SerializeToString() for one in to_requests(message)]
         self.excluded += time.thread_time() - began
         for one in raw:
-            self.peer.on_message(wire.from_request(pb.SessionRequest.FromString(one)))
+            self.peer.on_message(from_request(pb.SessionRequest.FromString(one)))
 
 
 class Load:

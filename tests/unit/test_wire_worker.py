@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from onexflow.codec.wire import worker as wire
+from onexflow.codec.wire.session_request import from_request, to_requests
+from onexflow.codec.wire.session_response import from_response, to_responses
 from onexflow.core.errors import ProtocolViolation
 from onexflow.core.ids import Token
 from onexflow.core.payload import Failure, Payload
@@ -67,8 +68,8 @@ ASSIGNMENT = link.Assignment(
     ],
 )
 def test_messages_of_a_worker_come_back_as_they_went(message: link.FromWorker) -> None:
-    (sent,) = wire.to_requests(message)
-    assert wire.from_request(worker_pb2.SessionRequest.FromString(sent.SerializeToString())) == message
+    (sent,) = to_requests(message)
+    assert from_request(worker_pb2.SessionRequest.FromString(sent.SerializeToString())) == message
 
 
 @pytest.mark.parametrize(
@@ -90,25 +91,25 @@ def test_messages_of_a_worker_come_back_as_they_went(message: link.FromWorker) -
     ],
 )
 def test_messages_of_an_orchestrator_come_back_as_they_went(message: link.ToWorker) -> None:
-    (sent,) = wire.to_responses(message)
-    assert wire.from_response(worker_pb2.SessionResponse.FromString(sent.SerializeToString())) == message
+    (sent,) = to_responses(message)
+    assert from_response(worker_pb2.SessionResponse.FromString(sent.SerializeToString())) == message
 
 
 def test_batches_are_cut_at_64_entries_and_at_a_mebibyte() -> None:
     small = link.Results([link.AttemptResult(TOKEN, "stopped")] * 130)
-    assert [len(one.results.results) for one in wire.to_requests(small)] == [64, 64, 2]
+    assert [len(one.results.results) for one in to_requests(small)] == [64, 64, 2]
 
     big = Payload(b'"' + b"x" * (400 << 10) + b'"')
     large = link.Results([link.AttemptResult(TOKEN, "completed", big)] * 5)
-    assert [len(one.results.results) for one in wire.to_requests(large)] == [2, 2, 1]
-    assert all(one.ByteSize() <= 1 << 20 for one in wire.to_requests(large))
+    assert [len(one.results.results) for one in to_requests(large)] == [2, 2, 1]
+    assert all(one.ByteSize() <= 1 << 20 for one in to_requests(large))
 
-    assert list(wire.to_requests(link.Results([]))) == []
+    assert list(to_requests(link.Results([]))) == []
 
 
 def test_a_feed_is_cut_and_its_last_part_is_the_last() -> None:
     feed = link.Feed(TOKEN, [link.FedItem(index, Payload(b"1")) for index in range(130)], True)
-    parts = [wire.from_response(one) for one in wire.to_responses(feed)]
+    parts = [from_response(one) for one in to_responses(feed)]
     assert [(len(part.items), part.is_last) for part in parts if isinstance(part, link.Feed)] == [
         (64, False),
         (64, False),
@@ -118,29 +119,29 @@ def test_a_feed_is_cut_and_its_last_part_is_the_last() -> None:
 
 def test_what_goes_along_with_a_batch_goes_once() -> None:
     results = link.Results([link.AttemptResult(TOKEN, "stopped")] * 130, {"effect": 3})
-    assert [one.results.HasField("credits") for one in wire.to_requests(results)] == [True, False, False]
+    assert [one.results.HasField("credits") for one in to_requests(results)] == [True, False, False]
     assignments = link.Assignments([ASSIGNMENT] * 130, link.Ack([TOKEN]))
-    assert [one.assignments.HasField("ack") for one in wire.to_responses(assignments)] == [True, False, False]
+    assert [one.assignments.HasField("ack") for one in to_responses(assignments)] == [True, False, False]
 
 
 def test_the_progress_of_the_attempt_before_is_left_out_where_it_would_make_the_message_too_large() -> None:
     large = msgspec.structs.replace(ASSIGNMENT, input=Payload(b"x" * (6 << 20)), progress=Payload(b"y" * (2 << 20)))
-    (response,) = wire.to_responses(link.Assignments([large]))
+    (response,) = to_responses(link.Assignments([large]))
     assert response.ByteSize() < 7 << 20
     assert not response.assignments.assignments[0].HasField("progress")
 
 
 def test_acks_are_cut_and_lose_no_token() -> None:
     tokens = [Token(1, 1, offset) for offset in range(3000)]
-    parts = [wire.from_response(one) for one in wire.to_responses(link.Ack(tokens, tokens[:1500], {1: 9}))]
+    parts = [from_response(one) for one in to_responses(link.Ack(tokens, tokens[:1500], {1: 9}))]
     assert [token for part in parts if isinstance(part, link.Ack) for token in part.tokens] == tokens
     assert [token for part in parts if isinstance(part, link.Ack) for token in part.discarded] == tokens[:1500]
 
 
 @pytest.mark.parametrize("payload", [Payload(b'"' + b"x" * (2 << 20) + b'"'), Payload(b"x" * (9 << 20), "raw")])
 def test_a_result_that_is_too_large_becomes_a_failure_before_it_is_sent(payload: Payload) -> None:
-    (sent,) = wire.to_requests(link.Results([link.AttemptResult(TOKEN, "completed", payload, None, 1, 2)]))
-    message = wire.from_request(sent)
+    (sent,) = to_requests(link.Results([link.AttemptResult(TOKEN, "completed", payload, None, 1, 2)]))
+    message = from_request(sent)
     assert isinstance(message, link.Results)
     (result,) = message.results
     assert result.status == "failed"
@@ -154,7 +155,7 @@ def test_a_result_that_is_no_json_fails_its_attempt_and_not_the_stream(data: byt
     result = worker_pb2.AttemptResult(
         token=common_pb2.Token(shard=1), status="completed", result=common_pb2.Payload(data=data)
     )
-    message = wire.from_request(worker_pb2.SessionRequest(results=worker_pb2.Results(results=[result])))
+    message = from_request(worker_pb2.SessionRequest(results=worker_pb2.Results(results=[result])))
     assert isinstance(message, link.Results)
     assert message.results[0].status == "failed"
     assert message.results[0].error is not None
@@ -194,5 +195,5 @@ def _hello(**fields: Any) -> worker_pb2.SessionRequest:
 )
 def test_what_is_wrong_is_refused_and_its_field_named(message: worker_pb2.SessionRequest, field: str) -> None:
     with pytest.raises(ProtocolViolation) as caught:
-        wire.from_request(message)
+        from_request(message)
     assert caught.value.context["field"] == field

@@ -10,7 +10,6 @@ import msgspec
 
 from onexflow.codec.wire import common
 from onexflow.codec.wire import events as wire
-from onexflow.codec.wire.worker import cut
 from onexflow.core.errors import Draining, ProtocolViolation
 from onexflow.engine.events.deliveries import NOT_GIVEN
 from onexflow.engine.routing import FORWARDED
@@ -140,7 +139,7 @@ class ConsumeStream(ServerStream):
         deliveries = list(self._deliveries.values())
         self._deliveries.clear()
         reached, self._reached = self._reached, {}
-        for part in cut(deliveries, wire.delivery_size):
+        for part in common.cut(deliveries, wire.delivery_size):
             await self._send(wire.told_to_pb(part))
         if reached:
             await self._send(wire.told_to_pb(Reached(positions=reached)))

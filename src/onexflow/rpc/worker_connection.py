@@ -17,7 +17,8 @@ import grpc
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from onexflow.codec.wire import worker as wire
+from onexflow.codec.wire.session_request import to_requests
+from onexflow.codec.wire.session_response import from_response
 from onexflow.core.errors import Unavailable
 from onexflow.ports.worker_link import FromWorker, Goodbye, OrchestratorLink, ToWorker, Welcome
 from onexflow.rpc.channel import open_channel, pause
@@ -243,7 +244,7 @@ class _WorkerStream:
             failure.append(error)
             call.cancel()
 
-        self._outbox = Outbox(wire.to_requests, call.write, failed)
+        self._outbox = Outbox(to_requests, call.write, failed)
         peer = self._runtime.attach(self)
         writer = asyncio.create_task(self._write(call), name=f"writer-{self.address}")
         closer = asyncio.create_task(self._close_after(call, writer), name=f"closer-{self.address}")
@@ -273,7 +274,7 @@ class _WorkerStream:
             first = await call.read()
         while first is not grpc.aio.EOF:
             self._outbox.told(first.taken)
-            message = wire.from_response(first)
+            message = from_response(first)
             if type(message) is Welcome and not self.orchestrator_id:
                 self.orchestrator_id = message.orchestrator_id
                 self.welcomed_at = asyncio.get_running_loop().time()

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Final
 
-from onexflow.codec.wire import worker as wire
+from onexflow.codec.wire.session_request import from_request
+from onexflow.codec.wire.session_response import to_responses
 from onexflow.core.errors import PermissionDenied, ProtocolViolation, Unavailable
 from onexflow.core.identity import CALLER
 from onexflow.ports.worker_link import (
@@ -55,7 +56,7 @@ class WorkerStream(ServerStream):
         self._peer: WorkerPeer | None = None
         self._caller = CALLER.get()
         self._planned = False
-        self._outbox: Outbox[ToWorker] = Outbox(wire.to_responses, self._send_telling, self.end)
+        self._outbox: Outbox[ToWorker] = Outbox(to_responses, self._send_telling, self.end)
 
     # ---- WorkerLink
 
@@ -75,7 +76,7 @@ class WorkerStream(ServerStream):
     def _on_message(self, message: Any) -> None:
         if self._end.done():
             return
-        value = wire.from_request(message)
+        value = from_request(message)
         if self._peer is None:
             self._peer = self._welcome(value)
             self._taken.wanted = message.hello.receipts

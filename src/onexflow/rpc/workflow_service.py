@@ -10,7 +10,6 @@ from typing import Final
 
 from onexflow.codec.wire import common
 from onexflow.codec.wire import workflow as wire
-from onexflow.codec.wire.worker import cut
 from onexflow.core.definition import MAX_TEXT
 from onexflow.core.errors import InvalidArgument, Overloaded
 from onexflow.core.identity import CALLER
@@ -187,7 +186,7 @@ class _Follower:
             while self._events:
                 count = min(len(self._events), common.MAX_BATCH)
                 events = [wire.event_view_to_pb(self._events.popleft()) for _ in range(count)]
-                for part in cut(events, wire.event_size):
+                for part in common.cut(events, wire.event_size):
                     await context.write(pb.FollowRunResponse(events=part))
             if self._is_over:
                 if self._end is not None:

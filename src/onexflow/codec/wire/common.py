@@ -1,9 +1,10 @@
-"""Payloads, failures, tokens and names on the wire, and the checks that every message shares."""
+"""Payloads, failures, tokens and names on the wire, the checks that every message shares, and where batches are cut."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -24,12 +25,15 @@ from onexflow.v1 import common_pb2 as pb
 MAX_MESSAGE: Final = 8 << 20  #: bytes of one message, set on every channel
 MAX_BATCH_BYTES: Final = 1 << 20  #: a batch is cut before it grows beyond
 MAX_BATCH: Final = 64  #: entries of a batch
+ENTRY: Final = 256  #: bytes of an entry beside its payloads, roughly
 MAX_PAYLOAD: Final = 2 << 20
 MAX_NAME: Final = 255
 MAX_SECONDS: Final = 10 * 366 * 86_400.0
 MAX_CONTEXT: Final = 4 << 10  #: bytes of an error's context as JSON
 MAX_MESSAGE_TEXT: Final = 2 << 10
 DEFAULT_RETRY_AFTER: Final = 0.1
+
+T = TypeVar("T")
 
 _raw = msgspec.json.Decoder(msgspec.Raw)
 _object = msgspec.json.Decoder(dict[str, Any])
@@ -106,6 +110,26 @@ def is_plain_json(data: bytes) -> bool:
 
 def payload_or_null(parent: Any, attribute: str, field: str) -> Payload:
     return payload(getattr(parent, attribute), field) if parent.HasField(attribute) else NULL
+
+
+# ---- batches
+
+
+def cut(entries: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """The entries in batches of at most 64 and, unless one alone is larger, 1 MiB."""
+    start = room = 0
+    if sum(map(size, entries)) <= MAX_BATCH_BYTES:
+        for start in range(0, len(entries), MAX_BATCH):
+            yield entries[start : start + MAX_BATCH]
+        return
+    for position, entry in enumerate(entries):
+        needed = size(entry)
+        if position > start and (position - start == MAX_BATCH or room + needed > MAX_BATCH_BYTES):
+            yield entries[start:position]
+            start, room = position, 0
+        room += needed
+    if entries:
+        yield entries[start:]
 
 
 # ---- values

@@ -15,7 +15,6 @@ from onexflow.spi.exceptions import SPIError
 from onexflow.v1 import workflow_pb2 as pb
 
 MAX_PAGE: Final = 1000
-_ANSWER: Final = 256  #: bytes of an answer beside its payloads, roughly
 _VIEW: Final = common.MAX_MESSAGE * 7 // 8  #: bytes of a run's view
 
 
@@ -155,8 +154,8 @@ def answer_size(value: link.StartOutcome | link.RunOutcome | SPIError) -> int:
     if isinstance(value, link.RunOutcome):
         result, error = value.result, value.error
         story = len(error.message) + len(error.traceback) if error is not None else 0
-        return _ANSWER + story + (len(result.data) if result is not None else 0)
-    return _ANSWER + (common.MAX_CONTEXT if isinstance(value, SPIError) else 0)
+        return common.ENTRY + story + (len(result.data) if result is not None else 0)
+    return common.ENTRY + (common.MAX_CONTEXT if isinstance(value, SPIError) else 0)
 
 
 # ---- commands
@@ -372,7 +371,7 @@ def event_view(message: pb.EventView) -> link.EventView:
 
 def event_size(message: pb.EventView) -> int:
     """About how many bytes it takes on the wire."""
-    return _ANSWER + len(message.data_json)
+    return common.ENTRY + len(message.data_json)
 
 
 def run_summary_to_pb(value: link.RunSummary) -> pb.RunSummary:
