@@ -56,6 +56,20 @@ async def test_nothing_is_kept_of_waits_for_runs_that_have_ended_or_do_not_exist
 
 
 @virtual_time
+async def test_an_end_is_kept_only_for_a_caller_that_has_yet_to_ask() -> None:
+    script = Script()
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        asked = (await cluster.start("single", 1)).key
+        assert await cluster.result(asked) == 1
+        assert not cluster.engine._outcomes._ended, "it was told who waited"
+        assert await cluster.result(asked) == 1, "read back"
+        later = (await cluster.start("single", 2)).key
+        await until(lambda: later in cluster.engine._outcomes._ended)
+        assert await cluster.result(later) == 2
+
+
+@virtual_time
 async def test_a_second_worker_of_the_same_id_is_refused_while_the_first_lives() -> None:
     script = Script()
     gate = script.gate("charge")

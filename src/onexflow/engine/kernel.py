@@ -260,13 +260,9 @@ class Kernel:
         """(iid, start hash) of a run that this owner has seen."""
         return self.shard_of(key).recent.get(key)
 
-    def must_be_new(self, key: RunKey) -> bool:
-        """Is it certain, without a look-up, that no run has this key? Raises ShardMoved as `shard_of`."""
-        return self.shard_of(key).recent.must_be_new(key)
-
-    def start(self, graph: Graph, key: RunKey, command: StartRun, start_hash: bytes) -> tuple[Run, Turn]:
-        """Create a run. The caller has made sure that its key is new."""
-        shard = self.shard_of(key)
+    def start(self, shard: Shard, graph: Graph, key: RunKey, command: StartRun, start_hash: bytes) -> tuple[Run, Turn]:
+        """Create a run in its shard. The caller has made sure that its key is new."""
+        shard.check()
         now = self.now()
         try:
             turn = start(graph, command, Context(now, shard.epoch, shard.next, self._codec, self._jitter))

@@ -41,12 +41,15 @@ class Outcomes:
 
     def ended(self, outcome: RunOutcome) -> None:
         """A run's end has become durable."""
-        self._keep(outcome)
-        for reply in self._waiters.pop(outcome.key, ()):
-            reply(outcome)
+        waiting = self._waiters.pop(outcome.key, None)
+        if waiting is None:
+            self._keep(outcome)
+        else:
+            for reply in waiting:
+                reply(outcome)
 
     def _keep(self, outcome: RunOutcome) -> None:
-        """For those who ask soon after; who asks later, or for what is large, has it read back."""
+        """For who has started it and is about to ask; who asks later, or once more, or for what is large, has it read back."""
         if outcome.result is not None and len(outcome.result.data) > KEPT_BYTES:
             return
         self._ended[outcome.key] = outcome

@@ -37,6 +37,7 @@ from onexflow.engine.placing import loop_time
 from onexflow.engine.queries import Queries
 from onexflow.engine.recovery import RecentRuns
 from onexflow.engine.run import Run
+from onexflow.engine.shard import Shard
 from onexflow.ports.client_link import Caller, OrchestratorService, StartOutcome, StartRequest
 from onexflow.ports.clock import IdSource
 from onexflow.spi.exceptions import SPIError
@@ -91,7 +92,7 @@ class Starts:
             if request.caller is not None:
                 request = self._calls.named(request, request.caller)
             key, digest = key_of(request, self._ids, self._kernel.now())
-            is_new = request.caller is None and self._kernel.must_be_new(key)
+            shard = None if request.caller is not None else self._kernel.shard_of(key)
             graph = graph_for(self._kernel.catalog, request, self._payload_limit)
         except UnknownWorkflowType as error:
             if not self._kernel.is_shared:
@@ -105,8 +106,8 @@ class Starts:
         if request.caller is not None:
             self._in_background(self._start_called(request, request.caller, graph, key, digest, reply), reply)
             return
-        if is_new:
-            self._create(request, graph, key, digest, reply)
+        if shard is not None and shard.recent.must_be_new(key):
+            self._create(shard, request, graph, key, digest, reply)
         else:
             self._in_background(self._start_known(request, graph, key, digest, reply), reply)
 
@@ -120,7 +121,9 @@ class Starts:
             raise unknown from None
         self.start(request, reply)
 
-    def _create(self, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply) -> None:
+    def _create(
+        self, shard: Shard, request: StartRequest, graph: Graph, key: RunKey, digest: bytes, reply: StartReply
+    ) -> None:
         if request.caller is None:  # an orchestration's call waits for the node, or the next execution would differ
             if not self._admission.has_room():  # else nobody need look at a clock
                 refusal = self._admission.refusal(loop_time())
@@ -148,7 +151,7 @@ class Starts:
             request_id=request.request_id,
         )
         try:
-            run, turn = self._kernel.start(graph, key, command, digest)
+            run, turn = self._kernel.start(shard, graph, key, command, digest)
         except SPIError as error:
             self._observed.begun(key, span, error)
             reply(error)
@@ -175,9 +178,9 @@ class Starts:
                 self._outcomes.refuse(key, error)
 
         if request.caller is None:
-            self._kernel.lane.answer_when_durable(begun, run.shard, patient=is_awaited)
+            self._kernel.lane.answer_when_durable(begun, shard, patient=is_awaited)
         else:
-            self._kernel.lane.when_durable(begun, run.shard)
+            self._kernel.lane.when_durable(begun, shard)
         if is_awaited:
             reply(answer)
 
@@ -194,7 +197,7 @@ class Starts:
                 await self._kernel.lane.durable(shard)
             record = await self._kernel.store.find_run(shard.id, key.to_bytes())
             if record is None and self._kernel.known_start(key) is None:
-                self._create(request, graph, key, digest, reply)
+                self._create(self._kernel.shard_of(key), request, graph, key, digest, reply)
                 return
         state = WORKFLOW_STATES[record.state]
         if record.start_hash == digest:
@@ -222,7 +225,7 @@ class Starts:
             await self._kernel.lane.durable(parent.shard)
             self._start_anywhere(msgspec.structs.replace(request, caller=None, wait=False), reply)
         elif is_new:
-            self._create(request, graph, key, digest, reply)
+            self._create(self._kernel.shard_of(key), request, graph, key, digest, reply)
         else:
             await self._start_known(request, graph, key, digest, reply)
 
@@ -261,6 +264,6 @@ def key_of(request: StartRequest, ids: IdSource, now: int) -> tuple[RunKey, byte
     if RecentRuns.is_premature(instance, now):
         field = "request_id" if request.instance_id is None else "instance_id"
         raise InvalidArgument(f"{field} is a UUIDv7 of the future: is the clock of the client right?", field=field)
-    digest = blake2b(request.input.data, digest_size=16)
-    digest.update(f"\0{request.input.encoding}\0{request.correlation_id}\0{request.version}".encode())
-    return RunKey(request.namespace, request.workflow_type, instance), digest.digest()
+    rest = f"\0{request.input.encoding}\0{request.correlation_id}\0{request.version}".encode()
+    digest = blake2b(request.input.data + rest, digest_size=16).digest()
+    return RunKey(request.namespace, request.workflow_type, instance), digest

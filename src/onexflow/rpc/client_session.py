@@ -273,7 +273,7 @@ class ClientStream(ServerStream):
         if not message.HasField("start"):
             raise InvalidArgument("A start has no run.", field="start")
         request = wire.start(message.start, principal=self._caller_of(message).name)
-        self._service.start_run(request, call.started if message.start.wait else call.answer)
+        self._service.start_run(request, call.started if request.wait else call.answer)
 
     def _wait(self, call: _Call, message: pb.WaitCall) -> None:
         self._caller_of(message)
