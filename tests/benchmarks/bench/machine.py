@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import random
 import statistics
 import subprocess
 import tempfile
@@ -36,6 +38,19 @@ def spin_ms() -> float:
     return (time.perf_counter() - began) * 1e3
 
 
+def walk_ns() -> float:
+    """Time for each of many objects that lie anywhere in 13 MB: how far memory is, and how much of the last cache others
+    on this machine leave. Programs feel it that are larger than the caches; a spin does not."""
+    values = [float(number) for number in range(400_000)]
+    random.Random(1).shuffle(values)
+    best = math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        sum(values)
+        best = min(best, time.perf_counter() - began)
+    return best / len(values) * 1e9
+
+
 def machine() -> str:
     """The moment, the commit, the machine."""
     commit = subprocess.run(
@@ -45,7 +60,8 @@ def machine() -> str:
                   if line.startswith("model name")), platform.machine())  # fmt: skip
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit or 'unknown'}, {os.cpu_count()} CPUs ({model}), "
-        f"Python {platform.python_version()}, fdatasync p50 {fsync_ms():.2f} ms, spin {spin_ms():.0f} ms"
+        f"Python {platform.python_version()}, fdatasync p50 {fsync_ms():.2f} ms, spin {spin_ms():.0f} ms, "
+        f"walk {walk_ns():.0f} ns"
     )
 
 
