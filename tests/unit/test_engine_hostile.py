@@ -119,7 +119,7 @@ def test_starts_in_plenty_are_known_to_be_new_without_a_look_up() -> None:
         now += SECOND // 5000
         key = RunKey("default", "single", _uuid7(now, number))
         assert recent.must_be_new(key)
-        recent.add(key, number, b"")
+        recent.add(key)
     assert not recent.must_be_new(RunKey("default", "single", _uuid7(now - SECOND)))
 
 
@@ -128,10 +128,10 @@ def test_an_id_that_was_minted_after_this_turn_began_is_known_to_be_new() -> Non
     recent, now = RecentRuns(1_700_000_000 * SECOND, limit=100), 1_700_000_100 * SECOND
     ahead = RunKey("default", "single", _uuid7(now + RecentRuns.AHEAD_NS))
     assert recent.must_be_new(ahead)
-    recent.add(ahead, 1, b"")
+    recent.add(ahead)
     for number in range(100):
         assert not recent.must_be_new(ahead)
-        recent.add(RunKey("default", "single", _uuid7(now, number)), 2 + number, b"")
+        recent.add(RunKey("default", "single", _uuid7(now, number)))
     assert not recent.must_be_new(ahead), "it was forgotten"
 
 

@@ -92,8 +92,7 @@ class CallBook:
                     "required_state": "the same call in every execution",
                 },
             )  # fmt: skip
-        is_owned = self._kernel.number_of(key) in self._kernel.shards
-        is_seen = is_owned and self._kernel.known_start(key) is not None
+        is_seen = self._kernel.number_of(key) in self._kernel.shards and self._kernel.has_started(key)
         return parent, not exists and known is None and not is_seen
 
     @staticmethod

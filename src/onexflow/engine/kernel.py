@@ -256,9 +256,9 @@ class Kernel:
 
     # ---- decisions
 
-    def known_start(self, key: RunKey) -> tuple[int, bytes] | None:
-        """(iid, start hash) of a run that this owner has seen."""
-        return self.shard_of(key).recent.get(key)
+    def has_started(self, key: RunKey) -> bool:
+        """Has this owner seen the start of that run, not too long ago? It may not be durable yet."""
+        return self.shard_of(key).recent.has(key)
 
     def start(self, shard: Shard, graph: Graph, key: RunKey, command: StartRun, start_hash: bytes) -> tuple[Run, Turn]:
         """Create a run in its shard. The caller has made sure that its key is new."""
@@ -274,7 +274,7 @@ class Kernel:
         run = Run(shard, shard.next_iid, graph, turn.state, start_hash, key)
         shard.next_iid += 1
         shard.add(run)
-        shard.recent.add(key, run.iid, start_hash)
+        shard.recent.add(key)
         shard.record(run, turn)
         self.lane.mark()
         if self._undurable >= 0:

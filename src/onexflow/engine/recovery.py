@@ -166,17 +166,17 @@ class RecentRuns:
     def __init__(self, now: int, limit: int) -> None:
         self.complete_since = now + self.AHEAD_NS if now else 0
         self._limit = limit
-        self._seen: OrderedDict[RunKey, tuple[int, bytes]] = OrderedDict()
+        self._seen: OrderedDict[RunKey, None] = OrderedDict()
 
-    def add(self, key: RunKey, iid: int, start_hash: bytes) -> None:
-        self._seen[key] = (iid, start_hash)
+    def add(self, key: RunKey) -> None:
+        self._seen[key] = None
         if len(self._seen) > self._limit:
             forgotten, _ = self._seen.popitem(last=False)
             # Any other UUID is looked up from now on, whenever it was made.
             self.complete_since = max(self.complete_since, id_time_ns(forgotten.instance_id) or 1)
 
-    def get(self, key: RunKey) -> tuple[int, bytes] | None:
-        return self._seen.get(key)
+    def has(self, key: RunKey) -> bool:
+        return key in self._seen
 
     def must_be_new(self, key: RunKey) -> bool:
         """Is it certain that no run with this key exists?"""

@@ -196,7 +196,7 @@ class Starts:
             else:  # an orchestration waits
                 await self._kernel.lane.durable(shard)
             record = await self._kernel.store.find_run(shard.id, key.to_bytes())
-            if record is None and self._kernel.known_start(key) is None:
+            if record is None and not self._kernel.has_started(key):
                 self._create(self._kernel.shard_of(key), request, graph, key, digest, reply)
                 return
         state = WORKFLOW_STATES[record.state]

@@ -100,7 +100,7 @@ class Publisher:
             return _published(shard.id, before, created=False)
         if kernel.number_of(event.key) in kernel.shards:
             run = kernel.resident(event.key)
-            if run is not None or kernel.known_start(event.key) is not None:
+            if run is not None or kernel.has_started(event.key):
                 raise _of_a_run(event.key, run.state.seq if run is not None else 0)  # it was started meanwhile
         self._admit()
         head = known.state.head if known is not None else 0
@@ -138,11 +138,11 @@ class Publisher:
         if run is not None:
             head = run.state.seq
         else:
-            if (started := kernel.known_start(key) if is_here else None) is not None:
+            if started := is_here and kernel.has_started(key):
                 await kernel.lane.durable()  # its entry may be on the way
             record = await kernel.store.find_run(number, key.to_bytes())
             if record is None:
-                if started is not None:
+                if started:
                     raise InternalError(f"run {key} is not listed", {"run": str(key)})
                 return None
             head = record.head
