@@ -26,7 +26,7 @@ from onexflow.worker.contracts import dumper_for, loader_for
 from onexflow.worker.errors import ContractError
 from onexflow.worker.feeding import Items
 from onexflow.worker.handlers import Handler
-from onexflow.worker.lanes import Attempt, Program, Slot, go_on, not_thrown_away
+from onexflow.worker.lanes import Attempt, Program, Slot, begin, go_on, not_thrown_away
 
 ReportProgress = Callable[[Attempt, Payload], None]
 #: Tells the orchestrator how many items an attempt has taken.
@@ -133,13 +133,11 @@ class LoopProgram:
             run = RunKey(told.namespace, told.workflow_type, UUID(told.instance_id))
             context.run(orchestration.begin, run, told.task, told.token.item)
         try:
-            step = context.run(coroutine.send, None)
-        except StopIteration as end:  # it waited for nothing: a batch of such is done without a coroutine for each
-            value = end.value
+            has_ended, value = begin(context, coroutine)
         except GeneratorExit as error:
             raise not_thrown_away(error) from error
-        else:
-            return self._go_on(attempt, context, coroutine, step)
+        if not has_ended:
+            return self._go_on(attempt, context, coroutine, value)
         return self._dump(value) if attempt.items is None else self._folded(attempt.items, value)
 
     async def _go_on(
