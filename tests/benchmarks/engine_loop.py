@@ -24,8 +24,8 @@ from onexflow.app.system import SystemClock, SystemIds
 from onexflow.app.tuning import settle_memory
 from onexflow.codec.definitions import dump_definition
 from onexflow.codec.payload import JsonCodec
-from onexflow.codec.wire.session_request import from_request, to_requests
-from onexflow.codec.wire.session_response import to_responses
+from onexflow.codec.wire.worker_request import from_request, to_requests
+from onexflow.codec.wire.worker_response import to_responses
 from onexflow.core.ids import Token
 from onexflow.core.payload import Payload
 from onexflow.engine.orchestrator import Orchestrator

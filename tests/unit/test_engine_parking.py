@@ -7,7 +7,11 @@ import asyncio
 import pytest
 
 from onexflow.core.definition import RetryPolicy
-from onexflow.testing import Cluster, virtual_time
+from onexflow.engine.run import Run
+from onexflow.engine.shard import Shard
+from onexflow.ports.event_store import RunRecord
+from onexflow.storage.memory import MemoryStore
+from onexflow.testing import Cluster, FaultyStore, VirtualClock, virtual_time
 from support.engine_kit import Script, ready, single
 
 
@@ -93,3 +97,33 @@ async def test_a_call_wakes_a_parked_run() -> None:
         assert (await cluster.wait(key)).state == "cancelled"
         await asyncio.sleep(60)
         assert (await cluster.store.statistics())["parked"] == 0
+
+
+@virtual_time
+async def test_an_end_that_is_decided_while_its_run_is_read_back_is_told_when_it_is_durable() -> None:
+    clock = VirtualClock()
+    store = FaultyStore(MemoryStore(clock))
+    async with Cluster(store=store, clock=clock) as cluster:
+        await ready(cluster, Script(), single("compute", "calc"))
+        key = (await cluster.start("single", 5, delay=9000)).key
+        await asyncio.sleep(60)
+        loader, gate = cluster.engine._kernel.loader, asyncio.Event()
+        load = loader.load
+
+        async def load_later(shard: Shard, record: RunRecord) -> Run | None:
+            await gate.wait()
+            return await load(shard, record)
+
+        loader.load = load_later  # type: ignore[method-assign]
+        cancelled = asyncio.ensure_future(cluster.control(key, "cancel"))
+        await asyncio.sleep(1)
+        waited = asyncio.ensure_future(cluster.wait(key))
+        await asyncio.sleep(1)
+        store.hold()
+        gate.set()
+        await asyncio.sleep(1)
+        assert store.waiting, "its end is decided, and not durable"
+        assert not waited.done()
+        store.release()
+        await cancelled
+        assert (await waited).state == "cancelled"

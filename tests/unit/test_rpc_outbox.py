@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onexflow.codec.wire.common import MAX_BATCH
-from onexflow.codec.wire.session_request import to_requests
+from onexflow.codec.wire.worker_request import to_requests
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL
 from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Held, Ping, Results

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from onexflow.codec.wire.session_request import from_request, to_requests
-from onexflow.codec.wire.session_response import from_response, to_responses
+from onexflow.codec.wire.worker_request import from_request, to_requests
+from onexflow.codec.wire.worker_response import from_response, to_responses
 from onexflow.core.errors import ProtocolViolation
 from onexflow.core.ids import Token
 from onexflow.core.payload import Failure, Payload

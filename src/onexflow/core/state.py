@@ -81,7 +81,7 @@ class TaskState(msgspec.Struct, array_like=True):
 
 
 class RunState(msgspec.Struct, array_like=True):
-    """One run."""
+    """One run. Fields are added at the end: snapshots have them by position, and so has `evolve.create` the first of them."""
 
     namespace: str
     workflow_type: str

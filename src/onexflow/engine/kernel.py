@@ -261,7 +261,8 @@ class Kernel:
         return self.shard_of(key).recent.has(key)
 
     def start(self, shard: Shard, graph: Graph, key: RunKey, command: StartRun, start_hash: bytes) -> tuple[Run, Turn]:
-        """Create a run in its shard. The caller has made sure that its key is new."""
+        """Create a run in its shard. The caller has made sure that its key is new. Raises ShardMoved when the shard has
+        gone since it was found."""
         shard.check()
         now = self.now()
         try:

@@ -49,7 +49,8 @@ class Outcomes:
                 reply(outcome)
 
     def _keep(self, outcome: RunOutcome) -> None:
-        """For who has started it and is about to ask; who asks later, or once more, or for what is large, has it read back."""
+        """For who has started it and is about to ask. Who asks later, or for one that somebody waited for, or for what is
+        large, has it read back."""
         if outcome.result is not None and len(outcome.result.data) > KEPT_BYTES:
             return
         self._ended[outcome.key] = outcome
@@ -97,7 +98,8 @@ class Outcomes:
             if self._waits_no_more(key, reply):
                 reply(error)
             return
-        if run.is_over and self._waits_no_more(key, reply):
+        # An end that is not durable is told when it is, as to all who wait.
+        if run.is_over and run.durable_seq == run.state.seq and self._waits_no_more(key, reply):
             reply(views.outcome_of(key, run.state))
 
     def refuse(self, key: RunKey, error: Coded) -> None:

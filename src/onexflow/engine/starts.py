@@ -92,7 +92,7 @@ class Starts:
             if request.caller is not None:
                 request = self._calls.named(request, request.caller)
             key, digest = key_of(request, self._ids, self._kernel.now())
-            shard = None if request.caller is not None else self._kernel.shard_of(key)
+            shard = self._kernel.shard_of(key) if request.caller is None else None  # a called run may be another's
             graph = graph_for(self._kernel.catalog, request, self._payload_limit)
         except UnknownWorkflowType as error:
             if not self._kernel.is_shared:
@@ -196,9 +196,11 @@ class Starts:
             else:  # an orchestration waits
                 await self._kernel.lane.durable(shard)
             record = await self._kernel.store.find_run(shard.id, key.to_bytes())
-            if record is None and not self._kernel.has_started(key):
-                self._create(self._kernel.shard_of(key), request, graph, key, digest, reply)
-                return
+            if record is None:
+                shard.check()  # else another owner may have been there meanwhile
+                if not shard.recent.has(key):
+                    self._create(shard, request, graph, key, digest, reply)
+                    return
         state = WORKFLOW_STATES[record.state]
         if record.start_hash == digest:
             record = self._queries.current(shard, record)

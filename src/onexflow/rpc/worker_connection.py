@@ -17,8 +17,8 @@ import grpc
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from onexflow.codec.wire.session_request import to_requests
-from onexflow.codec.wire.session_response import from_response
+from onexflow.codec.wire.worker_request import to_requests
+from onexflow.codec.wire.worker_response import from_response
 from onexflow.core.errors import Unavailable
 from onexflow.ports.worker_link import FromWorker, Goodbye, OrchestratorLink, ToWorker, Welcome
 from onexflow.rpc.channel import open_channel, pause

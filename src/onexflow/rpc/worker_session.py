@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Final
 
-from onexflow.codec.wire.session_request import from_request
-from onexflow.codec.wire.session_response import to_responses
+from onexflow.codec.wire.worker_request import from_request
+from onexflow.codec.wire.worker_response import to_responses
 from onexflow.core.errors import PermissionDenied, ProtocolViolation, Unavailable
 from onexflow.core.identity import CALLER
 from onexflow.ports.worker_link import (

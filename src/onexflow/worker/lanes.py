@@ -251,7 +251,7 @@ def pause() -> Generator[None, None, None]:
     yield
 
 
-def begin(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
+def run_until_it_waits(context: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
     """Run a coroutine in that context until it waits: whether it has ended, and its result or else what it waits for. One
     that waits for nothing needs no coroutine around it.
 

@@ -26,7 +26,7 @@ from onexflow.worker.contracts import dumper_for, loader_for
 from onexflow.worker.errors import ContractError
 from onexflow.worker.feeding import Items
 from onexflow.worker.handlers import Handler
-from onexflow.worker.lanes import Attempt, Program, Slot, begin, go_on, not_thrown_away
+from onexflow.worker.lanes import Attempt, Program, Slot, go_on, not_thrown_away, run_until_it_waits
 
 ReportProgress = Callable[[Attempt, Payload], None]
 #: Tells the orchestrator how many items an attempt has taken.
@@ -133,7 +133,7 @@ class LoopProgram:
             run = RunKey(told.namespace, told.workflow_type, UUID(told.instance_id))
             context.run(orchestration.begin, run, told.task, told.token.item)
         try:
-            has_ended, value = begin(context, coroutine)
+            has_ended, value = run_until_it_waits(context, coroutine)
         except GeneratorExit as error:
             raise not_thrown_away(error) from error
         if not has_ended:

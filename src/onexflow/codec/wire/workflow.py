@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Final
 
 import msgspec
@@ -29,9 +28,8 @@ def start(message: pb.StartWorkflowRequest, *, trace: str = "", principal: str =
         common.seconds(delay, "delay")
         common.seconds(timeout, "timeout")
     return link.StartRequest(
-        # One text of each, not one a run: thousands of keys are remembered, and found sooner by what is the same object.
-        namespace=sys.intern(common.name(message.namespace, "namespace", default=DEFAULT_NAMESPACE)),
-        workflow_type=sys.intern(common.name(message.workflow_type, "workflow_type")),
+        namespace=common.kept(common.name(message.namespace, "namespace", default=DEFAULT_NAMESPACE)),
+        workflow_type=common.kept(common.name(message.workflow_type, "workflow_type")),
         instance_id=common.run_id(message.instance_id, "instance_id") if message.instance_id else None,
         version=message.version,
         input=common.payload_or_null(message, "input", "input"),

@@ -8,7 +8,7 @@ its own that is copied, or a call for each, costs twice as much. One message of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from onexflow.codec.wire import common
 from onexflow.core.errors import ProtocolViolation
@@ -19,7 +19,6 @@ from onexflow.v1 import worker_pb2 as pb
 
 MAX_TOKENS: Final = 1024  #: of one Ack or Cancel; they are small
 
-_ROLES: Final[frozenset[str]] = frozenset(link.ROLES)
 _FED_ENTRY: Final = 16  #: bytes of an item of a feed beside its payload, roughly
 _LARGEST: Final = common.MAX_MESSAGE * 7 // 8  #: an assignment beyond goes without the progress of the attempt before
 
@@ -74,13 +73,13 @@ def from_response(message: pb.SessionResponse) -> link.ToWorker:
 
 def _assignment(message: pb.Assignment) -> link.Assignment:
     role = message.role
-    if role not in _ROLES:
+    if role not in link.ROLES:
         raise ProtocolViolation(f"An assignment has the unknown role {role!r}.", {"field": "assignments.role"})
     token, given = message.token, message.input
     data, encoding = given.data, given.encoding
     return link.Assignment(
         Token(token.shard, token.epoch, token.offset, token.item),
-        cast("link.Role", role),
+        role,
         message.handler,
         message.namespace,
         message.workflow_type,

@@ -20,10 +20,9 @@ from onexflow.v1 import worker_pb2 as pb
 MAX_HANDLERS: Final = 10_000
 MAX_SLOTS: Final = 100_000
 MAX_LABELS: Final = 64
-MAX_RESULTS: Final = 1024
+MAX_RESULTS: Final = 1024  #: of one message; a batch has fewer
 
 _STATUSES: Final = frozenset({"completed", "failed", "stopped", "returned"})
-_ROLES: Final[frozenset[str]] = frozenset(link.ROLES)
 
 Status = Literal["completed", "failed", "stopped", "returned"]
 
@@ -256,11 +255,11 @@ def _by_role(counts: Any, field: str) -> dict[str, int]:
 
 
 def _role(text: str, field: str) -> link.Role:
-    if text not in _ROLES:
+    if text not in link.ROLES:
         raise InvalidArgument(
             f"{field}: there is no role {text[:64]!r}; roles are {', '.join(link.ROLES)}.", field=field
         )
-    return cast("link.Role", text)
+    return text
 
 
 _FROM_REQUEST: Final[dict[str, Callable[[Any], link.FromWorker]]] = {
