@@ -114,7 +114,7 @@ async def test_an_end_that_is_decided_while_its_run_is_read_back_is_told_when_it
             await gate.wait()
             return await load(shard, record)
 
-        loader.load = load_later  # type: ignore[method-assign]
+        loader.load = load_later  # type: ignore[method-assign]  # who waits comes second
         cancelled = asyncio.ensure_future(cluster.control(key, "cancel"))
         await asyncio.sleep(1)
         waited = asyncio.ensure_future(cluster.wait(key))
