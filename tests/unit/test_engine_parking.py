@@ -12,7 +12,7 @@ from onexflow.engine.shard import Shard
 from onexflow.ports.event_store import RunRecord
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster, FaultyStore, VirtualClock, virtual_time
-from support.engine_kit import Script, ready, single
+from support.engine_kit import Script, ready, single, until
 
 
 @virtual_time
@@ -106,23 +106,25 @@ async def test_an_end_that_is_decided_while_its_run_is_read_back_is_told_when_it
     async with Cluster(store=store, clock=clock) as cluster:
         await ready(cluster, Script(), single("compute", "calc"))
         key = (await cluster.start("single", 5, delay=9000)).key
-        await asyncio.sleep(60)
-        loader, gate = cluster.engine._kernel.loader, asyncio.Event()
-        load = loader.load
+        kernel = cluster.engine._kernel
+        await until(lambda: kernel.resident(key) is None)
+        load, gate, asking = kernel.loader.load, asyncio.Event(), 0
 
         async def load_later(shard: Shard, record: RunRecord) -> Run | None:
+            nonlocal asking
+            asking += 1
             await gate.wait()
             return await load(shard, record)
 
-        loader.load = load_later  # type: ignore[method-assign]  # who waits comes second
+        kernel.loader.load = load_later  # type: ignore[method-assign]  # both are to wait for it, in this order
         cancelled = asyncio.ensure_future(cluster.control(key, "cancel"))
-        await asyncio.sleep(1)
+        await until(lambda: asking == 1)
         waited = asyncio.ensure_future(cluster.wait(key))
-        await asyncio.sleep(1)
+        await until(lambda: asking == 2)
         store.hold()
         gate.set()
-        await asyncio.sleep(1)
-        assert store.waiting, "its end is decided, and not durable"
+        await until(lambda: store.waiting > 0)  # its end is decided, and not durable
+        await asyncio.sleep(1)  # in virtual time: whatever can be told now has been
         assert not waited.done()
         store.release()
         await cancelled

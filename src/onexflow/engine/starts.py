@@ -266,6 +266,6 @@ def key_of(request: StartRequest, ids: IdSource, now: int) -> tuple[RunKey, byte
     if RecentRuns.is_premature(instance, now):
         field = "request_id" if request.instance_id is None else "instance_id"
         raise InvalidArgument(f"{field} is a UUIDv7 of the future: is the clock of the client right?", field=field)
-    rest = f"\0{request.input.encoding}\0{request.correlation_id}\0{request.version}".encode()
-    digest = blake2b(request.input.data + rest, digest_size=16).digest()
-    return RunKey(request.namespace, request.workflow_type, instance), digest
+    digest = blake2b(request.input.data, digest_size=16)
+    digest.update(f"\0{request.input.encoding}\0{request.correlation_id}\0{request.version}".encode())
+    return RunKey(request.namespace, request.workflow_type, instance), digest.digest()

@@ -256,8 +256,9 @@ class _Moved(Exception):
 class Load:
     """A batch as flat lists of values, one for each statement.
 
-    Blobs of which there are thousands a second (rows, listing entries, heads) go as `bytearray`: for each `bytes` Python 3.11 looks for an adapter, in vain, while
-    the event loop waits for the interpreter. Later ones look as well, at no price that shows."""
+    Blobs of which there are thousands a second (rows, listing entries, heads) go as `bytearray`: for each `bytes` Python
+    3.11 looks for an adapter, in vain, while the event loop waits for the interpreter. Later ones look as well, at no price
+    that shows."""
 
     def __init__(self, batch: Sequence[ShardAppend], number: int, now: int) -> None:
         self.now = now
