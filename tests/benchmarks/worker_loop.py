@@ -15,13 +15,24 @@ import time
 
 from onexflow.core.ids import Token
 from onexflow.core.payload import Payload
-from onexflow.ports.worker_link import Ack, Assignment, Assignments, Credits, Demand, FromWorker, Results, Welcome
+from onexflow.ports.worker_link import (
+    Ack,
+    Assignment,
+    Assignments,
+    Credits,
+    Demand,
+    FromWorker,
+    Results,
+    TaskInfo,
+    Welcome,
+)
 from onexflow.worker.handlers import Worker
 from onexflow.worker.peers import OrchestratorPeer
 from onexflow.worker.runtime import WorkerRuntime
 
 BATCH = 64
 ROUNDS = 7
+NOOP = TaskInfo("bench", "noop", "effect", "noop")
 
 
 class RealClock:
@@ -66,8 +77,8 @@ def assignments(first: int) -> Assignments:
     return Assignments(
         [
             Assignment(
-                token=Token(0, 1, first + n), role="effect", handler="noop", namespace="default", workflow_type="bench",
-                instance_id="0192d3a0-0000-7000-8000-000000000000", task="noop", attempt=1,
+                token=Token(0, 1, first + n), task=NOOP, namespace="default",
+                instance_id="0192d3a0-0000-7000-8000-000000000000", attempt=1,
                 input=Payload(b'{"order": 17, "items": [1, 2, 3], "note": "a small contract"}'),
             )
             for n in range(BATCH)

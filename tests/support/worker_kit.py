@@ -21,6 +21,7 @@ from onexflow.ports.worker_link import (
     FromWorker,
     Results,
     Role,
+    TaskInfo,
     Welcome,
 )
 from onexflow.worker import Worker
@@ -29,6 +30,10 @@ from onexflow.worker.runtime import WorkerRuntime
 
 INSTANCE = "0192d3a0-0000-7000-8000-000000000000"
 M = TypeVar("M")
+
+
+#: What an assignment has of its task, and so by other names.
+_OF_TASK = ("timeout", "heartbeat", "fed")
 
 
 class ManualClock:
@@ -132,8 +137,9 @@ class Assigner:
         self._offset += 1
         return Assignment(
             token=Token(more.pop("shard", self.shard), more.pop("epoch", self.epoch), self._offset),
-            role=role, handler=handler, namespace="default", workflow_type="order", instance_id=INSTANCE,
-            task=handler, attempt=more.pop("attempt", 1), input=Payload(msgspec.json.encode(value)), **more,
+            task=TaskInfo("order", handler, role, handler, **{one: more.pop(one) for one in _OF_TASK if one in more}),
+            namespace="default", instance_id=INSTANCE, attempt=more.pop("attempt", 1),
+            input=Payload(msgspec.json.encode(value)), **more,
         )  # fmt: skip
 
 

@@ -94,7 +94,13 @@ def attempt(number: int, priority: str = "normal") -> Any:
     graph = SimpleNamespace(specs=[SimpleNamespace(priority=priority)])
     run = SimpleNamespace(graph=graph, state=SimpleNamespace(node=""))
     return SimpleNamespace(
-        run=run, task=0, role="compute", handler="h", withdrawn=False, token=Token(0, 1, number), session=None
+        run=run,
+        task=0,
+        role="compute",
+        info=SimpleNamespace(handler="h"),
+        withdrawn=False,
+        token=Token(0, 1, number),
+        session=None,
     )
 
 

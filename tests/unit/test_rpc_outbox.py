@@ -12,7 +12,17 @@ from onexflow.codec.wire.common import MAX_BATCH
 from onexflow.codec.wire.worker_request import to_requests
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL
-from onexflow.ports.worker_link import Ack, Assignment, Assignments, AttemptResult, Credits, Held, Ping, Results
+from onexflow.ports.worker_link import (
+    Ack,
+    Assignment,
+    Assignments,
+    AttemptResult,
+    Credits,
+    Held,
+    Ping,
+    Results,
+    TaskInfo,
+)
 from onexflow.rpc.outbox import ACK_PATIENCE, Outbox
 from onexflow.rpc.receipts import FULL_WINDOW
 from onexflow.testing.clock import virtual_time
@@ -24,8 +34,7 @@ def token(number: int) -> Token:
 
 def assignment(number: int) -> Assignment:
     return Assignment(
-        token=token(number), role="compute", handler="h", namespace="n", workflow_type="t", instance_id="i", task="a",
-        attempt=1, input=NULL,
+        token=token(number), task=TaskInfo("t", "a", "compute", "h"), namespace="n", instance_id="i", attempt=1, input=NULL,
     )  # fmt: skip
 
 

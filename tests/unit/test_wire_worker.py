@@ -18,17 +18,12 @@ from onexflow.v1 import common_pb2, worker_pb2
 TOKEN = Token(3, 2**40, 2**50, 7)
 ASSIGNMENT = link.Assignment(
     token=TOKEN,
-    role="effect",
-    handler="charge",
+    task=link.TaskInfo("order", "charge", "effect", "charge", 1.5, 0.5),
     namespace="default",
-    workflow_type="order",
     instance_id="01890000-0000-7000-8000-000000000001",
-    task="charge",
     attempt=2,
     input=Payload(b'{"a":1}'),
     idempotency_key="k",
-    timeout=1.5,
-    heartbeat=0.5,
     trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     progress=Payload(b"\x00\xff", "raw"),
 )
@@ -79,7 +74,9 @@ def test_messages_of_a_worker_come_back_as_they_went(message: link.FromWorker) -
         link.ShardEpoch(1, 2),
         link.Assignments([ASSIGNMENT]),
         link.Assignments([ASSIGNMENT], link.Ack([TOKEN], [Token(1, 1, 1)], {3: 2**50})),
-        link.Assignments([msgspec.structs.replace(ASSIGNMENT, fed=True)]),
+        link.Assignments(
+            [msgspec.structs.replace(ASSIGNMENT, task=link.TaskInfo("order", "sum", "reducer", "sum", fed=True))]
+        ),
         link.Feed(TOKEN, [link.FedItem(7, Payload(b"[1]")), link.FedItem(0, Payload(b"\x00", "raw"))]),
         link.Feed(TOKEN, [], True),
         link.Ack([TOKEN], [Token(1, 1, 1)], {3: 2**50}),
@@ -129,6 +126,24 @@ def test_the_progress_of_the_attempt_before_is_left_out_where_it_would_make_the_
     (response,) = to_responses(link.Assignments([large]))
     assert response.ByteSize() < 7 << 20
     assert not response.assignments.assignments[0].HasField("progress")
+
+
+def test_what_assignments_have_in_common_goes_once_to_those_who_share_it() -> None:
+    other = msgspec.structs.replace(ASSIGNMENT, task=link.TaskInfo("order", "ship", "compute", "ship"))
+    message = link.Assignments([ASSIGNMENT, other, ASSIGNMENT])
+    (shared,) = to_responses(message)
+    (plain,) = to_responses(message, shares_tasks=False)
+    assert [one.shared for one in shared.assignments.assignments] == [1, 2, 1]
+    assert [one.handler for one in plain.assignments.assignments] == ["charge", "ship", "charge"]
+    assert not plain.assignments.tasks
+    assert from_response(shared) == from_response(plain) == message
+
+
+def test_an_assignment_of_a_task_that_was_not_told_is_refused() -> None:
+    (response,) = to_responses(link.Assignments([ASSIGNMENT]))
+    response.assignments.assignments[0].shared = 2
+    with pytest.raises(ProtocolViolation, match="task 2 of 1"):
+        from_response(response)
 
 
 def test_acks_are_cut_and_lose_no_token() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from onexflow.core.canonical import canonical_json, hash_of
-from onexflow.core.definition import MAX_TEXT, TaskSpec, WorkflowDefinition
+from onexflow.core.definition import MAX_TEXT, TaskInfo, TaskSpec, WorkflowDefinition
 from onexflow.core.edges import Edges, turned
 from onexflow.core.errors import InvalidDefinition
 from onexflow.core.events import INLINE, RUN_INPUT
@@ -101,6 +101,7 @@ def _graph(
         names=names,
         index={name: task for task, name in enumerate(names)},
         specs=specs,
+        infos=tuple(_info(definition.workflow_type, spec) for spec in specs),
         hard_parents=edges.hard + none,
         soft_parents=edges.soft + none,
         hard_children=edges.hard_children + none,
@@ -120,12 +121,24 @@ def _graph(
         fed_by=edges.fed_by + (None,) * len(undone),
         feeds=turned(() if one is None else (one,) for one in edges.fed_by) + none,
         feeding=any(one is not None for one in edges.fed_by),
+        gathered=frozenset(task for task in tasks if _is_gathered(edges.specs[task])),
         unlisted=_unlisted(edges, rules, output),
         active=tuple(_active(spec) for spec in edges.specs) + (_UNDO,) * len(undone),
         calls=any(spec.role == "orchestrator" for spec in specs),
         undo={task: len(edges.specs) + place for place, task in enumerate(undone)},
         undone=undone,
     )
+
+
+def _info(workflow_type: str, spec: TaskSpec) -> TaskInfo:
+    timeouts = spec.timeouts
+    return TaskInfo(
+        workflow_type, spec.name, spec.role, spec.handler, timeouts.start_to_close, timeouts.heartbeat, spec.feed
+    )
+
+
+def _is_gathered(spec: TaskSpec) -> bool:
+    return bool(spec.map) and spec.role in {"compute", "reducer"} and not spec.max_parallel
 
 
 def _source(edges: Edges, task: int, rule: InputRule | None) -> int | None:

@@ -126,6 +126,20 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "handler", self.name)
 
 
+class TaskInfo(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
+    """What a worker is told of a task: the same for all attempts, in all runs."""
+
+    workflow_type: str
+    name: str
+    role: Role
+    handler: str
+    timeout: float = (
+        0.0  #: seconds an attempt may run; 0 = no limit. Enforced by the orchestrator, told for the context.
+    )
+    heartbeat: float = 0.0  #: seconds between progress reports; 0 = none asked for
+    fed: bool = False  #: an attempt's items come by Feed, when it has said Fed
+
+
 class WorkflowDefinition(msgspec.Struct, frozen=True, kw_only=True):
     """A workflow: its tasks and how its result is made. Named by (workflow_type, version); never changed, only replaced."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onexflow.core.definition import TaskSpec, WorkflowDefinition
+from onexflow.core.definition import TaskInfo, TaskSpec, WorkflowDefinition
 from onexflow.core.events import INLINE
 from onexflow.core.expressions import Expression
 
@@ -46,6 +46,8 @@ class Graph:
     names: tuple[str, ...]
     index: dict[str, int]
     specs: tuple[TaskSpec, ...]
+    #: What workers are told of each.
+    infos: tuple[TaskInfo, ...]
     hard_parents: tuple[tuple[int, ...], ...]
     soft_parents: tuple[tuple[int, ...], ...]
     hard_children: tuple[tuple[int, ...], ...]
@@ -76,6 +78,8 @@ class Graph:
     feeds: tuple[tuple[int, ...], ...]
     #: Has it a fed reducer?
     feeding: bool
+    #: Mapped tasks whose items' results nothing waits for one by one.
+    gathered: frozenset[int]
     #: Mapped tasks that feed, and whose results nothing reads as one list: none is made.
     unlisted: frozenset[int]
     #: States of the run in which attempts of the task may leave.

@@ -257,7 +257,7 @@ class Look:
 
     def _waiting(self, attempt: Attempt, role: str, item: ItemState) -> Blocked:
         """An attempt that waits for a worker."""
-        dispatcher, handler = self._book.dispatcher, attempt.handler
+        dispatcher, handler = self._book.dispatcher, attempt.info.handler
         key = role, handler
         if key not in self._queued:
             self._queued[key] = dispatcher.queued(role, handler)

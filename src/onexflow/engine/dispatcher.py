@@ -72,7 +72,7 @@ class Dispatcher:
     def enqueue(self, attempt: Attempt, *, first: bool = False) -> None:
         """Place the attempt on a worker now, or keep it until a credit comes: last in its band, or first."""
         role = attempt.role
-        queue = self._queues.get((role, attempt.handler, ""))
+        queue = self._queues.get((role, attempt.info.handler, ""))
         if queue is None or attempt.run.state.node:
             queue = self._queue_of(attempt)
         session = queue.free_session(role)
@@ -88,7 +88,7 @@ class Dispatcher:
                 session.credits[role] += 1
 
     def _queue_of(self, attempt: Attempt) -> HandlerQueue:
-        role, handler, node = attempt.role, attempt.handler, attempt.run.state.node
+        role, handler, node = attempt.role, attempt.info.handler, attempt.run.state.node
         if node:
             own = self._queues.get((role, handler, node))
             if own is not None and any(session.takes_work for session in own.sessions):

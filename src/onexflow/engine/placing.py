@@ -110,7 +110,7 @@ class Placing:
                 attempt.item,
                 session.worker_id,
                 session.incarnation,
-                session.is_idempotent("effect", attempt.handler),
+                session.is_idempotent("effect", attempt.info.handler),
             ),
         )
         authorised = next((entry for entry in turn.instructions if isinstance(entry, SendAuthorised)), None)
@@ -152,8 +152,8 @@ class Placing:
             self.mark(session)
         attempt.sent = True
         attempt.sent_at = attempt.progress_at = self._marked_at
-        run, task, index, token, role = attempt.run, attempt.task, attempt.item, attempt.token, attempt.role
-        state, graph, key = run.state, run.graph, run.key
+        run, task, index, token, info = attempt.run, attempt.task, attempt.item, attempt.token, attempt.info
+        state, key = run.state, run.key
         item = state.tasks[task].items[index]
         source = item.source
         if source == RUN_INPUT:
@@ -162,19 +162,14 @@ class Placing:
             payload = item.input or NULL
         else:
             payload = state.tasks[source].result or NULL
-        spec, name = graph.specs[task], graph.names[task]
-        timeouts = spec.timeouts
-        limit, heartbeat = timeouts.start_to_close, timeouts.heartbeat
-        if limit or heartbeat:
+        if info.timeout or info.heartbeat:
             self.arm_pure(attempt)
         session.outbox.append(
             Assignment(
-                token, role, attempt.handler, key.namespace, key.workflow_type, run.instance_id, name,
-                item.attempt, payload,
-                idempotency_key(key, name, index, state.causation_id) if role == "effect" else "",
-                limit, heartbeat, state.trace,
+                token, info, key.namespace, run.instance_id, item.attempt, payload,
+                idempotency_key(key, info.name, index, state.causation_id) if info.role == "effect" else "",
+                state.trace,
                 run.progress.get((task, index)) if run.progress else None,
-                spec.feed,
             )
         )  # fmt: skip
         if session.fed and token in session.fed:  # it has it already
@@ -184,9 +179,8 @@ class Placing:
         """A pure attempt is with a worker: nothing in the log says so, its timers are the engine's own."""
         if attempt.role == "effect":
             return
-        timeouts = attempt.run.graph.specs[attempt.task].timeouts
-        now, token = self._kernel.now(), attempt.token
-        for kind, seconds in (("start_to_close", timeouts.start_to_close), ("heartbeat", timeouts.heartbeat)):
+        now, token, info = self._kernel.now(), attempt.token, attempt.info
+        for kind, seconds in (("start_to_close", info.timeout), ("heartbeat", info.heartbeat)):
             if seconds:
                 command = FireTimer(kind, attempt.task, attempt.item, token.epoch, token.offset)  # type: ignore[arg-type]  # a timer's kind is one of its own words
                 self._timers.add(now + int(seconds * SECOND), attempt.run, command)

@@ -123,7 +123,7 @@ class ResultIntake:
             self._decide(first.run, command, tokens, answer)
         if last is not None and last.sent and not gathered:  # one of a message tells of all
             took = (ended[-1].finished_at - ended[-1].started_at) / SECOND
-            waiting = len(self._placing.dispatcher.queue(last.role, last.handler))
+            waiting = len(self._placing.dispatcher.queue(last.role, last.info.handler))
             self._admission.heard(loop_time(), last.sent_at, took, waiting / (len(session.inflight) + len(ended)))
         for attempt in overtaken:
             self.on_overtaken(attempt)

@@ -27,7 +27,7 @@ GATHERED_FROM = 256
 class Attempt:
     """One attempt of one item: queued here, authorised, or on a worker. Known by its token."""
 
-    __slots__ = ("gathers", "handler", "item", "progress_at", "role", "run", "sent", "sent_at", "session", "task", "token",
+    __slots__ = ("gathers", "info", "item", "progress_at", "role", "run", "sent", "sent_at", "session", "task", "token",
                  "withdrawn")  # fmt: skip
 
     def __init__(self, run: Run, task: int, item: int, token: Token) -> None:
@@ -35,16 +35,12 @@ class Attempt:
         self.task = task
         self.item = item
         self.token = token
-        spec = run.graph.specs[task]
-        self.role = spec.role
-        self.handler = spec.handler or spec.name
+        graph = run.graph
+        #: What a worker is told of its task.
+        self.info = info = graph.infos[task]
+        self.role = info.role
         #: Its result may wait for others of its task: nothing else waits for it.
-        self.gathers = (
-            spec.map != ""
-            and spec.role in {"compute", "reducer"}
-            and not spec.max_parallel
-            and run.state.tasks[task].of >= GATHERED_FROM
-        )
+        self.gathers = task in graph.gathered and run.state.tasks[task].of >= GATHERED_FROM
         #: The worker's stream that it was placed on.
         self.session: WorkerSession | None = None
         #: It has left, or was found running on its worker.

@@ -11,7 +11,7 @@ with its queued and running attempts of it: what is in neither never began there
 Results wait in the worker until an Ack. Credits say how many more attempts of a role the orchestrator may send; each
 Assignment uses one; it comes back with a later Credits message (never by itself).
 
-Fed attempts (`Assignment.fed`) get items by Feed once their worker has said Fed with count 0, on this stream: at most
+Fed attempts (`TaskInfo.fed`) get items by Feed once their worker has said Fed with count 0, on this stream: at most
 FEED_WINDOW_ITEMS, and FEED_WINDOW_BYTES unless one alone is larger, are given and not yet taken. A fold that lacks items
 ends with its stream, and with the epoch that it began under: the worker drops it, and does not name it in Held.
 """
@@ -33,6 +33,7 @@ FEED_WINDOW_ITEMS: Final = 256
 FEED_WINDOW_BYTES: Final = 1 << 20
 Role: TypeAlias = definition.Role
 ROLES: Final = definition.ROLES
+TaskInfo: TypeAlias = definition.TaskInfo
 
 
 #: The life of a class node on its worker; "": a handler without one, which is always ready.
@@ -153,20 +154,14 @@ class Assignment(msgspec.Struct, frozen=True, gc=False):
     """One attempt to run. Unique by its token."""
 
     token: Token
-    role: Role
-    handler: str
+    task: TaskInfo
     namespace: str
-    workflow_type: str
     instance_id: str  #: UUID text
-    task: str
     attempt: int
     input: Payload
     idempotency_key: str = ""
-    timeout: float = 0.0  #: seconds it may run; 0 = no limit. Enforced by the orchestrator, told for the context.
-    heartbeat: float = 0.0  #: seconds between progress reports; 0 = none asked for
     trace: str = ""  #: W3C traceparent
     progress: Payload | None = None  #: what the attempt before reported last
-    fed: bool = False  #: its items come by Feed, when it has said Fed
 
 
 class Assignments(msgspec.Struct, frozen=True):

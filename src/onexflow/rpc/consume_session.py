@@ -139,7 +139,7 @@ class ConsumeStream(ServerStream):
         deliveries = list(self._deliveries.values())
         self._deliveries.clear()
         reached, self._reached = self._reached, {}
-        for part in common.cut(deliveries, wire.delivery_size):
+        for part in common.cut(deliveries, list(map(wire.delivery_size, deliveries))):
             await self._send(wire.told_to_pb(part))
         if reached:
             await self._send(wire.told_to_pb(Reached(positions=reached)))

@@ -6,7 +6,7 @@ Decodes what the worker says and hands it, in order, to the peer that `accept_wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ClassVar, Final
 
 from onexflow.codec.wire.worker_request import from_request
@@ -56,7 +56,8 @@ class WorkerStream(ServerStream):
         self._peer: WorkerPeer | None = None
         self._caller = CALLER.get()
         self._planned = False
-        self._outbox: Outbox[ToWorker] = Outbox(to_responses, self._send_telling, self.end)
+        self._shares_tasks = False
+        self._outbox: Outbox[ToWorker] = Outbox(self._encode, self._send_telling, self.end)
 
     # ---- WorkerLink
 
@@ -80,6 +81,7 @@ class WorkerStream(ServerStream):
         if self._peer is None:
             self._peer = self._welcome(value)
             self._taken.wanted = message.hello.receipts
+            self._shares_tasks = message.hello.shares_tasks
         self._planned = type(value) is Goodbye
         self._peer.on_message(value)
 
@@ -112,6 +114,9 @@ class WorkerStream(ServerStream):
                 "handlers": list(self._caller.handlers[:20]),
             },
         )
+
+    def _encode(self, message: ToWorker) -> Iterator[pb.SessionResponse]:
+        return to_responses(message, shares_tasks=self._shares_tasks)
 
     def _send_telling(self, message: pb.SessionResponse) -> Awaitable[None]:
         message.taken = self._taken.tell()

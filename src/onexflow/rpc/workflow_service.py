@@ -186,7 +186,7 @@ class _Follower:
             while self._events:
                 count = min(len(self._events), common.MAX_BATCH)
                 events = [wire.event_view_to_pb(self._events.popleft()) for _ in range(count)]
-                for part in common.cut(events, wire.event_size):
+                for part in common.cut(events, list(map(wire.event_size, events))):
                     await context.write(pb.FollowRunResponse(events=part))
             if self._is_over:
                 if self._end is not None:

@@ -396,6 +396,7 @@ class Hello(_message.Message):
     BUILD_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     RECEIPTS_FIELD_NUMBER: _builtins.int
+    SHARES_TASKS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the worker speaks: 1."""
     worker_id: _builtins.str
@@ -408,6 +409,8 @@ class Hello(_message.Message):
     """Version of the worker's code, for people."""
     receipts: _builtins.bool
     """The worker wants to be told how many of its messages have been taken."""
+    shares_tasks: _builtins.bool
+    """The worker reads Assignments.tasks."""
     @_builtins.property
     def handlers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HandlerInfo]:
         """What it serves. At most 10,000."""
@@ -432,10 +435,11 @@ class Hello(_message.Message):
         build_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         receipts: _builtins.bool = ...,
+        shares_tasks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "handlers", b"handlers", "incarnation", b"incarnation", "labels", b"labels", "liveness", b"liveness", "protocol_version", b"protocol_version", "receipts", b"receipts", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "handlers", b"handlers", "incarnation", b"incarnation", "labels", b"labels", "liveness", b"liveness", "protocol_version", b"protocol_version", "receipts", b"receipts", "shares_tasks", b"shares_tasks", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -902,6 +906,7 @@ class Assignment(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     FED_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """"effect", "compute", "reducer" or "orchestrator"."""
     handler: _builtins.str
@@ -926,6 +931,10 @@ class Assignment(_message.Message):
     """W3C traceparent; empty for none."""
     fed: _builtins.bool
     """Its items come by Feed, once it has said Fed."""
+    shared: _builtins.int
+    """Number of its task in Assignments.tasks, from 1: role, handler, workflow_type, task, timeout, heartbeat and fed stand
+    there and not here. 0: they stand here.
+    """
     @_builtins.property
     def token(self) -> _common_pb2.Token:
         """Its identity."""
@@ -956,14 +965,61 @@ class Assignment(_message.Message):
         trace: _builtins.str = ...,
         progress: _common_pb2.Payload | None = ...,
         fed: _builtins.bool = ...,
+        shared: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "fed", b"fed", "handler", b"handler", "heartbeat", b"heartbeat", "idempotency_key", b"idempotency_key", "input", b"input", "instance_id", b"instance_id", "namespace", b"namespace", "progress", b"progress", "role", b"role", "task", b"task", "timeout", b"timeout", "token", b"token", "trace", b"trace", "workflow_type", b"workflow_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "fed", b"fed", "handler", b"handler", "heartbeat", b"heartbeat", "idempotency_key", b"idempotency_key", "input", b"input", "instance_id", b"instance_id", "namespace", b"namespace", "progress", b"progress", "role", b"role", "shared", b"shared", "task", b"task", "timeout", b"timeout", "token", b"token", "trace", b"trace", "workflow_type", b"workflow_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class TaskInfo(_message.Message):
+    """What the attempts of one task have in common; the fields mean what those of Assignment do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    HANDLER_FIELD_NUMBER: _builtins.int
+    WORKFLOW_TYPE_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    FED_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """As Assignment.role."""
+    handler: _builtins.str
+    """As Assignment.handler."""
+    workflow_type: _builtins.str
+    """As Assignment.workflow_type."""
+    task: _builtins.str
+    """As Assignment.task."""
+    timeout: _builtins.float
+    """As Assignment.timeout."""
+    heartbeat: _builtins.float
+    """As Assignment.heartbeat."""
+    fed: _builtins.bool
+    """As Assignment.fed."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        handler: _builtins.str = ...,
+        workflow_type: _builtins.str = ...,
+        task: _builtins.str = ...,
+        timeout: _builtins.float = ...,
+        heartbeat: _builtins.float = ...,
+        fed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fed", b"fed", "handler", b"handler", "heartbeat", b"heartbeat", "role", b"role", "task", b"task", "timeout", b"timeout", "workflow_type", b"workflow_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskInfo: _TypeAlias = TaskInfo  # noqa: Y015
 
 @_typing.final
 class FedItem(_message.Message):
@@ -1035,6 +1091,7 @@ class Assignments(_message.Message):
 
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """Each uses one credit of its role."""
@@ -1043,15 +1100,20 @@ class Assignments(_message.Message):
     def ack(self) -> Global___Ack:
         """As if this Ack came right before: one message costs less than two."""
 
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskInfo]:
+        """To workers that say `shares_tasks`: what is the same in many assignments, once."""
+
     def __init__(
         self,
         *,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
         ack: Global___Ack | None = ...,
+        tasks: _abc.Iterable[Global___TaskInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assignments", b"assignments", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,7 +110,7 @@ class Context:
 
     @property
     def workflow_type(self) -> str:
-        return self._assignment.workflow_type
+        return self._assignment.task.workflow_type
 
     @property
     def instance_id(self) -> str:
@@ -124,7 +124,7 @@ class Context:
     @property
     def task(self) -> str:
         """Name of the task in its workflow."""
-        return self._assignment.task
+        return self._assignment.task.name
 
     @property
     def item(self) -> int:
@@ -139,16 +139,14 @@ class Context:
     @property
     def deadline(self) -> datetime | None:
         """When the attempt will be cancelled, in UTC; None when it has no limit."""
-        if not self._assignment.timeout:
-            return None
-        return datetime.fromtimestamp(self._started_at / _NS + self._assignment.timeout, UTC)
+        timeout = self._assignment.task.timeout
+        return datetime.fromtimestamp(self._started_at / _NS + timeout, UTC) if timeout else None
 
     @property
     def remaining(self) -> float | None:
         """Seconds until the deadline, never below 0; None when there is none."""
-        if not self._assignment.timeout:
-            return None
-        return max(0.0, self._assignment.timeout - (self._now() - self._started_at) / _NS)
+        timeout = self._assignment.task.timeout
+        return max(0.0, timeout - (self._now() - self._started_at) / _NS) if timeout else None
 
     @property
     def last_progress(self) -> Any:
@@ -210,10 +208,11 @@ class Context:
         return await self._calling().run(self.namespace, workflow_type, input, version, timeout)
 
     def _calling(self) -> NodeCaller:
-        if self._assignment.role != "orchestrator":
+        task = self._assignment.task
+        if task.role != "orchestrator":
             raise InvalidTransition(
-                f"{self._assignment.handler} is no orchestration: what it calls would be called again with each attempt",
-                {"current_state": self._assignment.role, "required_state": "orchestrator"},
+                f"{task.handler} is no orchestration: what it calls would be called again with each attempt",
+                {"current_state": task.role, "required_state": "orchestrator"},
             )
         if self._caller is None:
             raise Unavailable("this worker runtime was given no way to call: `WorkerRuntime(caller=…)`")

@@ -41,7 +41,8 @@ class ProgressReports:
         known = self._reported.get(token)
         if known is None:
             # A heartbeat timeout below two seconds wants reports more often than once a second.
-            same = min(SAME, assignment.heartbeat / 2) if assignment.heartbeat > 0 else SAME
+            heartbeat = assignment.task.heartbeat
+            same = min(SAME, heartbeat / 2) if heartbeat > 0 else SAME
             self._reported[token] = _Reported(now, details, same)
             self._send(token.shard, Progress(token, details))
             return

@@ -15,7 +15,7 @@ import structlog
 
 from onexflow.core.errors import NodeNotReady
 from onexflow.core.payload import Failure
-from onexflow.ports.worker_link import Assignment, FromWorker, HandlerInfo, Lifecycle, NodeState, Role
+from onexflow.ports.worker_link import FromWorker, HandlerInfo, Lifecycle, NodeState, Role, TaskInfo
 from onexflow.spi.exceptions import HandlerInitializationError
 from onexflow.worker.handlers import Handler, Worker
 from onexflow.worker.lanes import Program
@@ -74,16 +74,13 @@ class ServedHandlers:
         """What orchestrators are told of the handlers, as they are now."""
         return tuple(self._info(*key) for key in self.ready)
 
-    def is_ready(self, assignment: Assignment) -> bool:
+    def is_ready(self, task: TaskInfo) -> bool:
         """Its handler is no class node, or one that is ready."""
-        return self.states.get((assignment.role, assignment.handler), "ready") == "ready"
+        return self.states.get((task.role, task.handler), "ready") == "ready"
 
-    def refusal(self, assignment: Assignment) -> Failure:
+    def refusal(self, task: TaskInfo) -> Failure:
         """Why an attempt of that handler cannot be run here: there is none, or it is a class node that is not ready."""
-        told, state = (
-            f"{assignment.role} {assignment.handler!r}",
-            self.states.get((assignment.role, assignment.handler)),
-        )
+        told, state = f"{task.role} {task.handler!r}", self.states.get((task.role, task.handler))
         if state is None:
             return Failure(
                 "UnknownHandler", f"worker {self._worker_id} serves no {told}", context={"worker": self._worker_id}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -122,15 +122,14 @@ def payload_or_null(parent: Any, attribute: str, field: str) -> Payload:
 # ---- batches
 
 
-def cut(entries: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
-    """The entries in batches of at most 64 and, unless one alone is larger, 1 MiB."""
+def cut(entries: Sequence[T], sizes: Sequence[int]) -> Iterator[Sequence[T]]:
+    """The entries, each of about so many bytes, in batches of at most 64 and, unless one alone is larger, 1 MiB."""
     start = room = 0
-    if sum(map(size, entries)) <= MAX_BATCH_BYTES:
+    if sum(sizes) <= MAX_BATCH_BYTES:
         for start in range(0, len(entries), MAX_BATCH):
             yield entries[start : start + MAX_BATCH]
         return
-    for position, entry in enumerate(entries):
-        needed = size(entry)
+    for position, needed in enumerate(sizes):
         if position > start and (position - start == MAX_BATCH or room + needed > MAX_BATCH_BYTES):
             yield entries[start:position]
             start, room = position, 0

@@ -31,7 +31,7 @@ def to_requests(message: link.FromWorker) -> Iterator[pb.SessionRequest]:
     """The wire messages of one message of the worker's, in order."""
     match message:
         case link.Results(results, granted):
-            for number, batch in enumerate(common.cut(results, _result_size)):
+            for number, batch in enumerate(common.cut(results, _result_sizes(results))):
                 # What is too large for a message is too large for a batch, and so alone in its own.
                 request = _results_to_pb(batch if len(batch) > 1 else [_bounded(batch[0])])
                 if granted and not number:
@@ -151,10 +151,14 @@ def _results_to_pb(results: Sequence[link.AttemptResult]) -> pb.SessionRequest:
     return request
 
 
-def _result_size(value: link.AttemptResult) -> int:
-    """About how many bytes it takes on the wire."""
-    error, size = value.error, common.ENTRY + len(value.result.data)
-    return size if error is None else size + len(error.message) + len(error.traceback)
+def _result_sizes(results: Sequence[link.AttemptResult]) -> list[int]:
+    """About how many bytes each takes on the wire."""
+    return [
+        common.ENTRY
+        + len(one.result.data)
+        + (0 if one.error is None else len(one.error.message) + len(one.error.traceback))
+        for one in results
+    ]
 
 
 def _bounded(value: link.AttemptResult) -> link.AttemptResult:
@@ -225,6 +229,7 @@ def _hello_to_pb(value: link.Hello) -> pb.Hello:
         build_id=value.build_id,
         labels=value.labels,
         receipts=True,
+        shares_tasks=True,
     )
 
 

@@ -23,12 +23,12 @@ _FED_ENTRY: Final = 16  #: bytes of an item of a feed beside its payload, roughl
 _LARGEST: Final = common.MAX_MESSAGE * 7 // 8  #: an assignment beyond goes without the progress of the attempt before
 
 
-def to_responses(message: link.ToWorker) -> Iterator[pb.SessionResponse]:
-    """The wire messages of one message of the orchestrator's, in order."""
+def to_responses(message: link.ToWorker, *, shares_tasks: bool = True) -> Iterator[pb.SessionResponse]:
+    """The wire messages of one message of the orchestrator's, in order. `shares_tasks`: as the worker's Hello has it."""
     match message:
         case link.Assignments(assignments, ack):
-            for number, batch in enumerate(common.cut(assignments, _assignment_size)):
-                response = _assignments_to_pb(batch)
+            for number, batch in enumerate(common.cut(assignments, _assignment_sizes(assignments))):
+                response = _assignments_to_pb(batch, shares_tasks)
                 if ack is not None and not number:
                     _fill_ack(response.assignments.ack, ack.tokens, ack.discarded, ack.offsets)
                 yield response
@@ -71,34 +71,55 @@ def from_response(message: pb.SessionResponse) -> link.ToWorker:
     return _FROM_RESPONSE[kind](getattr(message, kind))
 
 
-def _assignment(message: pb.Assignment) -> link.Assignment:
-    role = message.role
-    if role not in link.ROLES:
-        raise ProtocolViolation(f"An assignment has the unknown role {role!r}.", {"field": "assignments.role"})
-    token, given = message.token, message.input
-    data, encoding = given.data, given.encoding
-    return link.Assignment(
-        Token(token.shard, token.epoch, token.offset, token.item),
-        role,
-        message.handler,
-        message.namespace,
-        message.workflow_type,
-        message.instance_id,
-        message.task,
-        message.attempt,
-        Payload(data, encoding or JSON) if data or encoding else NULL,
-        message.idempotency_key,
-        message.timeout,
-        message.heartbeat,
-        message.trace,
-        common.trusted_payload(message.progress) if message.HasField("progress") else None,
-        message.fed,
+def _assignments(message: pb.Assignments) -> link.Assignments:
+    tasks = [_task(one) for one in message.tasks]
+    return link.Assignments(
+        [_assignment(one, tasks) for one in message.assignments], _ack(message.ack) if message.HasField("ack") else None
     )
 
 
-def _assignments_to_pb(assignments: Sequence[link.Assignment]) -> pb.SessionResponse:
+def _assignment(message: pb.Assignment, tasks: Sequence[link.TaskInfo]) -> link.Assignment:
+    token, given, shared = message.token, message.input, message.shared
+    data, encoding = given.data, given.encoding
+    if shared > len(tasks):
+        raise ProtocolViolation(f"An assignment is of task {shared} of {len(tasks)}.", {"field": "assignments.shared"})
+    return link.Assignment(
+        Token(token.shard, token.epoch, token.offset, token.item),
+        tasks[shared - 1] if shared else _task(message),
+        message.namespace,
+        message.instance_id,
+        message.attempt,
+        Payload(data, encoding or JSON) if data or encoding else NULL,
+        message.idempotency_key,
+        message.trace,
+        common.trusted_payload(message.progress) if message.HasField("progress") else None,
+    )
+
+
+def _task(message: pb.TaskInfo | pb.Assignment) -> link.TaskInfo:
+    role = message.role
+    if role not in link.ROLES:
+        raise ProtocolViolation(f"An assignment has the unknown role {role!r}.", {"field": "assignments.role"})
+    return link.TaskInfo(
+        message.workflow_type, message.task, role, message.handler, message.timeout, message.heartbeat, message.fed
+    )
+
+
+def _fill_task(message: pb.TaskInfo | pb.Assignment, value: link.TaskInfo) -> None:
+    message.role = value.role
+    message.handler = value.handler
+    message.workflow_type = value.workflow_type
+    message.task = value.name
+    message.timeout = value.timeout
+    message.heartbeat = value.heartbeat
+    message.fed = value.fed
+
+
+def _assignments_to_pb(assignments: Sequence[link.Assignment], shares_tasks: bool) -> pb.SessionResponse:
     response = pb.SessionResponse()
-    add = response.assignments.assignments.add
+    batch = response.assignments
+    numbers: dict[link.TaskInfo, int] = {}
+    add = batch.assignments.add
     for value in assignments:
         message, token, given = add(), value.token, value.input
         place = message.token
@@ -107,12 +128,16 @@ def _assignments_to_pb(assignments: Sequence[link.Assignment]) -> pb.SessionResp
         place.offset = token.offset
         if token.item:
             place.item = token.item
-        message.role = value.role
-        message.handler = value.handler
+        task = value.task
+        if not shares_tasks:
+            _fill_task(message, task)
+        elif task in numbers:
+            message.shared = numbers[task]
+        else:
+            message.shared = numbers[task] = len(numbers) + 1
+            _fill_task(batch.tasks.add(), task)
         message.namespace = value.namespace
-        message.workflow_type = value.workflow_type
         message.instance_id = value.instance_id
-        message.task = value.task
         message.attempt = value.attempt
         if value.idempotency_key:
             message.idempotency_key = value.idempotency_key
@@ -120,27 +145,24 @@ def _assignments_to_pb(assignments: Sequence[link.Assignment]) -> pb.SessionResp
         payload.data = given.data
         if given.encoding != JSON:
             payload.encoding = given.encoding
-        if value.timeout:
-            message.timeout = value.timeout
-        if value.heartbeat:
-            message.heartbeat = value.heartbeat
         if value.trace:
             message.trace = value.trace
-        if value.fed:
-            message.fed = True
-        if value.progress is not None and _assignment_size(value) <= _LARGEST:
-            common.fill_payload(message.progress, value.progress)
+        progress = value.progress
+        if progress is not None and common.ENTRY + len(given.data) + len(progress.data) <= _LARGEST:
+            common.fill_payload(message.progress, progress)
     return response
 
 
-def _assignment_size(value: link.Assignment) -> int:
-    """About how many bytes it takes on the wire."""
-    progress, size = value.progress, common.ENTRY + len(value.input.data)
-    return size if progress is None else size + len(progress.data)
+def _assignment_sizes(assignments: Sequence[link.Assignment]) -> list[int]:
+    """About how many bytes each takes on the wire."""
+    return [
+        common.ENTRY + len(one.input.data) + (0 if one.progress is None else len(one.progress.data))
+        for one in assignments
+    ]
 
 
 def _feed_to_pb(value: link.Feed) -> Iterator[pb.SessionResponse]:
-    batches = list(common.cut(value.items, _fed_size)) or [[]]
+    batches = list(common.cut(value.items, [_FED_ENTRY + len(item.payload.data) for item in value.items])) or [[]]
     for number, batch in enumerate(batches, 1):
         response = pb.SessionResponse()
         feed = response.feed
@@ -151,10 +173,6 @@ def _feed_to_pb(value: link.Feed) -> Iterator[pb.SessionResponse]:
             common.fill_payload(message.payload, item.payload)
         feed.is_last = value.is_last and number == len(batches)
         yield response
-
-
-def _fed_size(item: link.FedItem) -> int:
-    return _FED_ENTRY + len(item.payload.data)
 
 
 def _feed(message: pb.Feed) -> link.Feed:
@@ -215,9 +233,7 @@ _FROM_RESPONSE: Final[dict[str, Callable[[Any], link.ToWorker]]] = {
         protocol_version=message.protocol_version,
     ),
     "shard_epoch": lambda message: link.ShardEpoch(message.shard, message.epoch),
-    "assignments": lambda message: link.Assignments(
-        [_assignment(one) for one in message.assignments], _ack(message.ack) if message.HasField("ack") else None
-    ),
+    "assignments": _assignments,
     "feed": _feed,
     "ack": _ack,
     "cancel": lambda message: link.Cancel(_tokens(message.tokens), message.reason),
