@@ -102,6 +102,8 @@ def _graph(
         index={name: task for task, name in enumerate(names)},
         specs=specs,
         infos=tuple(_info(definition.workflow_type, spec) for spec in specs),
+        effects=frozenset(task for task, spec in enumerate(specs) if spec.role == "effect"),
+        mapped=frozenset(task for task, spec in enumerate(specs) if spec.map),
         hard_parents=edges.hard + none,
         soft_parents=edges.soft + none,
         hard_children=edges.hard_children + none,

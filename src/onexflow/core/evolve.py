@@ -206,27 +206,25 @@ def _move_item(graph: Graph, state: RunState, task: int, item: ItemState, target
 
 
 def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: int, offset: int, at: int) -> None:
-    task = state.tasks[event.task]
+    index = event.task
+    task = state.tasks[index]
     items, first = task.items, event.first
     if task.status in {"pending", "blocked"}:
-        state.ready.pop(event.task, None)
-        task.of = of = event.of
+        state.ready.pop(index, None)
         task.status = "scheduled"
-        limit = graph.specs[event.task].max_parallel
-        task.window = min(of, limit) if limit else of
-        if graph.feeding:
-            for child in graph.feeds[event.task]:
-                _resolve_parent(graph, state, child, False, at)
+        task.of = task.window = event.of
+        if index in graph.mapped:
+            _begin_mapped(graph, state, index, at)
     if first == len(items):
-        source, inline = event.source, event.inputs
-        for index in range(event.count):
-            items.append(ItemState("scheduled", 1, 1, epoch, offset, source, inline[index] if inline else None, at, at))
+        source = event.source
+        for given in event.inputs or (None,) * event.count:
+            items.append(ItemState("scheduled", 1, 1, epoch, offset, source, given, at, at))
         return
-    for index in range(first, first + event.count):
-        item = items[index]
+    for number in range(first, first + event.count):
+        item = items[number]
         if item.status == "waiting_for_input" and event.kind == "again":
             item.counted += 1  # the failure that was waited for came late; there is no task.retry to count it
-        _move_item(graph, state, event.task, item, "scheduled")
+        _move_item(graph, state, index, item, "scheduled")
         item.attempt = event.attempt
         item.epoch, item.offset = epoch, offset
         item.scheduled_at = at
@@ -234,16 +232,28 @@ def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: in
         item.worker = item.incarnation = item.stopping = ""
 
 
+def _begin_mapped(graph: Graph, state: RunState, index: int, at: int) -> None:
+    """The first items of a mapped task are scheduled: as many as may be in flight can go, and the reducers that it feeds
+    begin with it."""
+    if limit := graph.specs[index].max_parallel:
+        task = state.tasks[index]
+        task.window = min(task.of, limit)
+    for child in graph.feeds[index]:
+        _resolve_parent(graph, state, child, False, at)
+
+
 def _on_task_started(graph: Graph, state: RunState, event: TaskStarted, epoch: int, offset: int, at: int) -> None:
-    task = state.tasks[event.task]
+    index = event.task
+    task = state.tasks[index]
     items = task.items
-    authorises = graph.specs[event.task].role == "effect"
-    for index in event.items:
-        item = items[index]
+    authorises = index in graph.effects
+    for number in event.items:
+        item = items[number]
         if item.status not in _BEFORE_RUNNING:
-            _refuse_item(graph, state, event.task, item, "running")
+            _refuse_item(graph, state, index, item, "running")
         item.status = "running"
-        item.worker, item.incarnation = event.worker, event.incarnation
+        item.worker = event.worker
+        item.incarnation = event.incarnation
         item.started_at = event.started_at or at
         item.idempotent = event.idempotent
         if authorises:
@@ -255,9 +265,9 @@ def _on_task_started(graph: Graph, state: RunState, event: TaskStarted, epoch: i
 def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoch: int, offset: int, at: int) -> None:
     index = event.task
     task = state.tasks[index]
-    is_mapped = graph.specs[index].map
-    for number in event.items:
-        item = task.items[number]
+    items, numbers = task.items, event.items
+    for number in numbers:
+        item = items[number]
         if item.status not in _BEFORE_COMPLETED:
             _refuse_item(graph, state, index, item, "completed")
         item.status = "completed"
@@ -266,15 +276,14 @@ def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoc
         if item.stopping:
             item.stopping = ""
         item.finished_at = at
-    if is_mapped:
-        for number, result in zip(event.items, event.results, strict=True):
-            task.items[number].result = result
-    task.done += len(event.items)
-    if task.window < task.of:
-        task.window = min(task.of, task.window + len(event.items))
-    if task.done < task.of:
-        return
-    if is_mapped:
+    task.done += len(numbers)
+    if index in graph.mapped:
+        for number, result in zip(numbers, event.results, strict=True):
+            items[number].result = result
+        if task.window < task.of:
+            task.window = min(task.of, task.window + len(numbers))
+        if task.done < task.of:
+            return
         _collect(graph, state, index)
     else:
         task.result = event.results[0]
@@ -378,20 +387,19 @@ def _become_pending(state: RunState, task: int) -> None:
     state.ready[task] = True
 
 
-def _end_task(graph: Graph, state: RunState, task: int, at: int) -> None:
+def _end_task(graph: Graph, state: RunState, index: int, at: int) -> None:
     """Count the end of a task and tell the tasks behind it. Skips run on by themselves, so without recursion."""
     if state.status == "compensating":
-        _end_while_compensating(graph, state, task, at)
+        _end_while_compensating(graph, state, index, at)
         return
     ended: list[int] = []
-    index = task
     while True:
-        task_state = state.tasks[index]
-        task_state.finished_at = at
+        task = state.tasks[index]
+        task.finished_at = at
         state.open_tasks -= 1
         if state.open_setup and graph.specs[index].setup:
             state.open_setup -= 1
-        without_result = task_state.status != "completed"
+        without_result = task.status != "completed"
         fed = _end_feeding(graph, state, index) if graph.feeding else ()
         for child in graph.hard_children[index]:
             if child not in fed:

@@ -48,6 +48,9 @@ class Graph:
     specs: tuple[TaskSpec, ...]
     #: What workers are told of each.
     infos: tuple[TaskInfo, ...]
+    #: Tasks of role effect, and those with `map`.
+    effects: frozenset[int]
+    mapped: frozenset[int]
     hard_parents: tuple[tuple[int, ...], ...]
     soft_parents: tuple[tuple[int, ...], ...]
     hard_children: tuple[tuple[int, ...], ...]
