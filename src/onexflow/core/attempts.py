@@ -140,7 +140,7 @@ def _record(turn: Turn, task: int, completed: TaskCompleted) -> None:
     window = state.window
     turn.emit(completed)
     for index in range(window, state.window if state.items else 0):
-        turn.dispatch_held(task, index)
+        turn.dispatch(task, index)
 
 
 def fail(turn: Turn, command: FailAttempt) -> None:
@@ -186,7 +186,7 @@ def give_back(turn: Turn, command: ReturnAttempt) -> None:
     if item.stopping == COMPENSATION or (item.status == "waiting_for_input" and _is_held_back(turn, command.task)):
         _cancel(turn, command.task, command.item, "it had not begun")
     elif item.status == "scheduled":
-        turn.dispatch_held(command.task, command.item)
+        turn.dispatch(command.task, command.item)
     elif item.status == "waiting_for_input":
         schedule_again(turn, command.task, command.item, "returned")
     elif item.stopping:

@@ -104,6 +104,11 @@ def _graph(
         infos=tuple(_info(definition.workflow_type, spec) for spec in specs),
         effects=frozenset(task for task, spec in enumerate(specs) if spec.role == "effect"),
         mapped=frozenset(task for task, spec in enumerate(specs) if spec.map),
+        timed=frozenset(
+            task
+            for task, spec in enumerate(specs)
+            if spec.timeouts.schedule_to_start or spec.timeouts.schedule_to_close
+        ),
         hard_parents=edges.hard + none,
         soft_parents=edges.soft + none,
         hard_children=edges.hard_children + none,

@@ -51,6 +51,8 @@ class Graph:
     #: Tasks of role effect, and those with `map`.
     effects: frozenset[int]
     mapped: frozenset[int]
+    #: Tasks with a timeout that counts from their scheduling.
+    timed: frozenset[int]
     hard_parents: tuple[tuple[int, ...], ...]
     soft_parents: tuple[tuple[int, ...], ...]
     hard_children: tuple[tuple[int, ...], ...]

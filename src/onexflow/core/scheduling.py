@@ -8,6 +8,7 @@ from __future__ import annotations
 from onexflow.core.definition import MAX_SECONDS, RetryPolicy
 from onexflow.core.events import INLINE, StateTransitioned, TaskCompleted, TaskRetry, TaskScheduled, TaskStarted
 from onexflow.core.failing import give_up
+from onexflow.core.instructions import Dispatch
 from onexflow.core.mapping import MappingError, condition, map_items, passed_on, task_input
 from onexflow.core.payload import NULL, Failure
 from onexflow.core.retry import DEFAULT_RETRY, NO_RETRY, ORCHESTRATION_RETRY, delay, may_retry
@@ -58,10 +59,13 @@ def schedule(turn: Turn, task: int) -> None:
 
 
 def dispatch_new(turn: Turn, task: int, first: int, count: int, offset: int) -> None:
-    """Ask for items to be sent that have just been scheduled at `offset`, and arm the timeouts that count from there."""
-    turn.dispatch(task, first, count, offset)
-    timeouts = turn.graph.specs[task].timeouts
-    if timeouts.schedule_to_close or timeouts.schedule_to_start:
+    """Ask for items to be sent that have just been scheduled at `offset`, as far as the task's window reaches, and arm the
+    timeouts that count from there. A task is begun only while its run is active for it: nothing is held back."""
+    reach = turn.state.tasks[task].window - first
+    if reach > 0:
+        turn.instructions.append(Dispatch(task, first, min(count, reach), turn.epoch, offset))
+    if task in turn.graph.timed:
+        timeouts = turn.graph.specs[task].timeouts
         for index in range(first, first + count):
             if timeouts.schedule_to_close:
                 turn.arm(timeouts.schedule_to_close, "schedule_to_close", task, index)
@@ -76,7 +80,7 @@ def schedule_again(turn: Turn, task: int, index: int, kind: str = "again") -> No
     offset = turn.emit(
         TaskScheduled(task, attempt=item.attempt + 1, first=index, of=state.of, source=item.source, kind=kind)
     )
-    turn.dispatch(task, index, 1, offset)
+    turn.dispatch(task, index)
     timeout = turn.graph.specs[task].timeouts.schedule_to_start
     if timeout:
         turn.arm(timeout, "schedule_to_start", task, index, (turn.epoch, offset))
@@ -92,7 +96,7 @@ def take_up(turn: Turn) -> None:
                 else:
                     turn.arm((item.due_at - turn.now) / SECOND, "retry", task, index)
             elif item.status == "scheduled":
-                turn.dispatch_held(task, index)
+                turn.dispatch(task, index)
 
 
 def retry_or_give_up(turn: Turn, task: int, index: int, error: Failure, kind: str) -> None:

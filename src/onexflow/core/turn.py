@@ -72,17 +72,8 @@ class Turn(msgspec.Struct, gc=False, eq=False):
         """May attempts of this task leave now?"""
         return self.state.status in self.graph.active[task]
 
-    def dispatch(self, task: int, first: int, count: int, offset: int) -> None:
-        """Ask for items that this decision scheduled to be sent, as far as the task's window reaches. Held back while
-        the run is not active."""
-        state = self.state
-        window = state.tasks[task].window - first
-        count = min(count, window)
-        if count > 0 and state.status in self.graph.active[task]:
-            self.instructions.append(Dispatch(task, first, count, self.epoch, offset))
-
-    def dispatch_held(self, task: int, index: int) -> None:
-        """As `dispatch`, for an item that was scheduled before: perhaps by an owner before, whose epoch its token has."""
+    def dispatch(self, task: int, index: int) -> None:
+        """Ask for a scheduled item to be sent, if the task's window reaches it. Held back while the run is not active."""
         state = self.state.tasks[task]
         if index < state.window and self.is_active(task):
             item = state.items[index]
