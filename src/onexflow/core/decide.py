@@ -107,36 +107,26 @@ def decide(graph: Graph, state: RunState, command: Command, context: Context) ->
 def settle(turn: Turn) -> None:
     """Take the run as far as it goes: schedule what is ready, end what is done. Ends every decision."""
     state = turn.state
-    while True:
-        status = state.status
-        if status == "running" and state.failing is None:
-            if not state.ready:
-                break
-            _schedule_ready(turn)
-        elif status == "compensating":
-            compensation.go_on(turn)
+    while state.failing is None and state.status in {"running", "initializing"}:
+        if state.ready:
+            # In one go, as the first entry of a dictionary costs more to find the more were taken out before it: nothing
+            # takes any of the others away, but for one that fails the run in its mapping.
+            for task in tuple(state.ready):
+                scheduling.schedule(turn, task)
+                if turn.state.failing is not None:
+                    break
+        elif state.status == "running":
+            if not state.open_tasks:
+                _complete(turn)
             return
-        elif state.failing is not None and status in {"running", "initializing", "retrying"}:
-            _end(turn, WorkflowFailed(state.failing), "the run failed")
-            return
-        elif status == "initializing" and not state.open_setup:
+        elif not state.open_setup:
             turn.emit(WorkflowStarted())
-        elif status == "initializing" and state.ready:
-            _schedule_ready(turn)
         else:
             return
-    if not state.open_tasks:
-        _complete(turn)
-
-
-def _schedule_ready(turn: Turn) -> None:
-    """Schedule what is ready now, until one fails the run in its mapping: nothing else takes any of the others away. In one
-    go, as the first entry of a dictionary costs more to find the more were taken out before it."""
-    state = turn.state
-    for task in tuple(state.ready):
-        scheduling.schedule(turn, task)
-        if state.failing is not None:
-            return
+    if state.status == "compensating":
+        compensation.go_on(turn)
+    elif state.failing is not None and state.status in {"running", "initializing", "retrying"}:
+        _end(turn, WorkflowFailed(state.failing), "the run failed")
 
 
 # ---- the run
