@@ -55,15 +55,7 @@ def _accepted(turn: Turn, task: int, at: _Place) -> ItemState | None:
         items = state.tasks[task].items
         if index < len(items):
             item = items[index]
-            status = item.status
-            if (
-                item.offset == at.offset
-                and item.epoch == at.epoch
-                and (
-                    (status == "scheduled" and turn.graph.specs[task].role != "effect")
-                    or status in {"running", "waiting_for_input"}
-                )
-            ):
+            if item.offset == at.offset and item.epoch == at.epoch and item.status in turn.graph.ending[task]:
                 return item
     turn.superseded.append((index, at.epoch, at.offset))
     return None

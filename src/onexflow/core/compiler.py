@@ -22,6 +22,8 @@ from onexflow.core.validate import Problems, check_definition, check_task
 _MAIN: Final = frozenset({"running"})
 _SETUP: Final = frozenset({"running", "initializing"})
 _UNDO: Final = frozenset({"compensating"})
+_AUTHORISED: Final = frozenset({"running", "waiting_for_input"})
+_UNDER_WAY: Final = _AUTHORISED | {"scheduled"}
 
 
 def compile_graph(definition: WorkflowDefinition) -> Graph:
@@ -131,6 +133,7 @@ def _graph(
         gathered=frozenset(task for task in tasks if _is_gathered(edges.specs[task])),
         unlisted=_unlisted(edges, rules, output),
         active=tuple(_active(spec) for spec in edges.specs) + (_UNDO,) * len(undone),
+        ending=tuple(_AUTHORISED if spec.role == "effect" else _UNDER_WAY for spec in specs),
         calls=any(spec.role == "orchestrator" for spec in specs),
         undo={task: len(edges.specs) + place for place, task in enumerate(undone)},
         undone=undone,

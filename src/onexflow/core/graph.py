@@ -89,6 +89,8 @@ class Graph:
     unlisted: frozenset[int]
     #: States of the run in which attempts of the task may leave.
     active: tuple[frozenset[str], ...]
+    #: States of an item in which an attempt of the task may end: that of an effect is authorised first.
+    ending: tuple[frozenset[str], ...]
     #: Has it orchestrations, which call other runs?
     calls: bool
     #: Task → the task that undoes it. Those come behind all tasks of the definition, in every tuple but `indegree`, and
