@@ -129,6 +129,7 @@ def _graph(
         output=output,
         fed_by=edges.fed_by + (None,) * len(undone),
         feeds=turned(() if one is None else (one,) for one in edges.fed_by) + none,
+        released=tuple(_released(edges, task) for task in tasks) + none,
         feeding=any(one is not None for one in edges.fed_by),
         gathered=frozenset(task for task in tasks if _is_gathered(edges.specs[task])),
         unlisted=_unlisted(edges, rules, output),
@@ -160,6 +161,10 @@ def _source(edges: Edges, task: int, rule: InputRule | None) -> int | None:
     if rule is None:
         return parents[0] if parents else RUN_INPUT
     return rule.whole.source if rule.whole is not None and rule.whole.source != INLINE else None
+
+
+def _released(edges: Edges, task: int) -> tuple[int, ...]:
+    return tuple(child for child in edges.children(task) if edges.fed_by[child] != task)
 
 
 def _unlisted(edges: Edges, rules: list[TaskRules], output: InputRule | None) -> frozenset[int]:

@@ -399,26 +399,35 @@ def _end_task(graph: Graph, state: RunState, index: int, at: int) -> None:
         state.open_tasks -= 1
         if state.open_setup and graph.specs[index].setup:
             state.open_setup -= 1
-        without_result = task.status != "completed"
-        fed = _end_feeding(graph, state, index) if graph.feeding else ()
-        for child in graph.hard_children[index]:
-            if child not in fed:
-                _resolve_parent(graph, state, child, without_result, at, ended)
-            elif without_result and state.tasks[child].status not in TERMINAL_TASK_STATES:
-                _stop_fed(state, child, at, ended)
-        for child in graph.soft_children[index]:
-            _resolve_parent(graph, state, child, False, at, ended)
+        if graph.feeding:
+            _end_feeding(graph, state, index)
+        if task.status == "completed":
+            for child in graph.released[index]:
+                _resolve_parent(graph, state, child, False, at, ended)
+        else:
+            _end_without_result(graph, state, index, at, ended)
         if not ended:
             return
         index = ended.pop()
 
 
-def _end_feeding(graph: Graph, state: RunState, task: int) -> tuple[int, ...]:
-    """Let go of the results that only a task that has ended was fed. Returns the reducers that began with this task."""
+def _end_without_result(graph: Graph, state: RunState, index: int, at: int, ended: list[int]) -> None:
+    """Tell the tasks behind one that has not completed. The reducers that it feeds began with it, unless it was skipped."""
+    fed = graph.feeds[index] if state.tasks[index].status != "skipped" else ()
+    for child in graph.hard_children[index]:
+        if child not in fed:
+            _resolve_parent(graph, state, child, True, at, ended)
+        elif state.tasks[child].status not in TERMINAL_TASK_STATES:
+            _stop_fed(state, child, at, ended)
+    for child in graph.soft_children[index]:
+        _resolve_parent(graph, state, child, False, at, ended)
+
+
+def _end_feeding(graph: Graph, state: RunState, task: int) -> None:
+    """Let go of the results that only a task that has ended was fed."""
     feeder = graph.fed_by[task]
     if feeder is not None and all(state.tasks[one].status in TERMINAL_TASK_STATES for one in graph.feeds[feeder]):
         state.tasks[feeder].results = ()  # nobody is fed them again
-    return graph.feeds[task] if state.tasks[task].status != "skipped" else ()
 
 
 def _stop_fed(state: RunState, task: int, at: int, ended: list[int]) -> None:

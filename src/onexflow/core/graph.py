@@ -81,6 +81,9 @@ class Graph:
     fed_by: tuple[int | None, ...]
     #: The fed reducers of a mapped task.
     feeds: tuple[tuple[int, ...], ...]
+    #: What waits for one parent less when the task has completed: its children, hard and soft, but for its fed reducers,
+    #: which began with it.
+    released: tuple[tuple[int, ...], ...]
     #: Has it a fed reducer?
     feeding: bool
     #: Mapped tasks whose items' results nothing waits for one by one.
