@@ -87,20 +87,22 @@ def start(graph: Graph, command: StartRun, context: Context) -> Turn:
         turn.instructions.append(ArmTimer(command.start_at, "start"))
     else:
         _begin(turn)
-    turn.count()
+    turn.state.seq = len(turn.events)
     return turn
 
 
 def decide(graph: Graph, state: RunState, command: Command, context: Context) -> Turn:
     """Decide one command. Raises InvalidTransition (with `current_state`, `required_state`) when it does not fit."""
-    turn = Turn(graph, state, context, context.now, context.epoch, context.offset, state.seq)
-    kind = type(command)
+    turn = Turn(graph, state, context, context.now, context.epoch, context.offset)
+    events, kind = turn.events, type(command)
     try:
         _DECISIONS[kind](turn, command)
-        if turn.events and kind in _ABOUT_ATTEMPTS:
+        if events and kind in _ABOUT_ATTEMPTS:
             settle(turn)
     finally:  # who refuses halfway has changed the state: that it counts more events shows it
-        turn.count()
+        if events:
+            state.seq += len(events)
+            state.updated_at = turn.now
     return turn
 
 

@@ -31,7 +31,7 @@ class Context(msgspec.Struct, frozen=True, gc=False):
 class Turn(msgspec.Struct, gc=False, eq=False):
     """The decision in the making. `events` stand at `offset`, `offset + 1`, … of the shard.
 
-    The state counts them when the decision is made, by `count`: once a decision, not once an event."""
+    The state counts them when the decision is made (`core.decide`): once a decision, not once an event."""
 
     graph: Graph
     state: RunState
@@ -40,8 +40,6 @@ class Turn(msgspec.Struct, gc=False, eq=False):
     now: int
     epoch: int
     offset: int
-    #: The run's last event before this decision.
-    before: int
     events: list[Event] = []
     instructions: list[Instruction] = []
     #: Results that came too late or from an attempt that the log does not know, as (item, epoch, offset).
@@ -51,7 +49,7 @@ class Turn(msgspec.Struct, gc=False, eq=False):
     def first(cls, graph: Graph, event: WorkflowCreated, context: Context) -> Turn:
         """The turn that creates a run."""
         now = context.now
-        return cls(graph, create(graph, event, now), context, now, context.epoch, context.offset, 0, [event])
+        return cls(graph, create(graph, event, now), context, now, context.epoch, context.offset, [event])
 
     def emit(self, event: Event) -> int:
         """Decide that `event` happens, and fold it as `evolve` does. Returns its offset."""
@@ -60,13 +58,6 @@ class Turn(msgspec.Struct, gc=False, eq=False):
         events.append(event)
         FOLDS[type(event)](self.graph, self.state, event, self.epoch, offset, self.now)
         return offset
-
-    def count(self) -> None:
-        """The decision is made, or has failed halfway: the state has these events."""
-        if self.events:
-            state = self.state
-            state.seq = self.before + len(self.events)
-            state.updated_at = self.now
 
     def is_active(self, task: int) -> bool:
         """May attempts of this task leave now?"""
