@@ -50,14 +50,20 @@ class _Place(Protocol):
 
 def _accepted(turn: Turn, task: int, at: _Place) -> ItemState | None:
     """The item, if the log holds that very attempt and waits for its end; else None."""
-    state, index = turn.state, at.item
-    if state.status not in TERMINAL_WORKFLOW_STATES and task < len(state.tasks):
-        items = state.tasks[task].items
-        if index < len(items):
-            item = items[index]
-            if item.offset == at.offset and item.epoch == at.epoch and item.status in turn.graph.ending[task]:
-                return item
-    turn.superseded.append((index, at.epoch, at.offset))
+    state = turn.state
+    try:
+        item = state.tasks[task].items[at.item]
+    except IndexError:  # no such item, or its task has ended and keeps none
+        pass
+    else:
+        if (
+            item.offset == at.offset
+            and item.epoch == at.epoch
+            and item.status in turn.graph.ending[task]
+            and state.status not in TERMINAL_WORKFLOW_STATES
+        ):
+            return item
+    turn.superseded.append((at.item, at.epoch, at.offset))
     return None
 
 
