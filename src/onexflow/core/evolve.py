@@ -93,7 +93,7 @@ def _on_started(graph: Graph, state: RunState, event: WorkflowStarted, epoch: in
     for task in graph.roots if not graph.gated else ():
         _become_pending(state, task)
     for task in graph.gated:
-        _resolve_parent(graph, state, task, False, at)
+        _resolve_parent(graph, state, task, at)
 
 
 def _on_paused(graph: Graph, state: RunState, event: WorkflowPaused, epoch: int, offset: int, at: int) -> None:
@@ -239,7 +239,7 @@ def _begin_mapped(graph: Graph, state: RunState, index: int, at: int) -> None:
         task = state.tasks[index]
         task.window = min(task.of, limit)
     for child in graph.feeds[index]:
-        _resolve_parent(graph, state, child, False, at)
+        _resolve_parent(graph, state, child, at)
 
 
 def _on_task_started(graph: Graph, state: RunState, event: TaskStarted, epoch: int, offset: int, at: int) -> None:
@@ -290,7 +290,7 @@ def _on_task_completed(graph: Graph, state: RunState, event: TaskCompleted, epoc
     task.status = "completed"
     if index in graph.undo:
         state.undoable.append(index)
-    _end_task(graph, state, index, at)
+    _end_task(graph, state, index, task, at)
 
 
 def _collect(graph: Graph, state: RunState, index: int) -> None:
@@ -324,7 +324,7 @@ def _on_task_failed(graph: Graph, state: RunState, event: TaskFailed, epoch: int
         matters = graph.is_undo(event.task)
     if matters and state.failing is None:
         state.failing = event.error
-    _end_task(graph, state, event.task, at)
+    _end_task(graph, state, event.task, task, at)
 
 
 def _on_task_retry(graph: Graph, state: RunState, event: TaskRetry, epoch: int, offset: int, at: int) -> None:
@@ -345,29 +345,31 @@ def _on_task_retry(graph: Graph, state: RunState, event: TaskRetry, epoch: int, 
 def _on_transition(graph: Graph, state: RunState, event: StateTransitioned, epoch: int, offset: int, at: int) -> None:
     kind = event.kind
     if kind == "task.skipped":
-        for task in event.tasks:
-            state.ready.pop(task, None)
-            state.tasks[task].status = "skipped"
-            _end_task(graph, state, task, at)
+        for index in event.tasks:
+            state.ready.pop(index, None)
+            task = state.tasks[index]
+            task.status = "skipped"
+            _end_task(graph, state, index, task, at)
     elif kind == "task.waiting_for_input":
         item = state.tasks[event.tasks[0]].items[event.item]
         _move_item(graph, state, event.tasks[0], item, "waiting_for_input")
         item.lost = (*item.lost, item.worker)
         item.stopping = ""
     elif kind == "task.cancelled":
-        item = state.tasks[event.tasks[0]].items[event.item]
+        task = state.tasks[event.tasks[0]]
+        item = task.items[event.item]
         _move_item(graph, state, event.tasks[0], item, "cancelled")
         item.finished_at = at
         item.stopping = ""
-        _end_task(graph, state, event.tasks[0], at)
+        _end_task(graph, state, event.tasks[0], task, at)
     elif kind == "attempt.stopping":
         state.tasks[event.tasks[0]].items[event.item].stopping = event.reason
     elif kind == "run.assigned":
         state.node = event.node
     elif kind == "run.initializing":
         _move_run(state, "initializing")
-        for task in graph.setup_roots:
-            _become_pending(state, task)
+        for index in graph.setup_roots:
+            _become_pending(state, index)
     elif kind == "run.retrying":
         _move_run(state, "retrying")
         state.retries += 1
@@ -387,14 +389,13 @@ def _become_pending(state: RunState, task: int) -> None:
     state.ready[task] = True
 
 
-def _end_task(graph: Graph, state: RunState, index: int, at: int) -> None:
+def _end_task(graph: Graph, state: RunState, index: int, task: TaskState, at: int) -> None:
     """Count the end of a task and tell the tasks behind it. Skips run on by themselves, so without recursion."""
     if state.status == "compensating":
-        _end_while_compensating(graph, state, index, at)
+        _end_while_compensating(graph, state, index, task, at)
         return
     ended: list[int] = []
     while True:
-        task = state.tasks[index]
         task.finished_at = at
         state.open_tasks -= 1
         if state.open_setup and graph.specs[index].setup:
@@ -403,12 +404,13 @@ def _end_task(graph: Graph, state: RunState, index: int, at: int) -> None:
             _end_feeding(graph, state, index)
         if task.status == "completed":
             for child in graph.released[index]:
-                _resolve_parent(graph, state, child, False, at, ended)
+                _resolve_parent(graph, state, child, at, ended)
         else:
             _end_without_result(graph, state, index, at, ended)
         if not ended:
             return
         index = ended.pop()
+        task = state.tasks[index]
 
 
 def _end_without_result(graph: Graph, state: RunState, index: int, at: int, ended: list[int]) -> None:
@@ -416,11 +418,12 @@ def _end_without_result(graph: Graph, state: RunState, index: int, at: int, ende
     fed = graph.feeds[index] if state.tasks[index].status != "skipped" else ()
     for child in graph.hard_children[index]:
         if child not in fed:
-            _resolve_parent(graph, state, child, True, at, ended)
+            state.tasks[child].doomed = True
+            _resolve_parent(graph, state, child, at, ended)
         elif state.tasks[child].status not in TERMINAL_TASK_STATES:
             _stop_fed(state, child, at, ended)
     for child in graph.soft_children[index]:
-        _resolve_parent(graph, state, child, False, at, ended)
+        _resolve_parent(graph, state, child, at, ended)
 
 
 def _end_feeding(graph: Graph, state: RunState, task: int) -> None:
@@ -444,22 +447,18 @@ def _stop_fed(state: RunState, task: int, at: int, ended: list[int]) -> None:
     ended.append(task)
 
 
-def _end_while_compensating(graph: Graph, state: RunState, task: int, at: int) -> None:
-    state.tasks[task].finished_at = at
+def _end_while_compensating(graph: Graph, state: RunState, index: int, task: TaskState, at: int) -> None:
+    task.finished_at = at
     state.open_tasks -= 1
-    if not graph.is_undo(task):
+    if not graph.is_undo(index):
         state.awaited -= 1
-    elif state.tasks[task].status == "completed":
+    elif task.status == "completed":
         state.undoable.pop()
 
 
-def _resolve_parent(
-    graph: Graph, state: RunState, task: int, doomed: bool, at: int, ended: list[int] | None = None
-) -> None:
+def _resolve_parent(graph: Graph, state: RunState, task: int, at: int, ended: list[int] | None = None) -> None:
     child = state.tasks[task]
     child.unresolved = left = child.unresolved - 1
-    if doomed:
-        child.doomed = True
     if left:
         return
     if not child.doomed:
@@ -468,7 +467,7 @@ def _resolve_parent(
         return
     child.status = "skipped"
     if ended is None:
-        _end_task(graph, state, task, at)
+        _end_task(graph, state, task, child, at)
     else:
         ended.append(task)
 
