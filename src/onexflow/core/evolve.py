@@ -212,9 +212,10 @@ def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: in
     if task.status in {"pending", "blocked"}:
         state.ready.pop(index, None)
         task.status = "scheduled"
-        task.of = task.window = event.of
         if index in graph.mapped:
-            _begin_mapped(graph, state, index, at)
+            _begin_mapped(graph, state, event, at)
+        else:
+            task.window = 1
     if first == len(items):
         source = event.source
         for given in event.inputs or (None,) * event.count:
@@ -232,13 +233,14 @@ def _on_scheduled(graph: Graph, state: RunState, event: TaskScheduled, epoch: in
         item.worker = item.incarnation = item.stopping = ""
 
 
-def _begin_mapped(graph: Graph, state: RunState, index: int, at: int) -> None:
+def _begin_mapped(graph: Graph, state: RunState, event: TaskScheduled, at: int) -> None:
     """The first items of a mapped task are scheduled: as many as may be in flight can go, and the reducers that it feeds
     begin with it."""
-    if limit := graph.specs[index].max_parallel:
-        task = state.tasks[index]
-        task.window = min(task.of, limit)
-    for child in graph.feeds[index]:
+    task = state.tasks[event.task]
+    task.of = of = event.of
+    limit = graph.specs[event.task].max_parallel
+    task.window = min(of, limit) if limit else of
+    for child in graph.feeds[event.task]:
         _resolve_parent(graph, state, child, at)
 
 
