@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from onexflow.core.compiler import compile_graph
-from onexflow.core.definition import MAX_TASKS, RetryPolicy, RunRetry, TaskSpec, Timeouts, WorkflowDefinition
+from onexflow.core.definition import (
+    MAX_TASKS,
+    Compensation,
+    RetryPolicy,
+    RunRetry,
+    TaskSpec,
+    Timeouts,
+    WorkflowDefinition,
+)
 from onexflow.core.errors import InvalidArgument, InvalidDefinition
 from onexflow.core.events import INLINE, RUN_INPUT
 from onexflow.core.graph import Graph
@@ -57,6 +65,24 @@ def test_setup_gates_every_main_task() -> None:
     assert (made.setup, made.setup_roots, made.gated, made.roots) == ((0, 1), (0,), (2, 3), (2,))
     assert made.indegree == (0, 1, 1, 3)
     assert made.sinks == (3,)
+
+
+def test_what_sets_a_task_apart_is_asked_once() -> None:
+    made = graph(
+        task("a", map="input", timeouts=Timeouts(schedule_to_start=1)),
+        task(
+            "b",
+            role="effect",
+            after=("a",),
+            compensation=Compensation(handler="undo", timeouts=Timeouts(schedule_to_close=1)),
+        ),
+        task("c", role="reducer", depends_on=("a",), feed=True),
+        task("d", depends_on=("a",), timeouts=Timeouts(start_to_close=1)),
+    )
+    assert made.names[4] == "b.undo"
+    assert (made.mapped, made.effects, made.timed) == ({0}, {1, 4}, {0, 4})
+    assert made.released == ((3, 1), (), (), (), ()), "hard before soft, and no reducer that was fed"
+    assert [("scheduled" in states) for states in made.ending] == [True, False, True, True, False]
 
 
 def test_main_tasks_may_read_results_of_the_setup_without_naming_it() -> None:
