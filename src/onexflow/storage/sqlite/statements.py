@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
-#: Row counts that have a statement: any number of rows up to 256 takes two at most.
-SIZES: Final = (*range(256, 16, -16), *range(16, 0, -1))
+#: Row counts that have a statement: those below STEP, and its multiples up to MOST_ROWS. Any number up to that takes two at
+#: most.
+STEP: Final = 16
+MOST_ROWS: Final = 256
 
 #: (shard, iid) and (shard, offset) as one integer.
 SHARD_BITS: Final = 48
@@ -123,12 +125,12 @@ def put(connection: sqlite3.Connection, form: tuple[str, int, str], values: Sequ
     if left * width != len(values):
         raise ValueError("values do not fill the rows")
     at = changed = 0
-    for size in SIZES:
-        while left >= size:
-            end = at + size * width
-            changed += connection.execute(_text(before, width, after, size), (*first, *values[at:end])).rowcount
-            at = end
-            left -= size
+    while left:
+        size = min(left - left % STEP, MOST_ROWS) or left
+        end = at + size * width
+        changed += connection.execute(_text(before, width, after, size), [*first, *values[at:end]]).rowcount
+        at = end
+        left -= size
     return changed
 
 

@@ -276,7 +276,7 @@ class Load:
         self.unregistered: dict[int, list[bytes]] = {}
         self.cuts: list[tuple[int, Cut]] = []
         data_bytes = 0
-        first, rows = number, self.rows
+        first, add_row = number, self.rows.extend
         parked: dict[int, tuple[int, int, bytes]] = {}
         registers: dict[tuple[int, bytes], bytes] = {}
         for part in batch:
@@ -286,10 +286,10 @@ class Load:
             top = 0
             for row in part.rows:
                 number += 1
-                iid, data = row.iid, row.data
-                rows += (number, base | row.offset, row.count, row.epoch, base | iid, row.seq, bytearray(data))
-                data_bytes += len(data)
-                top = max(top, iid)
+                iid = row.iid
+                add_row((number, base | row.offset, row.count, row.epoch, base | iid, row.seq, bytearray(row.data)))
+                if iid > top:  # noqa: PLR1730 - max() is a call for each row
+                    top = iid
             for record in part.runs:
                 self._add_run(base, record)
                 top = max(top, record.iid)
@@ -308,7 +308,9 @@ class Load:
                 data_bytes += len(data)
             self.cuts += ((base, cut) for cut in part.cuts)
             self.heads += (shard, part.epoch, part.head, part.next, top + 1, now, _NOBODY)
-        self.row_count, self.data_bytes = number - first, data_bytes
+        width = sql.ROWS[1]
+        self.row_count = number - first
+        self.data_bytes = data_bytes + sum(map(len, self.rows[width - 1 :: width]))
         for run, (shard, wake_at, reason_bytes) in parked.items():
             if reason_bytes:
                 self.parked += (run, shard, wake_at, reason_bytes)
