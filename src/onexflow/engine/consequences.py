@@ -10,6 +10,7 @@ import structlog
 
 from onexflow.core.errors import Coded
 from onexflow.core.instructions import FinishRun
+from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
 from onexflow.core.state import RunState
 from onexflow.core.turn import Turn
 from onexflow.engine import views
@@ -78,20 +79,23 @@ class Consequences:
 
     def carry_out(self, run: Run, turn: Turn) -> None:
         """Do what a decision asks for, now or when it is durable."""
-        state, instructions = run.state, turn.instructions
-        if run.pinned != state.node or (run.pinned and run.is_over):
+        state = run.state
+        if (run.pinned or state.node) and (run.pinned != state.node or run.is_over):
             self._pins.follow(run)
             if not run.is_over:
                 self._book.place_anew(run)
         if run.arrivals:
             self._book.feeding.decided(run, turn)
-        if not instructions:
+        if not turn.instructions:
             return
         self._book.carry_out(run, turn)
-        if type(instructions[-1]) is FinishRun and run.is_over:
-            outcome = views.outcome_of(run.key, state)
-            calls = run.graph.calls
-            self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, calls, error), run.shard)
+        if state.status in TERMINAL_WORKFLOW_STATES and type(turn.instructions[-1]) is FinishRun:
+            self._finish_when_durable(run)
+
+    def _finish_when_durable(self, run: Run) -> None:
+        state, calls = run.state, run.graph.calls
+        outcome = views.outcome_of(run.key, state)
+        self._kernel.lane.when_durable(lambda error: self._finish(state, outcome, calls, error), run.shard)
 
     def _finish(self, state: RunState, outcome: RunOutcome, calls: bool, error: Coded | None) -> None:
         if error is not None:

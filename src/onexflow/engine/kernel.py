@@ -292,7 +292,8 @@ class Kernel:
         if run.is_broken:
             raise Unavailable(f"run {run.key} is being read back", {"run": str(run.key)})
         seq, now = state.seq, self._now or self.now()
-        now = max(now, state.updated_at)
+        if now < state.updated_at:  # noqa: PLR1730 - max() is a call for each decision
+            now = state.updated_at
         try:
             turn = decide(run.graph, state, command, Context(now, shard.epoch, shard.next, self._codec, self._jitter))
         except SPIError as error:
@@ -352,7 +353,7 @@ class Kernel:
             run.durable_seq = seq
             # An ended run leaves memory only now: read back earlier, it would still be open.
             if isinstance(run, Run):
-                if run.is_over and seq == run.state.seq:
+                if seq == run.state.seq and run.is_over:
                     run.shard.remove(run)
             elif isinstance(run, Queue):
                 self._trimmer.on_stored(run)

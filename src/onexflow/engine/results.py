@@ -19,7 +19,7 @@ from onexflow.core.commands import (
 from onexflow.core.errors import Coded, InternalError, Unavailable
 from onexflow.core.ids import Token
 from onexflow.core.machine import TERMINAL_WORKFLOW_STATES
-from onexflow.core.payload import Failure, Payload
+from onexflow.core.payload import Failure
 from onexflow.core.turn import SECOND
 from onexflow.engine.admission import Admission
 from onexflow.engine.gathering import Gatherer
@@ -73,18 +73,16 @@ class ResultIntake:
         """Decide what came in; acknowledge it when that is durable. Results that may wait for others of their task are
         held until they come again, `gathered`."""
         answer = _Answer()
-        attempts = self._placing.attempts
-        tokens: list[Token] = []
-        payloads: list[Payload] = []
+        attempts, forget = self._placing.attempts, self._placing.forget
+        worker, incarnation, fed = session.worker_id, session.incarnation, session.fed
+        command = CompleteItems(-1, [], [], worker, incarnation)  # of `first` and those like it, once there is one
         first: Attempt | None = None
         last: Attempt | None = None
-        started_at = 0
-        worker, incarnation = session.worker_id, session.incarnation
         ended: list[AttemptResult] = []
         overtaken: list[Attempt] = []
         for result in results:
             token, status = result.token, result.status
-            if session.fed and token in session.fed:
+            if fed and token in fed:
                 self.on_ended(session, token)
             attempt = attempts.get(token)
             if attempt is None:
@@ -98,8 +96,7 @@ class ResultIntake:
             if first is not None and not (
                 attempt.run is first.run and attempt.task == first.task and status == "completed"
             ):
-                command = CompleteItems(first.task, tokens, payloads, worker, incarnation, started_at)
-                self._decide(first.run, command, tokens, answer)
+                self._decide(first.run, command, command.tokens, answer)
                 first = None
             if attempt.session is not session:
                 if attempt.session is not None and status in {"stopped", "returned"}:
@@ -107,20 +104,19 @@ class ResultIntake:
                     continue
                 if attempt.run.graph.specs[attempt.task].feed:
                     overtaken.append(attempt)
-            self._placing.forget(attempt)
+            forget(attempt)
             ended.append(result)
             last = attempt
             if status != "completed":
                 self._end(session, attempt, result, answer)
             elif first is None:
-                first, started_at = attempt, result.started_at
-                tokens, payloads = [token], [result.result]
+                first = attempt
+                command = CompleteItems(attempt.task, [token], [result.result], worker, incarnation, result.started_at)
             else:
-                tokens.append(token)
-                payloads.append(result.result)
+                command.tokens.append(token)
+                command.results.append(result.result)
         if first is not None:
-            command = CompleteItems(first.task, tokens, payloads, worker, incarnation, started_at)
-            self._decide(first.run, command, tokens, answer)
+            self._decide(first.run, command, command.tokens, answer)
         if last is not None and last.sent and not gathered:  # one of a message tells of all
             took = (ended[-1].finished_at - ended[-1].started_at) / SECOND
             waiting = len(self._placing.dispatcher.queue(last.role, last.info.handler))
