@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onexflow.core.errors import StoreFull, StoreLocked, StoreUnavailable, StoreUnusable
+from onexflow.core.errors import InternalError, StoreFull, StoreLocked, StoreUnavailable, StoreUnusable
 from onexflow.ports.event_store import RegisterRecord
 from onexflow.storage.sqlite import SqliteStore, place, schema
 from onexflow.storage.sqlite import statements as sql
@@ -264,6 +264,19 @@ async def test_a_failed_disk_ends_the_store(path: Path, monkeypatch: pytest.Monk
     for refused in (store.read_shard(0, 1), store.claim(0, 1, "me"), store.owners()):
         with pytest.raises(StoreUnavailable):
             await refused
+    await store.close()
+
+
+async def test_a_row_in_the_way_of_an_append_undoes_all_of_it(path: Path) -> None:
+    store = await opened(path)
+    await store.claim(0, 0, "me")
+    writer = store._opened()
+    writer.connection.execute("INSERT INTO event_rows VALUES (1, 1, 1, 1, 1, 1, x'00')")
+    with pytest.raises(InternalError):
+        await store.append([one_row(0, 1, 1)])
+    writer.connection.execute("DELETE FROM event_rows")
+    assert (await store.append([one_row(0, 1, 1)])).stored == {0}
+    assert [row.data for row in await store.read_shard(0, 1)] == [b"data"]
     await store.close()
 
 

@@ -6,7 +6,7 @@ statements are few.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -19,8 +19,12 @@ MOST_ROWS: Final = 256
 SHARD_BITS: Final = 48
 MASK: Final = (1 << SHARD_BITS) - 1
 
-ROWS: Final = ("INSERT INTO event_rows (number, place, count, epoch, run, seq, data) VALUES ", 7, "")
-PARTS: Final = ("INSERT INTO parts (place, number, count) VALUES ", 3, "")
+#: OR ROLLBACK: who writes takes the whole transaction back anyway, and SQLite copies no pages to take back this statement
+#: alone. (One that updates what is there copies them in any case.)
+_ROWS: Final = "INSERT OR ROLLBACK INTO event_rows (number, place, count, epoch, run, seq, data) VALUES "
+#: Values of an event row besides its number.
+ROW_WIDTH: Final = 6
+PARTS: Final = ("INSERT OR ROLLBACK INTO parts (place, number, count) VALUES ", 3, "")
 NEW_KIND: Final = "INSERT INTO kinds (namespace, workflow_type) VALUES (?,?)"
 RUNS: Final = (
     "INSERT INTO runs (run, instance, kind, state, created_at, updated_at, start_hash, head, version) VALUES ",
@@ -121,17 +125,31 @@ def put(connection: sqlite3.Connection, form: tuple[str, int, str], values: Sequ
     """Run the statement `form` for all rows in the flat list `values`; how many rows it changed. `first` are parameters
     that stand before the rows."""
     before, width, after = form
-    left = len(values) // width
-    if left * width != len(values):
+    if len(values) % width:
         raise ValueError("values do not fill the rows")
-    at = changed = 0
-    while left:
-        size = min(left - left % STEP, MOST_ROWS) or left
-        end = at + size * width
-        changed += connection.execute(_text(before, width, after, size), [*first, *values[at:end]]).rowcount
-        at = end
-        left -= size
+    changed = 0
+    for at, size in _statements(len(values) // width):
+        rows = values[at * width : (at + size) * width]
+        changed += connection.execute(_text(before, width, after, size), [*first, *rows]).rowcount
     return changed
+
+
+def put_rows(connection: sqlite3.Connection, values: Sequence[Any], number: int) -> None:
+    """Insert event rows, numbered from `number` on. Only the first of a statement says so: SQLite finds the next number in
+    less time than it takes to see that a given one is free."""
+    for at, size in _statements(len(values) // ROW_WIDTH):
+        rows = values[at * ROW_WIDTH : (at + size) * ROW_WIDTH]
+        connection.execute(_rows_text(size), [number + at, *rows])
+
+
+def _statements(rows: int) -> Iterator[tuple[int, int]]:
+    """Where each statement for so many rows begins, and how many it takes."""
+    at = 0
+    while at < rows:
+        left = rows - at
+        size = min(left - left % STEP, MOST_ROWS) or left
+        yield at, size
+        at += size
 
 
 def runs_by_number(count: int) -> str:
@@ -143,3 +161,9 @@ def runs_by_number(count: int) -> str:
 def _text(before: str, width: int, after: str, rows: int) -> str:
     row = f"({','.join('?' * width)})"
     return before + ",".join([row] * rows) + after
+
+
+@cache
+def _rows_text(rows: int) -> str:
+    row = ",".join("?" * ROW_WIDTH)
+    return f"{_ROWS}(?,{'),(NULL,'.join([row] * rows)})"

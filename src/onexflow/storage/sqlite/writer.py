@@ -198,8 +198,9 @@ class Writer:
         db = self.connection
         if sql.put(db, sql.HEADS, load.heads) != len(load.heads) // sql.HEADS[1]:
             raise _Moved
+        sql.put_rows(db, load.rows, self._number + 1)
         for form, values in (
-            (sql.PARTS, load.parts), (sql.ROWS, load.rows), (sql.RUNS, self._with_kinds(load, new_kinds)),
+            (sql.PARTS, load.parts), (sql.RUNS, self._with_kinds(load, new_kinds)),
             (sql.REQUESTS, load.requests), (sql.SNAPSHOTS, load.snapshots), (sql.CHECKPOINTS, load.checkpoints),
             (sql.UNPARK, load.unparked), (sql.PARK, load.parked),
             (sql.REGISTERS, load.registers),
@@ -284,10 +285,10 @@ class Load:
             if part.rows:
                 self.parts += (base | part.rows[0].offset, number + 1, len(part.rows))
             top = 0
+            number += len(part.rows)
             for row in part.rows:
-                number += 1
                 iid = row.iid
-                add_row((number, base | row.offset, row.count, row.epoch, base | iid, row.seq, bytearray(row.data)))
+                add_row((base | row.offset, row.count, row.epoch, base | iid, row.seq, bytearray(row.data)))
                 if iid > top:  # noqa: PLR1730 - max() is a call for each row
                     top = iid
             for record in part.runs:
@@ -308,9 +309,8 @@ class Load:
                 data_bytes += len(data)
             self.cuts += ((base, cut) for cut in part.cuts)
             self.heads += (shard, part.epoch, part.head, part.next, top + 1, now, _NOBODY)
-        width = sql.ROWS[1]
         self.row_count = number - first
-        self.data_bytes = data_bytes + sum(map(len, self.rows[width - 1 :: width]))
+        self.data_bytes = data_bytes + sum(map(len, self.rows[sql.ROW_WIDTH - 1 :: sql.ROW_WIDTH]))
         for run, (shard, wake_at, reason_bytes) in parked.items():
             if reason_bytes:
                 self.parked += (run, shard, wake_at, reason_bytes)
