@@ -14,7 +14,7 @@ from typing import Self
 import asyncpg
 
 from onexflow.client import Client, connect
-from onexflow.engine.placement import ranking
+from onexflow.engine.placement import homes
 from onexflow.spi.exceptions import SPIError
 from onexflow.storage.postgres.embedded import DATABASE, USER
 
@@ -174,7 +174,8 @@ class Stage:
         async with asyncio.timeout(seconds):
             while True:
                 owners = await self.owners()
-                if all(owner == ranking(shard, names)[0] for shard, (_, owner) in owners.items()):
+                home = homes(len(owners), names)
+                if all(owner == home[shard] for shard, (_, owner) in owners.items()):
                     return {shard: epoch for shard, (epoch, _) in owners.items()}
                 await asyncio.sleep(0.2)
 

@@ -80,7 +80,7 @@ def test_what_sets_a_task_apart_is_asked_once() -> None:
         task("d", depends_on=("a",), timeouts=Timeouts(start_to_close=1)),
     )
     assert made.names[4] == "b.undo"
-    assert (made.mapped, made.effects, made.timed) == ({0}, {1, 4}, {0, 4})
+    assert [set(one) for one in (made.mapped, made.effects, made.timed)] == [{0}, {1, 4}, {0, 4}]
     assert made.released == ((3, 1), (), (), (), ()), "hard before soft, and no reducer that was fed"
     assert [("scheduled" in states) for states in made.ending] == [True, False, True, True, False]
 

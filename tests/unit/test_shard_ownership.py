@@ -15,7 +15,7 @@ from onexflow.codec.payload import encode_value
 from onexflow.core.builder import WorkflowBuilder, workflow
 from onexflow.core.errors import ShardMoved, UnknownNode
 from onexflow.core.ids import RunKey
-from onexflow.engine.placement import LOOK_SECONDS, MOVE_SECONDS, SETTLED_SECONDS, ranking
+from onexflow.engine.placement import LOOK_SECONDS, MOVE_SECONDS, SETTLED_SECONDS, homes
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.engine.routing import FORWARDED
 from onexflow.ports.client_link import ControlRequest, RunOutcome, StartOutcome, StartRequest
@@ -54,7 +54,8 @@ async def spread(cluster: MultiCluster) -> None:
             await cluster.settled()
             owned = await cluster.owned()
             names = [name for name, member in cluster.members.items() if member.state == "running"]
-            if all(ranking(shard, names)[0] == owner for owner, shards in owned.items() for shard in shards):
+            home = homes(sum(map(len, owned.values())), names)
+            if all(home[shard] == owner for owner, shards in owned.items() for shard in shards):
                 return
             await cluster.clock.sleep(0.2)
 

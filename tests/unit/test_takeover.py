@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from onexflow.core.errors import StoreUnavailable
 from onexflow.engine.catalog import Catalog
 from onexflow.engine.kernel import Kernel
-from onexflow.engine.placement import CLAIMS_TOGETHER, Placement, ranking
+from onexflow.engine.placement import CLAIMS_TOGETHER, Placement, homes, ranking
 from onexflow.ports.event_store import EventStore
 from onexflow.ports.registry import MemberEvent, NodeRecord, Registry
 from onexflow.testing.clock import virtual_time
@@ -125,7 +127,7 @@ async def test_word_of_a_death_that_comes_during_a_look_is_not_left_for_a_later_
         return address
 
     cluster = Cluster(probe)
-    first = next(shard for shard in range(SHARDS) if ranking(shard, ["a", "b"])[0] == "a")
+    first = next(shard for shard in range(SHARDS) if ranking(shard, SHARDS, ["a", "b"])[0] == "a")
     cluster.owners[first] = (1, "c")
     cluster.members.append(record("c"))
     cluster.placement.start()
@@ -205,3 +207,16 @@ async def test_a_takeover_reads_the_definitions_once_for_all_who_ask_before_it_b
     failing = False
     await catalog.refresh()
     assert len(began) == 4
+
+
+@pytest.mark.parametrize(("shards", "count"), [(64, 2), (64, 3), (8, 3), (3, 5), (256, 10)])
+def test_each_member_gets_its_even_part_and_one_that_comes_moves_little_else(shards: int, count: int) -> None:
+    members = [f"member-{number}" for number in range(count)]
+    before, after = homes(shards, members), homes(shards, [*members[::-1], "new"])
+    for home, names in ((before, members), (after, [*members, "new"])):
+        assert max(map(home.count, names)) == -(-shards // len(names))
+        for shard in range(shards):
+            assert ranking(shard, shards, names)[0] == home[shard]
+            assert sorted(ranking(shard, shards, names)) == sorted(names)
+    moved = [shard for shard in range(shards) if before[shard] != after[shard]]
+    assert len(moved) <= after.count("new") + max(shards // 10, 5)

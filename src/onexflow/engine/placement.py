@@ -1,8 +1,8 @@
 """Which shards this orchestrator owns, of a store that several share (rules 6, 18 and 24 of the protocol).
 
-There is no leader. The store says who owns what; the registry says who is there; rendezvous hashing says, to each member
-alike, whose a shard should be. A shard whose owner is gone, or that was handed over, is claimed by the first in its
-ranking, and when that one does not come, a second later by the next. A shard whose owner lives is moved by that owner
+There is no leader. The store says who owns what; the registry says who is there; rendezvous hashing, with an even part for
+each, says to each member alike whose a shard should be. A shard whose owner is gone, or that was handed over, is claimed by
+that one, and when it does not come, a second later by the first in the shard's ranking, and so on. A shard whose owner lives is moved by that owner
 alone: to members that have been there for a while, one a second, and not while a member drains.
 
 Nothing here is needed for safety: a claim is one compare-and-set in the store, and every append proves its epoch.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -46,10 +47,33 @@ RANK_SECONDS: Final = 1.0
 REGISTER_SECONDS: Final = 3.0
 
 
-def ranking(shard: int, members: Sequence[str]) -> list[str]:
-    """The members in the order in which the shard should be theirs (rendezvous hashing): a member that comes or goes
-    changes only what it gets or had."""
+def ranking(shard: int, shards: int, members: Sequence[str]) -> list[str]:
+    """The members in the order in which the shard should be theirs: its home, then by rendezvous hashing."""
+    home = homes(shards, members)[shard]
+    return [home, *(member for member in _hashed(shard, members) if member != home)]
+
+
+def homes(shards: int, members: Sequence[str]) -> tuple[str, ...]:
+    """Whose each of so many shards should be: the first by rendezvous hashing that has not got its even part yet. Chance alone
+    would give one of two members half as many again as the other: with much to do that one is late, and the other has so
+    little at a time that each task costs it twice as much. A member that comes or goes changes little beside what it gets
+    or had."""
+    return _homes(shards, tuple(sorted(members)))
+
+
+def _hashed(shard: int, members: Sequence[str]) -> list[str]:
     return sorted(members, key=lambda member: blake2b(f"{shard}/{member}".encode(), digest_size=8).digest())
+
+
+@lru_cache(maxsize=8)
+def _homes(shards: int, members: tuple[str, ...]) -> tuple[str, ...]:
+    left = dict.fromkeys(members, -(-shards // len(members)))
+    found = []
+    for shard in range(shards):
+        home = next(member for member in _hashed(shard, members) if left[member])
+        left[home] -= 1
+        found.append(home)
+    return tuple(found)
 
 
 async def _ask(prober: Prober, peer: NodeRecord) -> bool | None:
@@ -245,6 +269,7 @@ class Placement:
     async def _claim_free(self, now: float) -> None:
         living = self._living()
         members = [peer.node_id for peer in living if peer.status == "ready"] + [self._me]
+        shards = self._kernel.store.shards
         names = {peer.node_id for peer in living}
         free: dict[tuple[int, int], float] = {}
         due: deque[tuple[int, int, str]] = deque()
@@ -257,7 +282,7 @@ class Placement:
                 continue
             if owner not in {"", self._me} and not self._is_gone(owner, now - since):
                 continue
-            rank = 0 if owner == self._me else ranking(number, members).index(self._me)
+            rank = 0 if owner == self._me else ranking(number, shards, members).index(self._me)
             if now - since >= rank * RANK_SECONDS:
                 due.append((number, epoch, owner))
         self._free_since = free
@@ -304,8 +329,9 @@ class Placement:
         if any(peer.status == "draining" for peer in self._peers()):
             return
         settled = [peer.node_id for peer in peers if now - self._seen_at.get(peer.incarnation, now) >= SETTLED_SECONDS]
+        home = homes(self._kernel.store.shards, [*settled, self._me])
         for number, shard in self._kernel.shards.items():
-            if shard.early is None and ranking(number, [*settled, self._me])[0] != self._me:
+            if shard.early is None and home[number] != self._me:
                 self._moved_at = now
                 await self._release(number)
                 return
