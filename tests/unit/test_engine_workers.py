@@ -138,6 +138,23 @@ async def test_pure_tasks_stay_with_a_worker_that_is_back_in_a_moment_however_of
 
 
 @virtual_time
+async def test_a_pure_task_out_of_sight_says_whose_it_is_though_the_log_does_not() -> None:
+    script = Script()
+    gate = script.gate("calc")
+    async with Cluster() as cluster:
+        await ready(cluster, script, single("compute", "calc"))
+        key = (await cluster.start("single", 5)).key
+        await script.called("calc")
+        cluster.cut("w1")
+        await until(lambda: "w1" not in cluster.engine._sessions.by_worker)
+        (run,) = await cluster.engine.explain_runs([key])
+        assert (run.blocked.kind, run.blocked.worker) == ("out_of_sight", "w1")
+        cluster.reconnect("w1")
+        gate.set()
+        await cluster.result(key)
+
+
+@virtual_time
 async def test_the_result_of_a_pure_task_that_ended_while_its_worker_was_away_for_a_moment_counts() -> None:
     script = Script()
     gate = script.gate("calc")

@@ -238,14 +238,12 @@ class Look:
         """An attempt that is with a worker, or on its way there."""
         session = attempt.session
         if session is None:
-            incarnation = self._sessions.suspects.whose_orphan(attempt)
-            if incarnation is None:
+            worker = self._sessions.suspects.whose_orphan(attempt)
+            if worker is None:
                 return _stalled("nobody watches its worker")
             wake = self.now + int(PROBE_SECONDS * SECOND)
             since = self._since(attempt.sent_at)
-            return Blocked(
-                kind="out_of_sight", worker=item.worker, attempt=item.attempt, since=since, next_wake_at=wake
-            )
+            return Blocked(kind="out_of_sight", worker=worker, attempt=item.attempt, since=since, next_wake_at=wake)
         if not self._is_there(session) or session.inflight.get(attempt.token) is not attempt:
             return _stalled("its stream has gone")
         if attempt.sent:
