@@ -71,14 +71,14 @@ class InstantWorker:
 
     def send(self, message: ToWorker) -> None:
         if isinstance(message, Assignments | Ack | Feed):
-            for one in to_responses(message):
+            for one in to_responses(message, shares_tasks=True):
                 one.SerializeToString()
         if isinstance(message, Assignments):
             for assignment in message.assignments:
-                if assignment.task.fed:
+                if assignment.info.fed:
                     self._folds[assignment.token] = assignment
                     asyncio.get_running_loop().call_soon(self._say, Fed(assignment.token, 0))
-            self._take([one for one in message.assignments if not one.task.fed])
+            self._take([one for one in message.assignments if not one.info.fed])
         elif isinstance(message, Feed):
             self.fed += len(message.items)
             if message.items:
@@ -105,7 +105,7 @@ class InstantWorker:
         for first in range(0, len(taken), BATCH):
             part = taken[first : first + BATCH]
             self._say(Results([AttemptResult(one.token, "completed", RESULT, None, at, at) for one in part]))
-        self._say(Credits(Counter(one.task.role for one in taken)))
+        self._say(Credits(Counter(one.info.role for one in taken)))
 
     def _say(self, message: Results | Credits | Fed) -> None:
         assert self.peer is not None

@@ -77,7 +77,7 @@ def assignments(first: int) -> Assignments:
     return Assignments(
         [
             Assignment(
-                token=Token(0, 1, first + n), task=NOOP, namespace="default",
+                token=Token(0, 1, first + n), info=NOOP, namespace="default",
                 instance_id="0192d3a0-0000-7000-8000-000000000000", attempt=1,
                 input=Payload(b'{"order": 17, "items": [1, 2, 3], "note": "a small contract"}'),
             )

@@ -78,7 +78,7 @@ async def test_a_session_from_hello_to_goodbye(kit: Kit) -> None:
         link.Assignments(
             [
                 link.Assignment(
-                    token=Token(0, 7, 12), task=link.TaskInfo("sum", "add", "compute", "add"), namespace="default",
+                    token=Token(0, 7, 12), info=link.TaskInfo("sum", "add", "compute", "add"), namespace="default",
                     instance_id="01890000-0000-7000-8000-000000000001", attempt=1, input=Payload(b"[1,2]"),
                 )
             ]

@@ -88,9 +88,9 @@ async def _run(graph: Graph, seed: int, *, speculation: bool) -> list[tuple[Assi
 def test_no_effect_leaves_before_its_event_is_durable(graph: Graph, seed: int, speculation: bool) -> None:
     sent = run_virtual(_run(graph, seed, speculation=speculation))
     for one, durable in sent:
-        if one.task.role == "effect":
-            assert durable == "task.started", f"{one.task.name} left, and the store holds {durable or 'nothing'} there"
-        elif one.task.role == "orchestrator" or not speculation:
+        if one.info.role == "effect":
+            assert durable == "task.started", f"{one.info.name} left, and the store holds {durable or 'nothing'} there"
+        elif one.info.role == "orchestrator" or not speculation:
             assert durable == "task.scheduled", (
-                f"{one.task.name} left, and the store holds {durable or 'nothing'} there"
+                f"{one.info.name} left, and the store holds {durable or 'nothing'} there"
             )

@@ -137,7 +137,7 @@ class Assigner:
         self._offset += 1
         return Assignment(
             token=Token(more.pop("shard", self.shard), more.pop("epoch", self.epoch), self._offset),
-            task=TaskInfo("order", handler, role, handler, **{one: more.pop(one) for one in _OF_TASK if one in more}),
+            info=TaskInfo("order", handler, role, handler, **{one: more.pop(one) for one in _OF_TASK if one in more}),
             namespace="default", instance_id=INSTANCE, attempt=more.pop("attempt", 1),
             input=Payload(msgspec.json.encode(value)), **more,
         )  # fmt: skip

@@ -34,7 +34,7 @@ def token(number: int) -> Token:
 
 def assignment(number: int) -> Assignment:
     return Assignment(
-        token=token(number), task=TaskInfo("t", "a", "compute", "h"), namespace="n", instance_id="i", attempt=1, input=NULL,
+        token=token(number), info=TaskInfo("t", "a", "compute", "h"), namespace="n", instance_id="i", attempt=1, input=NULL,
     )  # fmt: skip
 
 

@@ -96,6 +96,21 @@ async def test_the_first_orchestrator_owns_all_and_those_that_join_get_their_sha
 
 
 @virtual_time
+async def test_no_shard_moves_to_and_fro_while_a_member_is_new() -> None:
+    """Who hands a shard over and who claims it then reckon by the same members: with some of these names they would not
+    agree on two of the shards while the third member is new."""
+    async with MultiCluster(shards=64) as cluster:
+        await cluster.add_orchestrator("a")
+        await cluster.settled()
+        await cluster.add_orchestrator("b")
+        await cluster.clock.sleep(37.0)
+        await cluster.add_orchestrator("c")
+        await spread(cluster)
+        epochs = [epoch for _, epoch, _ in await cluster.store.owners()]
+        assert max(epochs) <= 5, "claimed once, and moved (two epochs) at most once for each that joined"
+
+
+@virtual_time
 async def test_runs_of_a_killed_orchestrator_go_on_at_once_and_no_effect_that_runs_begins_again() -> None:
     script = Script()
     gate = script.gate("charge")

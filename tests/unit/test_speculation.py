@@ -62,10 +62,10 @@ def test_while_a_commit_is_held_no_effect_leaves(speculation: bool, ahead: set[s
             store.hold()
             start = asyncio.ensure_future(cluster.start("mixed", 5, instance_id=instance))
             await asyncio.sleep(1)
-            assert {one.task.name for one in sent(cluster)} == ahead
+            assert {one.info.name for one in sent(cluster)} == ahead
             store.release()
             await start
-            await until(lambda: "last" in {one.task.name for one in sent(cluster)})
+            await until(lambda: "last" in {one.info.name for one in sent(cluster)})
             await cluster.result(key)
 
     run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onexflow.engine.placement import MOVE_SECONDS, SETTLED_SECONDS
+from onexflow.engine.placement import MOVE_AGAIN_SECONDS, MOVE_SECONDS, SETTLED_SECONDS
 from onexflow.testing.clock import virtual_time
 from onexflow.testing.multi_cluster import MultiCluster
 
@@ -43,3 +43,25 @@ async def test_one_that_loses_its_membership_over_and_over_is_given_shards_when_
         await cluster.clock.sleep(SETTLED_SECONDS + (before + 1) * (MOVE_SECONDS + 0.5))
         await cluster.settled()
         assert len((await cluster.owned())["c"]) == before
+
+
+@virtual_time
+async def test_a_shard_that_its_new_home_does_not_claim_comes_back_and_stays_for_a_while() -> None:
+    """The two do not agree whose it is: it is not to go to and fro between them."""
+    async with MultiCluster(seed=1) as cluster:
+        await cluster.add_orchestrator("a")
+        await cluster.settled()
+        await cluster.add_orchestrator("b")
+        other = cluster.members["b"].engine._ownership._placement
+        assert other is not None
+        other.is_suspended = True
+        began = cluster.clock.monotonic()
+        await cluster.clock.sleep(SETTLED_SECONDS + 30.0)
+        await cluster.settled()
+        assert list(await cluster.owned()) == ["a"]
+        epochs = [epoch for _, epoch, _ in await cluster.store.owners()]
+        assert sorted(epochs) == [1, 1, 1, 1, 3, 3, 3, 3], "four were handed over, once each"
+        other.is_suspended = False
+        await cluster.clock.sleep(began + SETTLED_SECONDS + MOVE_AGAIN_SECONDS + 30.0 - cluster.clock.monotonic())
+        await cluster.settled()
+        assert len((await cluster.owned())["b"]) == 4

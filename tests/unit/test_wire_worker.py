@@ -18,7 +18,7 @@ from onexflow.v1 import common_pb2, worker_pb2
 TOKEN = Token(3, 2**40, 2**50, 7)
 ASSIGNMENT = link.Assignment(
     token=TOKEN,
-    task=link.TaskInfo("order", "charge", "effect", "charge", 1.5, 0.5),
+    info=link.TaskInfo("order", "charge", "effect", "charge", 1.5, 0.5),
     namespace="default",
     instance_id="01890000-0000-7000-8000-000000000001",
     attempt=2,
@@ -75,7 +75,7 @@ def test_messages_of_a_worker_come_back_as_they_went(message: link.FromWorker) -
         link.Assignments([ASSIGNMENT]),
         link.Assignments([ASSIGNMENT], link.Ack([TOKEN], [Token(1, 1, 1)], {3: 2**50})),
         link.Assignments(
-            [msgspec.structs.replace(ASSIGNMENT, task=link.TaskInfo("order", "sum", "reducer", "sum", fed=True))]
+            [msgspec.structs.replace(ASSIGNMENT, info=link.TaskInfo("order", "sum", "reducer", "sum", fed=True))]
         ),
         link.Feed(TOKEN, [link.FedItem(7, Payload(b"[1]")), link.FedItem(0, Payload(b"\x00", "raw"))]),
         link.Feed(TOKEN, [], True),
@@ -88,7 +88,7 @@ def test_messages_of_a_worker_come_back_as_they_went(message: link.FromWorker) -
     ],
 )
 def test_messages_of_an_orchestrator_come_back_as_they_went(message: link.ToWorker) -> None:
-    (sent,) = to_responses(message)
+    (sent,) = to_responses(message, shares_tasks=True)
     assert from_response(worker_pb2.SessionResponse.FromString(sent.SerializeToString())) == message
 
 
@@ -106,7 +106,7 @@ def test_batches_are_cut_at_64_entries_and_at_a_mebibyte() -> None:
 
 def test_a_feed_is_cut_and_its_last_part_is_the_last() -> None:
     feed = link.Feed(TOKEN, [link.FedItem(index, Payload(b"1")) for index in range(130)], True)
-    parts = [from_response(one) for one in to_responses(feed)]
+    parts = [from_response(one) for one in to_responses(feed, shares_tasks=True)]
     assert [(len(part.items), part.is_last) for part in parts if isinstance(part, link.Feed)] == [
         (64, False),
         (64, False),
@@ -118,20 +118,24 @@ def test_what_goes_along_with_a_batch_goes_once() -> None:
     results = link.Results([link.AttemptResult(TOKEN, "stopped")] * 130, {"effect": 3})
     assert [one.results.HasField("credits") for one in to_requests(results)] == [True, False, False]
     assignments = link.Assignments([ASSIGNMENT] * 130, link.Ack([TOKEN]))
-    assert [one.assignments.HasField("ack") for one in to_responses(assignments)] == [True, False, False]
+    assert [one.assignments.HasField("ack") for one in to_responses(assignments, shares_tasks=True)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_progress_of_the_attempt_before_is_left_out_where_it_would_make_the_message_too_large() -> None:
     large = msgspec.structs.replace(ASSIGNMENT, input=Payload(b"x" * (6 << 20)), progress=Payload(b"y" * (2 << 20)))
-    (response,) = to_responses(link.Assignments([large]))
+    (response,) = to_responses(link.Assignments([large]), shares_tasks=True)
     assert response.ByteSize() < 7 << 20
     assert not response.assignments.assignments[0].HasField("progress")
 
 
 def test_what_assignments_have_in_common_goes_once_to_those_who_share_it() -> None:
-    other = msgspec.structs.replace(ASSIGNMENT, task=link.TaskInfo("order", "ship", "compute", "ship"))
+    other = msgspec.structs.replace(ASSIGNMENT, info=link.TaskInfo("order", "ship", "compute", "ship"))
     message = link.Assignments([ASSIGNMENT, other, ASSIGNMENT])
-    (shared,) = to_responses(message)
+    (shared,) = to_responses(message, shares_tasks=True)
     (plain,) = to_responses(message, shares_tasks=False)
     assert [one.shared for one in shared.assignments.assignments] == [1, 2, 1]
     assert [one.handler for one in plain.assignments.assignments] == ["charge", "ship", "charge"]
@@ -140,7 +144,7 @@ def test_what_assignments_have_in_common_goes_once_to_those_who_share_it() -> No
 
 
 def test_an_assignment_of_a_task_that_was_not_told_is_refused() -> None:
-    (response,) = to_responses(link.Assignments([ASSIGNMENT]))
+    (response,) = to_responses(link.Assignments([ASSIGNMENT]), shares_tasks=True)
     response.assignments.assignments[0].shared = 2
     with pytest.raises(ProtocolViolation, match="task 2 of 1"):
         from_response(response)
@@ -148,7 +152,7 @@ def test_an_assignment_of_a_task_that_was_not_told_is_refused() -> None:
 
 def test_acks_are_cut_and_lose_no_token() -> None:
     tokens = [Token(1, 1, offset) for offset in range(3000)]
-    parts = [from_response(one) for one in to_responses(link.Ack(tokens, tokens[:1500], {1: 9}))]
+    parts = [from_response(one) for one in to_responses(link.Ack(tokens, tokens[:1500], {1: 9}), shares_tasks=True)]
     assert [token for part in parts if isinstance(part, link.Ack) for token in part.tokens] == tokens
     assert [token for part in parts if isinstance(part, link.Ack) for token in part.discarded] == tokens[:1500]
 

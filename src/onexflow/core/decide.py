@@ -115,7 +115,7 @@ def settle(turn: Turn) -> None:
             # takes any of the others away, but for one that fails the run in its mapping.
             for task in tuple(state.ready):
                 scheduling.schedule(turn, task)
-                if turn.state.failing is not None:
+                if turn.state.failing is not None:  # `state.failing` is None for mypy since the loop began
                     break
         elif state.status == "running":
             if not state.open_tasks:

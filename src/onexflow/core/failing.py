@@ -19,7 +19,8 @@ def give_up(turn: Turn, task: int, index: int, error: Failure, kind: str) -> Non
         retry is not None
         and state.retries + (not is_opened) < retry.max_attempts
         and not graph.specs[task].allow_failure
-        and kind in {"", "timeout", "lost"}
+        and kind
+        in {"", "timeout", "lost"}  # not "mapping": `settle` schedules on, and the run is to stay active for that
         and state.status in {"running", "paused", "retrying"}
         and items[index].status in {"running", "scheduled"}
     ):

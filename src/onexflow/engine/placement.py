@@ -1,8 +1,8 @@
 """Which shards this orchestrator owns, of a store that several share (rules 6, 18 and 24 of the protocol).
 
 There is no leader. The store says who owns what; the registry says who is there; rendezvous hashing, with an even part for
-each, says to each member alike whose a shard should be. A shard whose owner is gone, or that was handed over, is claimed by
-that one, and when it does not come, a second later by the first in the shard's ranking, and so on. A shard whose owner lives is moved by that owner
+each, says to each member alike whose a shard should be: its home. A shard whose owner is gone, or that was handed over, is
+claimed by its home, and when that one does not come, a second later by the next in the shard's ranking. A shard whose owner lives is moved by that owner
 alone: to members that have been there for a while, one a second, and not while a member drains.
 
 Nothing here is needed for safety: a claim is one compare-and-set in the store, and every append proves its epoch.
@@ -41,6 +41,9 @@ CLAIMS_TOGETHER: Final = 8
 SETTLED_SECONDS: Final = 10.0
 #: Seconds between shards that are handed over while their owner goes on.
 MOVE_SECONDS: Final = 1.0
+#: One that came back while its new home was there all the time is not handed over again for so long: the others see other
+#: members, or reckon by another rule.
+MOVE_AGAIN_SECONDS: Final = 60.0
 #: Seconds that each member lower in a shard's ranking leaves to those above it.
 RANK_SECONDS: Final = 1.0
 #: Beyond the lease: the time that members have for registering again with a registry that has come back empty.
@@ -57,7 +60,7 @@ def homes(shards: int, members: Sequence[str]) -> tuple[str, ...]:
     """Whose each of so many shards should be: the first by rendezvous hashing that has not got its even part yet. Chance alone
     would give one of two members half as many again as the other: with much to do that one is late, and the other has so
     little at a time that each task costs it twice as much. A member that comes or goes changes little beside what it gets
-    or had."""
+    or had. Members must reckon alike: with another rule in some of them shards would have two homes, or none."""
     return _homes(shards, tuple(sorted(members)))
 
 
@@ -67,11 +70,13 @@ def _hashed(shard: int, members: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _homes(shards: int, members: tuple[str, ...]) -> tuple[str, ...]:
-    left = dict.fromkeys(members, -(-shards // len(members)))
+    part, more = divmod(shards, len(members))  # so many shards each, and so many members with one more
+    got = dict.fromkeys(members, 0)
     found = []
     for shard in range(shards):
-        home = next(member for member in _hashed(shard, members) if left[member])
-        left[home] -= 1
+        home = next(one for one in _hashed(shard, members) if got[one] < part or (more and got[one] == part))
+        more -= got[home] == part
+        got[home] += 1
         found.append(home)
     return tuple(found)
 
@@ -122,6 +127,8 @@ class Placement:
         #: Loop time since when a shard (at that epoch) has had no living owner.
         self._free_since: dict[tuple[int, int], float] = {}
         self._asked_at = self._moved_at = 0.0
+        #: Loop time at which a shard was handed over while this orchestrator went on.
+        self._handed_over: dict[int, float] = {}
         self._is_stale = True
         self._announced: frozenset[tuple[int, int]] = frozenset()
         self._wake = asyncio.Event()
@@ -270,6 +277,7 @@ class Placement:
         living = self._living()
         members = [peer.node_id for peer in living if peer.status == "ready"] + [self._me]
         shards = self._kernel.store.shards
+        home = homes(shards, members)
         names = {peer.node_id for peer in living}
         free: dict[tuple[int, int], float] = {}
         due: deque[tuple[int, int, str]] = deque()
@@ -282,7 +290,8 @@ class Placement:
                 continue
             if owner not in {"", self._me} and not self._is_gone(owner, now - since):
                 continue
-            rank = 0 if owner == self._me else ranking(number, shards, members).index(self._me)
+            is_first = self._me in {owner, home[number]}
+            rank = 0 if is_first else ranking(number, shards, members).index(self._me)
             if now - since >= rank * RANK_SECONDS:
                 due.append((number, epoch, owner))
         self._free_since = free
@@ -328,13 +337,19 @@ class Placement:
         peers = self._living()
         if any(peer.status == "draining" for peer in self._peers()):
             return
-        settled = [peer.node_id for peer in peers if now - self._seen_at.get(peer.incarnation, now) >= SETTLED_SECONDS]
-        home = homes(self._kernel.store.shards, [*settled, self._me])
+        there_since = {peer.node_id: self._seen_at.get(peer.incarnation, now) for peer in peers}
+        # By the members by which it is claimed then: else nobody would be its home.
+        home = homes(self._kernel.store.shards, [*(peer.node_id for peer in peers), self._me])
         for number, shard in self._kernel.shards.items():
-            if shard.early is None and home[number] != self._me:
-                self._moved_at = now
+            since = there_since.get(home[number], now)
+            if shard.early is None and now - since >= SETTLED_SECONDS and not self._came_back(number, since, now):
+                self._moved_at = self._handed_over[number] = now
                 await self._release(number)
                 return
+
+    def _came_back(self, number: int, since: float, now: float) -> bool:
+        """Was it handed over lately, when its home had been there since then?"""
+        return max(since, now - MOVE_AGAIN_SECONDS) <= self._handed_over.get(number, -1.0)
 
     async def _release(self, number: int) -> None:
         self._unsure.add(number)  # a claim that ends it may have been stored, or not

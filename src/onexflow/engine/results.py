@@ -75,7 +75,8 @@ class ResultIntake:
         answer = _Answer()
         attempts, forget = self._placing.attempts, self._placing.forget
         worker, incarnation, fed = session.worker_id, session.incarnation, session.fed
-        command = CompleteItems(-1, [], [], worker, incarnation)  # of `first` and those like it, once there is one
+        # Of `first` and those like it, once there is one. Nothing is added to it once it is decided: events have its lists.
+        command = CompleteItems(-1, [], [], worker, incarnation)
         first: Attempt | None = None
         last: Attempt | None = None
         ended: list[AttemptResult] = []

@@ -67,9 +67,8 @@ class Suspects:
         self._lease_ttl = lease_ttl
         #: Attempts whose worker is out of sight, by its incarnation.
         self._orphans: dict[str, dict[Token, Attempt]] = {}
-        self._watches: dict[str, asyncio.Task[None]] = {}
-        #: The names of those that are watched.
-        self._names: dict[str, str] = {}
+        #: Name of each that is watched, and what watches it.
+        self._watches: dict[str, tuple[str, asyncio.Task[None]]] = {}
         #: Loop time until which those that are watched may come back to their pure attempts.
         self._return_by: dict[str, float] = {}
         #: By incarnation, and the seconds of silence after which they are judged.
@@ -82,7 +81,7 @@ class Suspects:
         """Suspect nobody any more. Attempts of workers out of sight are left as they are."""
         self._unsubscribe()
         await self.pulse.stop()
-        tasks = [*self._watches.values(), *self._doubts.values()]
+        tasks = [*(watch for _, watch in self._watches.values()), *self._doubts.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -104,14 +103,14 @@ class Suspects:
             self._ask(session, {attempt.token.shard for attempt in orphans.values()})
         if incarnation not in self._watches:
             since = loop.time() if heard_at is None else heard_at
-            self._names[incarnation] = worker
-            self._watches[incarnation] = loop.create_task(self._watch(incarnation, worker, liveness, since))
+            watch = loop.create_task(self._watch(incarnation, worker, liveness, since))
+            self._watches[incarnation] = worker, watch
 
     def whose_orphan(self, attempt: Attempt) -> str | None:
         """The name of the worker that is out of sight and watched for this attempt, if there is one."""
         for incarnation, orphans in self._orphans.items():
             if orphans.get(attempt.token) is attempt and incarnation in self._watches:
-                return self._names[incarnation]
+                return self._watches[incarnation][0]
         return None
 
     def found(self, incarnation: str, token: Token) -> None:
@@ -153,7 +152,6 @@ class Suspects:
             await self._look_after(incarnation, worker, liveness, heard_at)
         finally:
             del self._watches[incarnation]  # in the same breath as the last look: the next orphan is watched anew
-            del self._names[incarnation]
             self._return_by.pop(incarnation, None)
 
     async def _look_after(self, incarnation: str, worker: str, liveness: str, silent_since: float) -> None:

@@ -154,7 +154,7 @@ class Assignment(msgspec.Struct, frozen=True, gc=False):
     """One attempt to run. Unique by its token."""
 
     token: Token
-    task: TaskInfo
+    info: TaskInfo
     namespace: str
     instance_id: str  #: UUID text
     attempt: int

@@ -35,7 +35,7 @@ from onexflow.worker.outbox import Outbox
 from onexflow.worker.progress import ProgressReports
 from onexflow.worker.served import ServedHandlers
 
-_ROLE_OF: Final[Callable[[Assignment], Role]] = attrgetter("task.role")
+_ROLE_OF: Final[Callable[[Assignment], Role]] = attrgetter("info.role")
 
 _log = structlog.get_logger("onexflow.worker")
 
@@ -105,7 +105,7 @@ class Attempts:
         taken: list[Attempt] = []
         answers: list[AttemptResult] = []
         for number, assignment in enumerate(assignments):
-            token, task = assignment.token, assignment.task
+            token, info = assignment.token, assignment.info
             if token.epoch > epochs.get(token.shard, -1):
                 self.refused_stale += 1
                 continue
@@ -113,9 +113,9 @@ class Attempts:
                 self.duplicates += 1
                 outbox.repeat(token)
                 continue
-            known = handlers.ready.get((task.role, task.handler))
-            if lane is None or known is None or (handlers.states and not handlers.is_ready(task)):
-                answers.append(AttemptResult(token, "failed", NULL, handlers.refusal(task)))
+            known = handlers.ready.get((info.role, info.handler))
+            if lane is None or known is None or (handlers.states and not handlers.is_ready(info)):
+                answers.append(AttemptResult(token, "failed", NULL, handlers.refusal(info)))
             elif number >= credited or self.draining:
                 self.refused_uncredited += not self.draining
                 answers.append(AttemptResult(token, "returned"))
@@ -222,11 +222,11 @@ class Attempts:
             attempt.cancelling = True
             attempt.cancel_reason = reason
             # By the loop, since we may be inside that very attempt's runner, called through an in-process link.
-            asyncio.get_running_loop().call_soon(self.lanes[attempt.assignment.task.role].interrupt, attempt)
+            asyncio.get_running_loop().call_soon(self.lanes[attempt.assignment.info.role].interrupt, attempt)
 
     def _give_back(self, attempts: Iterable[Attempt]) -> None:
         for attempt in attempts:
-            self.lanes[attempt.assignment.task.role].drop(attempt)
+            self.lanes[attempt.assignment.info.role].drop(attempt)
             self._ended(attempt, AttemptResult(attempt.assignment.token, "returned"))
 
     def _finished(self, attempt: Attempt, result: AttemptResult) -> None:
@@ -238,7 +238,7 @@ class Attempts:
             _log_failure(attempt.assignment, result.error)
         if self.verbose:
             told = attempt.assignment
-            _log.debug("attempt.ended", task=told.task.name, workflow_type=told.task.workflow_type, instance_id=told.instance_id,
+            _log.debug("attempt.ended", task=told.info.name, workflow_type=told.info.workflow_type, instance_id=told.instance_id,
                        attempt=told.attempt, status=result.status,
                        seconds=(result.finished_at - result.started_at) / 1e9)  # fmt: skip
         self._ended(attempt, result)
@@ -265,6 +265,6 @@ class Attempts:
 
 def _log_failure(assignment: Assignment, error: Failure | None) -> None:
     if error is not None:
-        _log.warning("attempt.failed", task=assignment.task.name, workflow_type=assignment.task.workflow_type,
-                     instance_id=assignment.instance_id, attempt=assignment.attempt, handler=assignment.task.handler,
+        _log.warning("attempt.failed", task=assignment.info.name, workflow_type=assignment.info.workflow_type,
+                     instance_id=assignment.instance_id, attempt=assignment.attempt, handler=assignment.info.handler,
                      error=error.type, message=error.message[:500])  # fmt: skip

@@ -110,7 +110,7 @@ class Context:
 
     @property
     def workflow_type(self) -> str:
-        return self._assignment.task.workflow_type
+        return self._assignment.info.workflow_type
 
     @property
     def instance_id(self) -> str:
@@ -124,7 +124,7 @@ class Context:
     @property
     def task(self) -> str:
         """Name of the task in its workflow."""
-        return self._assignment.task.name
+        return self._assignment.info.name
 
     @property
     def item(self) -> int:
@@ -139,13 +139,13 @@ class Context:
     @property
     def deadline(self) -> datetime | None:
         """When the attempt will be cancelled, in UTC; None when it has no limit."""
-        timeout = self._assignment.task.timeout
+        timeout = self._assignment.info.timeout
         return datetime.fromtimestamp(self._started_at / _NS + timeout, UTC) if timeout else None
 
     @property
     def remaining(self) -> float | None:
         """Seconds until the deadline, never below 0; None when there is none."""
-        timeout = self._assignment.task.timeout
+        timeout = self._assignment.info.timeout
         return max(0.0, timeout - (self._now() - self._started_at) / _NS) if timeout else None
 
     @property
@@ -208,11 +208,11 @@ class Context:
         return await self._calling().run(self.namespace, workflow_type, input, version, timeout)
 
     def _calling(self) -> NodeCaller:
-        task = self._assignment.task
-        if task.role != "orchestrator":
+        info = self._assignment.info
+        if info.role != "orchestrator":
             raise InvalidTransition(
-                f"{task.handler} is no orchestration: what it calls would be called again with each attempt",
-                {"current_state": task.role, "required_state": "orchestrator"},
+                f"{info.handler} is no orchestration: what it calls would be called again with each attempt",
+                {"current_state": info.role, "required_state": "orchestrator"},
             )
         if self._caller is None:
             raise Unavailable("this worker runtime was given no way to call: `WorkerRuntime(caller=…)`")

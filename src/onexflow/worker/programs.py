@@ -115,7 +115,7 @@ class LoopProgram:
 
     def start(self, attempt: Attempt, slot: Slot) -> Payload | Awaitable[Payload]:
         contract = self._load(attempt.assignment.input)
-        if attempt.assignment.task.fed:
+        if attempt.assignment.info.fed:
             if not self._takes_context:
                 raise ContractError(f"{_fed(self._handler)} must take `ctx`: its items come by `ctx.items()`")
             attempt.items = self._owner.items(attempt)
@@ -130,8 +130,8 @@ class LoopProgram:
         context = contextvars.copy_context()
         if self._orchestrates:
             told = attempt.assignment
-            run = RunKey(told.namespace, told.task.workflow_type, UUID(told.instance_id))
-            context.run(orchestration.begin, run, told.task.name, told.token.item)
+            run = RunKey(told.namespace, told.info.workflow_type, UUID(told.instance_id))
+            context.run(orchestration.begin, run, told.info.name, told.token.item)
         try:
             has_ended, value = run_until_it_waits(context, coroutine)
         except GeneratorExit as error:
@@ -168,7 +168,7 @@ class ThreadProgram:
         self._owner = owner
 
     def start(self, attempt: Attempt, slot: Slot) -> Awaitable[Payload]:
-        if attempt.assignment.task.fed:
+        if attempt.assignment.info.fed:
             raise ContractError(f"{_fed(self._handler)} must be async: a thread cannot wait for items")
         loop = asyncio.get_running_loop()
         report = self._owner.report
@@ -266,14 +266,14 @@ def _span(attempt: Attempt) -> AbstractContextManager[Any]:
     told = attempt.assignment
     attributes: tracing.Attributes = {
         names.NAMESPACE: told.namespace,
-        names.WORKFLOW: told.task.workflow_type,
+        names.WORKFLOW: told.info.workflow_type,
         names.RUN_ID: told.instance_id,
-        names.TASK: told.task.name,
+        names.TASK: told.info.name,
         names.ATTEMPT: told.attempt,
-        names.ROLE: told.task.role,
+        names.ROLE: told.info.role,
     }
     return tracing.span(
-        names.EXECUTE.of(told.task.name), parent=told.trace, kind=SpanKind.CONSUMER, attributes=attributes
+        names.EXECUTE.of(told.info.name), parent=told.trace, kind=SpanKind.CONSUMER, attributes=attributes
     )
 
 

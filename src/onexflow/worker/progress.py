@@ -41,7 +41,7 @@ class ProgressReports:
         known = self._reported.get(token)
         if known is None:
             # A heartbeat timeout below two seconds wants reports more often than once a second.
-            heartbeat = assignment.task.heartbeat
+            heartbeat = assignment.info.heartbeat
             same = min(SAME, heartbeat / 2) if heartbeat > 0 else SAME
             self._reported[token] = _Reported(now, details, same)
             self._send(token.shard, Progress(token, details))

@@ -154,7 +154,7 @@ class WorkerRuntime:
         self._attempts.take_nothing_new()
         self._peers.broadcast(WorkerDraining())
         for attempt in list(self._attempts.here.values()):
-            if attempt.assignment.task.role == "orchestrator":
+            if attempt.assignment.info.role == "orchestrator":
                 self._attempts.stop(attempt, "the worker is stopping")
         await self._until(lambda: not self._attempts.here, self._attempts.idle, timeout)
         # Links may still come back here, so that what ends now is not left without one to go out on.

@@ -74,13 +74,13 @@ class ServedHandlers:
         """What orchestrators are told of the handlers, as they are now."""
         return tuple(self._info(*key) for key in self.ready)
 
-    def is_ready(self, task: TaskInfo) -> bool:
+    def is_ready(self, info: TaskInfo) -> bool:
         """Its handler is no class node, or one that is ready."""
-        return self.states.get((task.role, task.handler), "ready") == "ready"
+        return self.states.get((info.role, info.handler), "ready") == "ready"
 
-    def refusal(self, task: TaskInfo) -> Failure:
+    def refusal(self, info: TaskInfo) -> Failure:
         """Why an attempt of that handler cannot be run here: there is none, or it is a class node that is not ready."""
-        told, state = f"{task.role} {task.handler!r}", self.states.get((task.role, task.handler))
+        told, state = f"{info.role} {info.handler!r}", self.states.get((info.role, info.handler))
         if state is None:
             return Failure(
                 "UnknownHandler", f"worker {self._worker_id} serves no {told}", context={"worker": self._worker_id}

@@ -23,7 +23,7 @@ _FED_ENTRY: Final = 16  #: bytes of an item of a feed beside its payload, roughl
 _LARGEST: Final = common.MAX_MESSAGE * 7 // 8  #: an assignment beyond goes without the progress of the attempt before
 
 
-def to_responses(message: link.ToWorker, *, shares_tasks: bool = True) -> Iterator[pb.SessionResponse]:
+def to_responses(message: link.ToWorker, *, shares_tasks: bool) -> Iterator[pb.SessionResponse]:
     """The wire messages of one message of the orchestrator's, in order. `shares_tasks`: as the worker's Hello has it."""
     match message:
         case link.Assignments(assignments, ack):
@@ -72,7 +72,7 @@ def from_response(message: pb.SessionResponse) -> link.ToWorker:
 
 
 def _assignments(message: pb.Assignments) -> link.Assignments:
-    tasks = [_task(one) for one in message.tasks]
+    tasks = [_info(one) for one in message.tasks]
     return link.Assignments(
         [_assignment(one, tasks) for one in message.assignments], _ack(message.ack) if message.HasField("ack") else None
     )
@@ -85,7 +85,7 @@ def _assignment(message: pb.Assignment, tasks: Sequence[link.TaskInfo]) -> link.
         raise ProtocolViolation(f"An assignment is of task {shared} of {len(tasks)}.", {"field": "assignments.shared"})
     return link.Assignment(
         Token(token.shard, token.epoch, token.offset, token.item),
-        tasks[shared - 1] if shared else _task(message),
+        tasks[shared - 1] if shared else _info(message),
         message.namespace,
         message.instance_id,
         message.attempt,
@@ -96,7 +96,7 @@ def _assignment(message: pb.Assignment, tasks: Sequence[link.TaskInfo]) -> link.
     )
 
 
-def _task(message: pb.TaskInfo | pb.Assignment) -> link.TaskInfo:
+def _info(message: pb.TaskInfo | pb.Assignment) -> link.TaskInfo:
     role = message.role
     if role not in link.ROLES:
         raise ProtocolViolation(f"An assignment has the unknown role {role!r}.", {"field": "assignments.role"})
@@ -105,7 +105,7 @@ def _task(message: pb.TaskInfo | pb.Assignment) -> link.TaskInfo:
     )
 
 
-def _fill_task(message: pb.TaskInfo | pb.Assignment, value: link.TaskInfo) -> None:
+def _fill_info(message: pb.TaskInfo | pb.Assignment, value: link.TaskInfo) -> None:
     message.role = value.role
     message.handler = value.handler
     message.workflow_type = value.workflow_type
@@ -128,14 +128,14 @@ def _assignments_to_pb(assignments: Sequence[link.Assignment], shares_tasks: boo
         place.offset = token.offset
         if token.item:
             place.item = token.item
-        task = value.task
+        info = value.info
         if not shares_tasks:
-            _fill_task(message, task)
-        elif task in numbers:
-            message.shared = numbers[task]
+            _fill_info(message, info)
+        elif info in numbers:
+            message.shared = numbers[info]
         else:
-            message.shared = numbers[task] = len(numbers) + 1
-            _fill_task(batch.tasks.add(), task)
+            message.shared = numbers[info] = len(numbers) + 1
+            _fill_info(batch.tasks.add(), info)
         message.namespace = value.namespace
         message.instance_id = value.instance_id
         message.attempt = value.attempt

@@ -20,7 +20,8 @@ SHARD_BITS: Final = 48
 MASK: Final = (1 << SHARD_BITS) - 1
 
 #: OR ROLLBACK: who writes takes the whole transaction back anyway, and SQLite copies no pages to take back this statement
-#: alone. (One that updates what is there copies them in any case.)
+#: alone. (One that updates what is there copies them in any case.) Nobody may go on after an error of these: there is no
+#: transaction any more.
 _ROWS: Final = "INSERT OR ROLLBACK INTO event_rows (number, place, count, epoch, run, seq, data) VALUES "
 #: Values of an event row besides its number.
 ROW_WIDTH: Final = 6
