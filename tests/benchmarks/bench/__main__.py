@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import counting, store_append
 from benchmarks.growth import report as growth
 from onexflow.app.adapters import LOCAL_SHARDS
+from onexflow.app.tuning import loop_factory
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
 from onexflow.telemetry import logging
 
@@ -188,7 +189,8 @@ def main() -> int:
         except syscalls.CannotTrace as error:
             sys.stderr.write(f"error: {error}\n")
             return 2
-    return asyncio.run(_measure(arguments))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:  # the clients on uvloop, like the binaries
+        return runner.run(_measure(arguments))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ import subprocess
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 #: What was measured is thrown away when the machine was slower by so much before or after it than it has been at its best.
 SLOWER_CPU: Final = 1.25
 SLOWER_DISK: Final = 3.0
+SLOWER_MEMORY: Final = 2.5
 
 
 def fsync_ms() -> float:
@@ -38,11 +40,17 @@ def spin_ms() -> float:
     return (time.perf_counter() - began) * 1e3
 
 
+@cache
+def _scattered() -> list[float]:
+    values = [float(number) for number in range(400_000)]
+    random.Random(1).shuffle(values)
+    return values
+
+
 def walk_ns() -> float:
     """Time for each of many objects that lie anywhere in 13 MB: how far memory is, and how much of the last cache others
     on this machine leave. Programs feel it that are larger than the caches; a spin does not."""
-    values = [float(number) for number in range(400_000)]
-    random.Random(1).shuffle(values)
+    values = _scattered()
     best = math.inf
     for _ in range(5):
         began = time.perf_counter()
@@ -70,10 +78,11 @@ class Check(NamedTuple):
 
     spin: float
     fsync: float
+    walk: float
 
     @classmethod
     def now(cls) -> Self:
-        return cls(min(spin_ms() for _ in range(3)), fsync_ms())
+        return cls(min(spin_ms() for _ in range(3)), fsync_ms(), walk_ns())
 
 
 class Form:
@@ -83,10 +92,6 @@ class Form:
         self._best = Check.now()
 
     def was_fit(self, *checks: Check) -> bool:
-        best = self._best
-        self._best = Check(
-            min(best.spin, *(one.spin for one in checks)), min(best.fsync, *(one.fsync for one in checks))
-        )
-        return all(
-            one.spin <= self._best.spin * SLOWER_CPU and one.fsync <= self._best.fsync * SLOWER_DISK for one in checks
-        )
+        self._best = best = Check(*map(min, zip(self._best, *checks, strict=True)))
+        limits = Check(best.spin * SLOWER_CPU, best.fsync * SLOWER_DISK, best.walk * SLOWER_MEMORY)
+        return all(found <= limit for one in checks for found, limit in zip(one, limits, strict=True))

@@ -43,8 +43,8 @@ COMPARISONS: Final = (
         },
     ),
 )
-#: Rounds that may be thrown away for each that is wanted.
-PATIENCE: Final = 2
+#: Rounds that are made at most for each that is wanted: those of a slow moment are thrown away.
+PATIENCE: Final = 4
 _NAMES: Final = {"probe": "the probe", "onexflow": "SQLite"}
 
 
