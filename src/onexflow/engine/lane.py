@@ -37,7 +37,8 @@ RETRY_SECONDS = 0.25
 #: What nobody waits for is committed after so long: some round trips to a worker, and less than a person or a disk notices.
 LINGER_SECONDS = 0.002
 #: A lane that is kept busy rests for so long for each run that it has just stored and that is open, and no longer in all than the next
-#: says: a run that goes on meanwhile has one row then, and not two. Shorter rests are none.
+#: says: commits are fewer then, and a run that begins and ends meanwhile has one listing entry and not two. Shorter rests are
+#: none.
 REST_A_RUN = 0.00003
 REST_SECONDS = 0.006
 LEAST_REST = 0.001
