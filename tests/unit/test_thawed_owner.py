@@ -47,7 +47,7 @@ async def test_one_that_loses_its_membership_over_and_over_is_given_shards_when_
 
 @virtual_time
 async def test_a_shard_that_its_new_home_does_not_claim_comes_back_and_stays_for_a_while() -> None:
-    """The two do not agree whose it is: it is not to go to and fro between them."""
+    """The two do not agree whose it is: it is not to wander between them."""
     async with MultiCluster(seed=1) as cluster:
         await cluster.add_orchestrator("a")
         await cluster.settled()
