@@ -14,7 +14,6 @@ from uuid import uuid4
 
 import grpc
 
-from ..bench.processes import free_port
 from . import wire
 from .log import check
 
@@ -27,7 +26,6 @@ class Probe:
         self._shards = shards
         self._folder = tempfile.TemporaryDirectory(prefix="onexflow-probe-")
         self._path = f"{self._folder.name}/probe.db"
-        self._port = free_port()
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._waiting: dict[bytes, asyncio.Future[bytes]] = {}
         self._acked: set[bytes] = set()
@@ -49,15 +47,16 @@ class Probe:
         return result
 
     async def __aenter__(self) -> Self:
-        await self._spawn("orchestrator", "server", str(self._port), self._path, str(self._shards))
-        await self._spawn("worker", "worker", str(self._port))
-        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{self._port}")
+        port = await self._spawn("orchestrator", "server", self._path, str(self._shards))
+        await self._spawn("worker", "worker", port)
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         self._call: Any = self._channel.stream_stream(wire.CLIENT)()
         await self._call.wait_for_connection()
         self._tasks = [asyncio.ensure_future(self._write()), asyncio.ensure_future(self._read())]
         return self
 
-    async def _spawn(self, name: str, module: str, *arguments: str) -> None:
+    async def _spawn(self, name: str, module: str, *arguments: str) -> str:
+        """Returns what the process says when it is ready."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -69,7 +68,9 @@ class Probe:
         )
         self._processes[name] = process
         assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 20.0), f"the probe's {module} did not start"
+        said = await asyncio.wait_for(process.stdout.readline(), 20.0)
+        assert said, f"the probe's {module} did not start"
+        return said.decode().strip()
 
     async def _write(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The probe's server: `python -m benchmarks.probe.server PORT LOG SHARDS`."""
+"""The probe's server: `python -m benchmarks.probe.server LOG SHARDS`. It prints its port when it serves."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class Server:
             self._commit()
 
 
-async def main(port: int, path: str, shards: int) -> None:
+async def main(path: str, shards: int) -> None:
     log = Log(path)
     service = Server(log, shards)
     server = grpc.aio.server()
@@ -178,10 +178,10 @@ async def main(port: int, path: str, shards: int) -> None:
         wire.WORKER: grpc.stream_stream_rpc_method_handler(service.worker),
     }
     server.add_generic_rpc_handlers([_Handlers(methods)])
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     settle_memory()
-    print("serves", flush=True)
+    print(port, flush=True)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
@@ -201,4 +201,4 @@ if __name__ == "__main__":
     poll_directly()
     sys.setswitchinterval(0.0005)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+        runner.run(main(sys.argv[1], int(sys.argv[2])))
