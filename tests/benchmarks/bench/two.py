@@ -1,9 +1,9 @@
 """What a task costs two orchestrators on one PostgreSQL, beside two that have nothing to do with each other.
 
 Where there are cores for them, two do as many times the work of one as a task costs less than twice. On a machine that has
-no cores for two a task costs each of them more, whatever they share: so they are compared with two clusters of one, each
-on a PostgreSQL of its own, at the same time; and with one that nobody disturbs, which is too much to ask of such a
-machine. The former favours the two in so far as a second PostgreSQL and a second worker take more of it than one of each.
+no cores for two a task costs each of them more, whatever they share: so they are compared with two clusters of one at the
+same time, each in a database of its own on the one PostgreSQL; and with one that nobody disturbs, which is too much to ask
+of such a machine. The former favours the two in so far as a second worker takes more of it than one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import cycle
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -112,14 +113,14 @@ class _Figures(NamedTuple):
 
 async def _measure_apart() -> tuple[dict[str, _Figures], dict[str, _Figures]]:
     """Of one alone, and of it and another that has nothing to do with it."""
-    async with _load(1) as one:
+    async with _postgres() as store, _load(1, store) as one:
         alone = await _figures([one], 1)
-        async with _load(1) as other:
+        async with _load(1, await _another_database(store)) as other:
             return alone, await _figures([one, other], 1)
 
 
 async def _measure_together() -> dict[str, _Figures]:
-    async with _load(2) as both:
+    async with _postgres() as store, _load(2, store) as both:
         return await _figures([both], 2)
 
 
@@ -138,13 +139,33 @@ def _of_all(samples: list[Sample]) -> _Figures:
 
 
 @asynccontextmanager
-async def _load(count: int) -> AsyncIterator[Load]:
+async def _postgres() -> AsyncIterator[str]:
+    """The URL of a database on a server of its own."""
+    postgres = EmbeddedPostgres()
+    try:
+        await postgres.start()
+        yield postgres.url
+    finally:
+        await postgres.stop()
+
+
+async def _another_database(url: str) -> str:
+    """The URL of a second one on the same server."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("CREATE DATABASE other")
+    finally:
+        await connection.close()
+    return urlsplit(url)._replace(path="/other").geturl()
+
+
+@asynccontextmanager
+async def _load(count: int, store: str) -> AsyncIterator[Load]:
     """The load of a cluster of so many orchestrators."""
-    etcd, postgres = EmbeddedEtcd(), EmbeddedPostgres()
+    etcd = EmbeddedEtcd()
     try:
         await etcd.start()
-        await postgres.start()
-        async with _Orchestrators(postgres.url, etcd.url, count) as cluster:
+        async with _Orchestrators(store, etcd.url, count) as cluster:
             await cluster.parted()
             client = await connect(",".join(cluster.addresses))
             runner = await Onexflow.of(cluster, client, "compute")
@@ -155,5 +176,4 @@ async def _load(count: int) -> AsyncIterator[Load]:
             finally:
                 await runner.close()
     finally:
-        await postgres.stop()
         await etcd.stop()
