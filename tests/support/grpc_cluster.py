@@ -16,6 +16,9 @@ from onexflow.rpc.worker_connection import connect_worker
 from onexflow.storage.memory import MemoryStore
 from onexflow.worker.runtime import WorkerRuntime
 
+CONNECTED_WITHIN = 20.0
+"""Seconds: a deadline, not a wait. What a test asks for by name (client.node) must not be told before the Hello is in."""
+
 
 @asynccontextmanager
 async def grpc_cluster(*workers: onexflow.Worker) -> AsyncIterator[onexflow.Client]:
@@ -49,13 +52,15 @@ async def grpc_cluster(*workers: onexflow.Worker) -> AsyncIterator[onexflow.Clie
             await stack.enter_async_context(runtime)
             connections = await connect_worker(runtime, address)
             stack.push_async_callback(connections.close)
+            await connections.wait_connected(CONNECTED_WITHIN)
         client = await onexflow.connect(address)
         yield await stack.enter_async_context(client)
 
 
 @asynccontextmanager
 async def grpc_worker(address: str, worker: onexflow.Worker, worker_id: str) -> AsyncIterator[None]:
-    """One more worker, as the binary runs it: from the end of its nodes' initialize() to that of their shutdown()."""
+    """One more worker, as the binary runs it: from when it is connected and its nodes are initialised to the end of
+    their shutdown()."""
     runtime = WorkerRuntime(
         worker,
         worker_id=worker_id,
@@ -67,6 +72,7 @@ async def grpc_worker(address: str, worker: onexflow.Worker, worker_id: str) -> 
     connections = await connect_worker(runtime, address)
     try:
         await runtime.initialize()
+        await connections.wait_connected(CONNECTED_WITHIN)
         yield
         await runtime.drain(5.0)
     finally:
