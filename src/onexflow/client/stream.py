@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from traceback import clear_frames
 from typing import Any, Final
 
 import grpc
@@ -69,6 +70,11 @@ class ConnectStream:
                         self.up.exception()  # whom nobody awaits (an orchestrator's, of another one) is no warning
                     self._calls.fail_all(error)
                     await self._calls.work.wait()
+        except BaseException as error:
+            # Its frames and those of tenacity hold each other, and the stream's call: until the collector comes that would
+            # keep the connection up, whatever is closed.
+            clear_frames(error.__traceback__)
+            raise
         finally:
             self._calls.close(Unavailable("the client is closed"))
 

@@ -162,6 +162,8 @@ class EtcdClient:
             timeout = self.settings.login_timeout if path == AUTHENTICATE else self.settings.try_timeout
             result: _Answer = await method(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
+            # Its frames hold the call, and that the connection, of a closed channel, too, for as long as anybody has the error.
+            error.__traceback__ = None
             failure = EtcdError(error.code(), error.details() or "")
             if path == TXN and failure.transient:
                 self._ambiguous.add(1)
