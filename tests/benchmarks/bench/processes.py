@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from onexflow.client import connect
+from onexflow.client import Client, connect
+from onexflow.ports.client_link import NodeView
+from onexflow.registry.etcd.member import free_ports
 
 TICKS = os.sysconf("SC_CLK_TCK")
+START_WITHIN: Final = 20.0  #: seconds
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, nor will by chance."""
+    return free_ports(1)[0]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -77,12 +77,14 @@ class Cluster:
         self.worker: asyncio.subprocess.Process | None = None
 
     @property
+    def processes(self) -> dict[str, asyncio.subprocess.Process]:
+        """Those that were started, by name."""
+        both = (("orchestrator", self.orchestrator), ("worker", self.worker))
+        return {name: process for name, process in both if process is not None}
+
+    @property
     def pids(self) -> dict[str, int]:
-        return {
-            name: process.pid
-            for name, process in (("orchestrator", self.orchestrator), ("worker", self.worker))
-            if process is not None
-        }
+        return {name: process.pid for name, process in self.processes.items()}
 
     async def start_orchestrator(self) -> None:
         self.orchestrator = await self._spawn_orchestrator(self.address)
@@ -107,14 +109,23 @@ class Cluster:
         try:
             await self.start_orchestrator()
             await self.start_worker()
-            client = await connect(self.address, timeout=20.0)
-            async with client, asyncio.timeout(20.0):
-                while not any(node.kind != "orchestrator" and node.connected for node in await client.nodes()):
-                    await asyncio.sleep(0.02)
+            async with await connect(self.address, timeout=START_WITHIN) as client:
+                await self._worker_connected(client)
         except BaseException:
             await self._stop()
             raise
         return self
+
+    async def _worker_connected(self, client: Client) -> None:
+        nodes: Sequence[NodeView] = ()
+        try:
+            async with asyncio.timeout(START_WITHIN):
+                while not any(node.kind != "orchestrator" and node.connected for node in nodes):
+                    await asyncio.sleep(0.02)
+                    nodes = await client.nodes()
+        except TimeoutError as error:
+            ended = {name: one.returncode for name, one in self.processes.items() if one.returncode is not None}
+            raise TimeoutError(f"no worker after {START_WITHIN:g} s; ended: {ended}, nodes: {nodes}") from error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -47,8 +47,8 @@ class _Orchestrators(Cluster):
         return [self.address, *self._others]
 
     @property
-    def pids(self) -> dict[str, int]:
-        return super().pids | {f"orchestrator {n}": one.pid for n, one in enumerate(self._other_processes, 2)}
+    def processes(self) -> dict[str, asyncio.subprocess.Process]:
+        return super().processes | {f"orchestrator {n}": one for n, one in enumerate(self._other_processes, 2)}
 
     async def start_orchestrator(self) -> None:
         await super().start_orchestrator()
