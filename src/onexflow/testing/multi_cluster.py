@@ -270,6 +270,16 @@ class MultiCluster:
         await runtime.initialize()
         return added
 
+    async def kill_worker(self, name: str) -> None:
+        """`kill -9`: nothing is said, its port refuses, its lease runs out. What its handlers are at is cancelled, as they
+        cannot be stopped without a word."""
+        worker = self.workers.pop(name)
+        worker.is_dead = True
+        for stream in worker.streams.values():
+            stream.cut_orchestrator_side()
+        await worker.runtime.close()
+        await worker.registry.crash()
+
     async def running_engine(self) -> tuple[OrchestratorService, asyncio.Event]:
         """The gateway of a running orchestrator, in turns, and what is set when that one does not run any more."""
         while True:

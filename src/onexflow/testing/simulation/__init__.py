@@ -1,0 +1,167 @@
+"""Simulation: a workflow in a cluster that is killed, frozen, cut off and lied to, on one loop in virtual time.
+
+    report = simulate(worker, order, inputs=[{"order_id": n} for n in range(10)], seed=1, rounds=50)
+    print(report)
+
+Every round runs each input once, under faults that its seed chooses (`FAULTS`): orchestrators and workers die and come
+back, streams break or fall silent, the store is slow, full, or loses writes and answers, etcd is away, clocks jump. What
+must hold all the same:
+
+- every run ends, as it does when nothing happens: in the same state, with the same result (or as `expect` says);
+- no attempt of an effect is run twice, and none that is not idempotent runs on two workers at a time;
+- the log is consistent (`onexflow.audit`), no deposed orchestrator has written to it, and the watchdog had nothing to repair.
+
+The same seed gives the same round, so a failure is repeated by `seed=N, rounds=1`. Handlers run on the loop, sync ones,
+too: what they wait for in real time (sockets, threads) does not belong here; put a fake in its place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from onexflow.core.builder import WorkflowBuilder
+from onexflow.core.definition import WorkflowDefinition
+from onexflow.testing.clock import run_virtual
+from onexflow.testing.simulation.play import Ended, Play, Stage
+from onexflow.testing.simulation.storm import FAULTS
+from onexflow.worker.handlers import Worker
+
+__all__ = ["FAULTS", "BrokenPromise", "Ended", "Report", "Round", "simulate"]
+
+#: Real seconds that one round may take.
+_PATIENCE: Final = 120.0
+
+
+class BrokenPromise(AssertionError):  # noqa: N818 - what it is, in the words of docs/guarantees.md
+    """A round in which something did not hold. The message has the seed, what did not, and the faults."""
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened under one seed."""
+
+    seed: int
+    runs: int
+    faults: Counter[str]
+    executions: int  #: of handlers; one that was interrupted was run again
+    resolved: int  #: effects of unknown outcome that a person had to decide; here they are run again
+    events: int
+    seconds: float  #: virtual
+    fingerprint: str  #: of the log: the same for the same seed
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All rounds, none of which broke a promise."""
+
+    rounds: Sequence[Round]
+
+    @property
+    def faults(self) -> Counter[str]:
+        """How often each was done, in all rounds."""
+        return sum((one.faults for one in self.rounds), Counter())
+
+    def __str__(self) -> str:
+        rounds = self.rounds
+        total = sum(one.seconds for one in rounds)
+        lines = [
+            f"{len(rounds)} rounds, {sum(one.runs for one in rounds)} runs, {sum(one.events for one in rounds)} events, "
+            f"{sum(one.executions for one in rounds)} executions of handlers, {total:.0f} virtual seconds; "
+            f"{sum(one.resolved for one in rounds)} effects resolved",
+            *(f"{count:6} {name}" for name, count in self.faults.most_common()),
+        ]
+        return "\n".join(lines)
+
+
+def simulate(
+    worker: Worker | Callable[[], Worker],
+    workflow: WorkflowBuilder | WorkflowDefinition,
+    inputs: Iterable[Any] = (None,),
+    *,
+    others: Iterable[WorkflowBuilder | WorkflowDefinition] = (),
+    seed: int = 0,
+    rounds: int = 10,
+    faults: Iterable[str] = tuple(FAULTS),
+    orchestrators: int = 3,
+    workers: int = 2,
+    expect: Callable[[Any, Ended], object] | None = None,
+) -> Report:
+    """Run `workflow` on each input, once a round, `rounds` times; the seeds are `seed` and those after it.
+
+    `worker` has the handlers, or makes a worker that has: then each simulated process gets one of its own, with class
+    nodes of its own. `others` are workflows that the runs start. `expect(input, ended)` raises or returns False where an
+    end is not as it should be; without it, the end of each run is compared with that of the same input in a round without
+    faults. Returns the report when everything held; else raises BrokenPromise. Must not be called on a running event loop.
+    """
+    stage = Stage(
+        make_worker=worker if not isinstance(worker, Worker) else lambda: worker,
+        definitions=[_built(workflow), *map(_built, others)],
+        inputs=list(inputs),
+        faults=_known(faults),
+        orchestrators=orchestrators,
+        workers=workers,
+    )
+    calm = Play(msgspec.structs.replace(stage, faults=()), seed)
+    run_virtual(calm.run(), _PATIENCE)
+    if calm.findings:
+        raise BrokenPromise(_told(calm, calm.findings))
+    judge = expect or _same_as(stage.inputs, calm.ends)
+    return Report(rounds=[_round(stage, number, calm.seconds, judge) for number in range(seed, seed + rounds)])
+
+
+def _round(stage: Stage, seed: int, calm_seconds: float, judge: Callable[[Any, Ended], object]) -> Round:
+    play = Play(stage, seed, calm_seconds)
+    run_virtual(play.run(), _PATIENCE)
+    findings = [*play.findings, *_misjudged(stage.inputs, play.ends, judge)]
+    if findings:
+        raise BrokenPromise(_told(play, findings))
+    return Round(
+        seed=seed, runs=len(play.ends), faults=play.faults, executions=play.executions, resolved=play.resolved,
+        events=play.events, seconds=play.seconds, fingerprint=play.fingerprint,
+    )  # fmt: skip
+
+
+def _misjudged(inputs: Sequence[Any], ends: Sequence[Ended], judge: Callable[[Any, Ended], object]) -> list[str]:
+    found = []
+    for input, ended in zip(inputs, ends, strict=False):
+        try:
+            if judge(input, ended) is False:
+                found.append(f"the run of {input!r} ended as {ended}")
+        except AssertionError as error:
+            found.append(f"the run of {input!r} ended as {ended}: {error}")
+    return found
+
+
+def _same_as(inputs: Sequence[Any], ends: Sequence[Ended]) -> Callable[[Any, Ended], None]:
+    """Judge by the ends of a round without faults."""
+    of_input = list(zip(inputs, ends, strict=True))
+
+    def judge(input: Any, ended: Ended) -> None:
+        expected = next(end for given, end in of_input if given == input)
+        assert (ended.state, ended.result) == (expected.state, expected.result), f"without faults it ends as {expected}"
+
+    return judge
+
+
+def _told(play: Play, findings: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            f"seed {play.seed}: {len(findings)} promises broken. Again: seed={play.seed}, rounds=1",
+            *findings,
+            "What was done:",
+            *play.story,
+        ]
+    )
+
+
+def _built(workflow: WorkflowBuilder | WorkflowDefinition) -> WorkflowDefinition:
+    return workflow.build() if isinstance(workflow, WorkflowBuilder) else workflow
+
+
+def _known(faults: Iterable[str]) -> Sequence[str]:
+    chosen = tuple(faults)
+    if unknown := sorted(set(chosen) - set(FAULTS)):
+        raise ValueError(f"no such fault: {', '.join(unknown)}; there are {', '.join(FAULTS)}")
+    return chosen

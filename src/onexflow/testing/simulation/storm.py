@@ -1,0 +1,262 @@
+"""What a simulation does to its cluster: faults of a closed list, chosen and timed by a seed. Each heals by itself after a
+while, as a supervisor, a network or a disk would; `calm` waits until all have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import Final
+
+from onexflow.testing.faults.store import Fault, FaultyStore
+from onexflow.testing.links import InProcessStream
+from onexflow.testing.multi_cluster import MultiCluster
+
+#: Seconds between two faults, on average.
+_EVERY: Final = 1.5
+#: An end of a stream that gets no answer for so long takes it for lost (`rpc.worker_connection`, `rpc.worker_session`).
+_SILENCE: Final = 5.0
+#: A fault of the store that lasts, lasts so long at most; longer than after which clients are told that it is away.
+_STORE_SECONDS: Final = 4.0
+#: Workers that may be killed in one storm: a task that has lost three is failed, as it should be.
+_WORKERS: Final = 2
+
+
+class Storm:
+    """`add_worker` adds one more to the cluster, with handlers of its own."""
+
+    def __init__(
+        self, cluster: MultiCluster, chance: Random, faults: Sequence[str], add_worker: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.story: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self._cluster = cluster
+        self._chance = chance
+        self._faults = [FAULTS[name] for name in faults]
+        self._names = list(faults)
+        self._add_worker = add_worker
+        self._killed_workers = 0
+        #: What heals in a while.
+        self._healing: set[asyncio.Task[None]] = set()
+        #: Orchestrators that something is done to already.
+        self._busy: set[str] = set()
+
+    async def blow(self, seconds: float) -> None:
+        """Faults for so long, some of them at the same time."""
+        clock = self._cluster.clock
+        end = clock.monotonic() + seconds
+        while self._faults:
+            await clock.sleep(self._chance.expovariate(1 / _EVERY))
+            if clock.monotonic() >= end:
+                return
+            which = self._chance.randrange(len(self._faults))
+            if (victim := self._faults[which](self)) is not None:
+                name = self._names[which]
+                self.counts[name] += 1
+                self.story.append(f"{clock.monotonic():8.3f} s  {name}: {victim}")
+
+    async def calm(self) -> None:
+        """Return when all is healed. Raises what a healing has raised."""
+        while self._healing:
+            await asyncio.gather(*self._healing)
+
+    def _heal(self, healing: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(healing)
+        self._healing.add(task)
+        task.add_done_callback(self._healing.discard)
+
+    async def _pause(self, least: float, most: float) -> None:
+        await self._cluster.clock.sleep(self._chance.uniform(least, most))
+
+    # ---- orchestrators
+
+    def _orchestrator(self) -> str | None:
+        names = sorted(set(self._cluster.members) - self._busy)
+        if not names:
+            return None
+        name = self._chance.choice(names)
+        self._busy.add(name)
+        return name
+
+    def _on_orchestrator(self, healing: Callable[[str], Awaitable[None]]) -> str | None:
+        """Choose one, and leave it alone until it is healed."""
+        name = self._orchestrator()
+        if name is None:
+            return None
+
+        async def heal() -> None:
+            try:
+                await healing(name)
+            finally:
+                self._busy.discard(name)
+
+        self._heal(heal())
+        return name
+
+    def kill_orchestrator(self) -> str | None:
+        async def kill(name: str) -> None:
+            await self._cluster.kill(name)
+            await self._pause(0.2, 8.0)
+            await self._cluster.add_orchestrator(name)
+
+        return self._on_orchestrator(kill)
+
+    def stop_orchestrator(self) -> str | None:
+        async def stop(name: str) -> None:
+            await self._cluster.stop(name)
+            await self._pause(0.2, 8.0)
+            await self._cluster.add_orchestrator(name)
+
+        return self._on_orchestrator(stop)
+
+    def freeze_orchestrator(self) -> str | None:
+        async def freeze(name: str) -> None:
+            self._cluster.freeze(name)
+            await self._pause(0.2, 15.0)
+            self._cluster.thaw(name)
+
+        return self._on_orchestrator(freeze)
+
+    def lose_registry(self) -> str | None:
+        async def lose(name: str) -> None:
+            registry = self._cluster.members[name].registry
+            registry.freeze()
+            await self._pause(0.5, 12.0)
+            registry.thaw()
+
+        return self._on_orchestrator(lose)
+
+    # ---- the store, as one orchestrator sees it
+
+    def _on_store(self, fault: Callable[[FaultyStore], Awaitable[None]]) -> str | None:
+        async def break_it(name: str) -> None:
+            member = self._cluster.members[name]
+            faulty = FaultyStore(member.store.inner)
+            member.store.inner = faulty
+            await fault(faulty)
+            faulty.heal()
+            member.store.inner = faulty.inner
+
+        return self._on_orchestrator(break_it)
+
+    def lose_answer(self) -> str | None:
+        return self._fail_appends(Fault.UNANSWERED)
+
+    def lose_append(self) -> str | None:
+        return self._fail_appends(Fault.LOST)
+
+    def fill_disk(self) -> str | None:
+        return self._fail_appends(Fault.FULL)
+
+    def _fail_appends(self, fault: Fault) -> str | None:
+        async def fail(store: FaultyStore) -> None:
+            store.fail(fault, None)
+            await self._pause(0.0, _STORE_SECONDS)
+
+        return self._on_store(fail)
+
+    def hold_store(self) -> str | None:
+        async def hold(store: FaultyStore) -> None:
+            store.hold()
+            await self._pause(0.0, _STORE_SECONDS)
+
+        return self._on_store(hold)
+
+    # ---- workers and their streams
+
+    def kill_worker(self) -> str | None:
+        if self._killed_workers >= _WORKERS or not self._cluster.workers:
+            return None
+        self._killed_workers += 1
+        name = self._chance.choice(sorted(self._cluster.workers))
+
+        async def kill() -> None:
+            await self._cluster.kill_worker(name)
+            await self._pause(0.2, 5.0)
+            await self._add_worker()
+
+        self._heal(kill())
+        return name
+
+    def _stream(self) -> tuple[str, str, InProcessStream] | None:
+        found = [
+            (worker, member, stream)
+            for worker, held in sorted(self._cluster.workers.items())
+            for member, stream in sorted(held.streams.items())
+            if stream.is_open and not stream.held and member in self._cluster.members
+        ]
+        return self._chance.choice(found) if found else None
+
+    def cut_stream(self) -> str | None:
+        found = self._stream()
+        if found is None:
+            return None
+        worker, member, stream = found
+        stream.cut()
+
+        async def mend() -> None:
+            await self._pause(0.05, 2.0)
+            self._connect(worker, member)
+
+        self._heal(mend())
+        return f"{worker} - {member}"
+
+    def hold_stream(self) -> str | None:
+        found = self._stream()
+        if found is None:
+            return None
+        worker, member, stream = found
+        stream.held = True
+
+        async def mend() -> None:
+            seconds = self._chance.uniform(0.1, 3 * _SILENCE)
+            await self._cluster.clock.sleep(min(seconds, _SILENCE))
+            if seconds < _SILENCE:
+                if stream.is_open and self._is_running(member):
+                    stream.release()
+                return
+            if stream.is_open:
+                stream.cut_worker_side()
+                stream.cut_orchestrator_side()
+            await self._cluster.clock.sleep(seconds - _SILENCE)
+            self._connect(worker, member)
+
+        self._heal(mend())
+        return f"{worker} - {member}"
+
+    def _is_running(self, name: str) -> bool:
+        return name in self._cluster.members and self._cluster.members[name].state == "running"
+
+    def _connect(self, worker: str, member: str) -> None:
+        """Unless one of them is gone, or another stream is there; who is frozen is connected when it goes on."""
+        ends = self._cluster.workers.get(worker), self._cluster.members.get(member)
+        if ends[0] is None or ends[1] is None or ends[1].state != "running":
+            return
+        stream = ends[0].streams.get(member)
+        if stream is None or not stream.is_open:
+            self._cluster.connect(ends[0], ends[1])
+
+    # ---- time
+
+    def jump_clock(self) -> str | None:
+        seconds = self._chance.uniform(-30.0, 30.0)
+        self._cluster.clock.skew += seconds
+        return f"{seconds:+.1f} s"
+
+
+#: The faults by name. Each strikes if it can, and says whom.
+FAULTS: Final[dict[str, Callable[[Storm], str | None]]] = {
+    "orchestrator killed": Storm.kill_orchestrator,
+    "orchestrator restarted": Storm.stop_orchestrator,
+    "orchestrator frozen": Storm.freeze_orchestrator,
+    "registry away": Storm.lose_registry,
+    "store's answer lost": Storm.lose_answer,
+    "store's write lost": Storm.lose_append,
+    "store full": Storm.fill_disk,
+    "store slow": Storm.hold_store,
+    "worker killed": Storm.kill_worker,
+    "stream cut": Storm.cut_stream,
+    "stream silent": Storm.hold_stream,
+    "clock jumps": Storm.jump_clock,
+}

@@ -1,0 +1,1 @@
+"""Workflows under seeded faults in virtual time (`onexflow.testing.simulation`)."""
