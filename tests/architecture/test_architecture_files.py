@@ -140,3 +140,11 @@ def test_the_oldest_entries_leave_an_ordered_dict() -> None:
         str(f.relative_to(PACKAGE)) for f in written() if f.is_relative_to(PACKAGE) and idiom.search(f.read_text())
     }
     assert found == few
+
+
+def test_the_test_script_runs_every_folder_with_tests() -> None:
+    script = (ROOT / "scripts" / "test").read_text()
+    groups = re.findall(r"^step .*tests/(.*)$", script, re.MULTILINE)
+    named = {name for group in groups for name in re.findall(r"\w+", group)}
+    folders = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("test_*.py")}
+    assert named == folders

@@ -29,7 +29,7 @@ def steps() -> Scenario:
         made.compute("price")(lambda order: order["number"] * 3)
         made.effect("charge")(lambda order: {"charged": order["number"]})
         made.effect("ship", idempotent=True)(lambda order: {"shipped": order["number"]})
-        made.compute("close")(lambda results: sorted(results))
+        made.compute("close")(sorted)
         return made
 
     flow = workflow("steps")

@@ -1,4 +1,5 @@
-"""Public test kit: the real engine and workers over memory ports, in virtual time, with faults on demand."""
+"""Public test kit: the real engine and workers over memory ports, in virtual time, with faults on demand (`Cluster`) or by
+a seed (`simulate`)."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ from onexflow.testing.clock import SeededIds, VirtualClock, VirtualTimeLoop, run
 from onexflow.testing.cluster import Cluster, ClusterWorker
 from onexflow.testing.faults.store import Fault, FaultyStore
 from onexflow.testing.links import InProcessStream
+from onexflow.testing.simulation import BrokenPromise, simulate
 
 __all__ = [
+    "BrokenPromise",
     "Cluster",
     "ClusterWorker",
     "Fault",
@@ -17,5 +20,6 @@ __all__ = [
     "VirtualClock",
     "VirtualTimeLoop",
     "run_virtual",
+    "simulate",
     "virtual_time",
 ]

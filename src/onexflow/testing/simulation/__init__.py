@@ -36,7 +36,7 @@ __all__ = ["FAULTS", "BrokenPromise", "Ended", "Report", "Round", "simulate"]
 _PATIENCE: Final = 120.0
 
 
-class BrokenPromise(AssertionError):  # noqa: N818 - what it is, in the words of docs/guarantees.md
+class BrokenPromise(AssertionError):
     """A round in which something did not hold. The message has the seed, what did not, and the faults."""
 
 
@@ -64,15 +64,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return sum((one.faults for one in self.rounds), Counter())
 
     def __str__(self) -> str:
-        rounds = self.rounds
-        total = sum(one.seconds for one in rounds)
-        lines = [
-            f"{len(rounds)} rounds, {sum(one.runs for one in rounds)} runs, {sum(one.events for one in rounds)} events, "
-            f"{sum(one.executions for one in rounds)} executions of handlers, {total:.0f} virtual seconds; "
-            f"{sum(one.resolved for one in rounds)} effects resolved",
-            *(f"{count:6} {name}" for name, count in self.faults.most_common()),
-        ]
-        return "\n".join(lines)
+        totals = {
+            "rounds": len(self.rounds),
+            "runs": sum(one.runs for one in self.rounds),
+            "events": sum(one.events for one in self.rounds),
+            "executions of handlers": sum(one.executions for one in self.rounds),
+            "effects that a person had to resolve": sum(one.resolved for one in self.rounds),
+            "virtual seconds": round(sum(one.seconds for one in self.rounds)),
+            **{f"times: {name}": count for name, count in self.faults.most_common()},
+        }
+        return "\n".join(f"{count:10,} {name}" for name, count in totals.items())
 
 
 def simulate(
