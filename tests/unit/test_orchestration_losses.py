@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from onexflow.codec.definitions import dump_definition
 from onexflow.core.errors import Unavailable
 from onexflow.core.ids import RunKey
 from onexflow.ports.client_link import ControlOutcome, ControlRequest
 from onexflow.testing import Cluster, virtual_time
+from onexflow.testing.multi_cluster import MultiCluster
 from onexflow.worker.context import Context
 from onexflow.worker.handlers import Worker
-from support.engine_kit import Script, until
+from support.engine_kit import Script, single, until
 from support.orchestration_kit import SLOTS, Conductor, begin, children, flow
 
 
@@ -230,3 +232,27 @@ async def test_whatever_it_calls_and_whenever_its_workers_die_each_call_is_made_
             await cluster.add_worker(conductor.worker(), f"lead-{number + 1}", slots=SLOTS)
         assert await cluster.result(key) == program.result(program.tree)
         assert sorted(made) == list(range(1, program.calls + 1))
+
+
+@virtual_time
+async def test_a_call_of_what_was_registered_through_another_orchestrator_is_made() -> None:
+    """Found by `scripts/simulate calls`, seed 28: it was named twice, and refused for having a name."""
+
+    async def code(contract: Any, ctx: Context) -> Any:
+        return await ctx.run("single", contract)
+
+    script, conductor = Script(), Conductor()
+    conductor.code = code
+    async with MultiCluster() as cluster:
+        for name in ("a", "b"):
+            await cluster.add_orchestrator(name)
+        await cluster.register(flow())
+        await cluster.add_worker(script.worker(), slots=SLOTS)
+        await cluster.add_worker(conductor.worker(), slots=SLOTS)
+        await cluster.settled()
+        inner = dump_definition(single("compute", "calc").build())
+        await cluster.members["a"].engine.register_definition("default", inner)
+        keys = [await cluster.start("flow", number) for number in range(8)]
+        owners = {await cluster.owner_of(cluster.number_of(key)) for key in keys}
+        assert cluster.members["b"] in owners
+        assert [await cluster.result(key) for key in keys] == list(range(8))

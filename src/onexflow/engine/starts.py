@@ -89,11 +89,10 @@ class Starts:
             self._refuse()
             if request.caller is None and self._kernel.lane.is_away:
                 raise self._kernel.lane.away()
-            if request.caller is not None:
-                request = self._calls.named(request, request.caller)
-            key, digest = key_of(request, self._ids, self._kernel.now())
+            named = request if request.caller is None else self._calls.named(request, request.caller)
+            key, digest = key_of(named, self._ids, self._kernel.now())
             shard = self._kernel.shard_of(key) if request.caller is None else None  # a called run may be another's
-            graph = graph_for(self._kernel.catalog, request, self._payload_limit)
+            graph = graph_for(self._kernel.catalog, named, self._payload_limit)
         except UnknownWorkflowType as error:
             if not self._kernel.is_shared:
                 reply(error)
@@ -104,7 +103,7 @@ class Starts:
             reply(error)
             return
         if request.caller is not None:
-            self._in_background(self._start_called(request, request.caller, graph, key, digest, reply), reply)
+            self._in_background(self._start_called(named, request.caller, graph, key, digest, reply), reply)
             return
         if shard is not None and shard.recent.must_be_new(key):
             self._create(shard, request, graph, key, digest, reply)

@@ -270,6 +270,13 @@ class MultiCluster:
         await runtime.initialize()
         return added
 
+    async def stop_worker(self, name: str, within: float = 10.0) -> None:
+        """SIGTERM: it takes nothing new, and what it runs has `within` seconds."""
+        worker = self.workers[name]
+        await worker.runtime.drain(within)
+        del self.workers[name]
+        await worker.registry.close()
+
     async def kill_worker(self, name: str) -> None:
         """`kill -9`: nothing is said, its port refuses, its lease runs out. What its handlers are at is cancelled, as they
         cannot be stopped without a word."""

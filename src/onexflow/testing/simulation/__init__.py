@@ -104,8 +104,7 @@ def simulate(
         orchestrators=orchestrators,
         workers=workers,
     )
-    calm = Play(msgspec.structs.replace(stage, faults=()), seed)
-    run_virtual(calm.run(), _PATIENCE)
+    calm = _played(Play(msgspec.structs.replace(stage, faults=()), seed))
     if calm.findings:
         raise BrokenPromise(_told(calm, calm.findings))
     judge = expect or _same_as(stage.inputs, calm.ends)
@@ -113,8 +112,7 @@ def simulate(
 
 
 def _round(stage: Stage, seed: int, calm_seconds: float, judge: Callable[[Any, Ended], object]) -> Round:
-    play = Play(stage, seed, calm_seconds)
-    run_virtual(play.run(), _PATIENCE)
+    play = _played(Play(stage, seed, calm_seconds))
     findings = [*play.findings, *_misjudged(stage.inputs, play.ends, judge)]
     if findings:
         raise BrokenPromise(_told(play, findings))
@@ -122,6 +120,15 @@ def _round(stage: Stage, seed: int, calm_seconds: float, judge: Callable[[Any, E
         seed=seed, runs=len(play.ends), faults=play.faults, executions=play.executions, resolved=play.resolved,
         events=play.events, seconds=play.seconds, fingerprint=play.fingerprint,
     )  # fmt: skip
+
+
+def _played(play: Play) -> Play:
+    try:
+        run_virtual(play.run(), _PATIENCE)
+    except Exception as error:
+        error.add_note(_told(play, ["the round could not be played"]))
+        raise
+    return play
 
 
 def _misjudged(inputs: Sequence[Any], ends: Sequence[Ended], judge: Callable[[Any, Ended], object]) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from onexflow.testing.faults.store import Fault, FaultyStore
 from onexflow.testing.links import InProcessStream
@@ -21,6 +21,7 @@ _SILENCE: Final = 5.0
 _STORE_SECONDS: Final = 4.0
 #: Workers that may be killed in one storm: a task that has lost three is failed, as it should be.
 _WORKERS: Final = 2
+WORKER_KILLED: Final = "worker killed"
 
 
 class Storm:
@@ -36,10 +37,9 @@ class Storm:
         self._faults = [FAULTS[name] for name in faults]
         self._names = list(faults)
         self._add_worker = add_worker
-        self._killed_workers = 0
-        #: What heals in a while.
-        self._healing: set[asyncio.Task[None]] = set()
-        #: Orchestrators that something is done to already.
+        #: What heals in a while, or has.
+        self._healing: list[asyncio.Task[None]] = []
+        #: Orchestrators and workers that something is done to already.
         self._busy: set[str] = set()
 
     async def blow(self, seconds: float) -> None:
@@ -58,32 +58,18 @@ class Storm:
 
     async def calm(self) -> None:
         """Return when all is healed. Raises what a healing has raised."""
-        while self._healing:
-            await asyncio.gather(*self._healing)
+        await asyncio.gather(*self._healing)
 
-    def _heal(self, healing: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(healing)
-        self._healing.add(task)
-        task.add_done_callback(self._healing.discard)
+    def _heal(self, healing: Coroutine[Any, Any, None]) -> None:
+        self._healing.append(asyncio.get_running_loop().create_task(healing))
 
-    async def _pause(self, least: float, most: float) -> None:
-        await self._cluster.clock.sleep(self._chance.uniform(least, most))
-
-    # ---- orchestrators
-
-    def _orchestrator(self) -> str | None:
-        names = sorted(set(self._cluster.members) - self._busy)
+    def _on_one(self, of: Collection[str], healing: Callable[[str], Coroutine[Any, Any, None]]) -> str | None:
+        """Choose one, and leave it alone until it is healed."""
+        names = sorted(set(of) - self._busy)
         if not names:
             return None
         name = self._chance.choice(names)
         self._busy.add(name)
-        return name
-
-    def _on_orchestrator(self, healing: Callable[[str], Awaitable[None]]) -> str | None:
-        """Choose one, and leave it alone until it is healed."""
-        name = self._orchestrator()
-        if name is None:
-            return None
 
         async def heal() -> None:
             try:
@@ -94,13 +80,18 @@ class Storm:
         self._heal(heal())
         return name
 
+    async def _pause(self, least: float, most: float) -> None:
+        await self._cluster.clock.sleep(self._chance.uniform(least, most))
+
+    # ---- orchestrators
+
     def kill_orchestrator(self) -> str | None:
         async def kill(name: str) -> None:
             await self._cluster.kill(name)
             await self._pause(0.2, 8.0)
             await self._cluster.add_orchestrator(name)
 
-        return self._on_orchestrator(kill)
+        return self._on_one(self._cluster.members, kill)
 
     def stop_orchestrator(self) -> str | None:
         async def stop(name: str) -> None:
@@ -108,7 +99,7 @@ class Storm:
             await self._pause(0.2, 8.0)
             await self._cluster.add_orchestrator(name)
 
-        return self._on_orchestrator(stop)
+        return self._on_one(self._cluster.members, stop)
 
     def freeze_orchestrator(self) -> str | None:
         async def freeze(name: str) -> None:
@@ -116,7 +107,7 @@ class Storm:
             await self._pause(0.2, 15.0)
             self._cluster.thaw(name)
 
-        return self._on_orchestrator(freeze)
+        return self._on_one(self._cluster.members, freeze)
 
     def lose_registry(self) -> str | None:
         async def lose(name: str) -> None:
@@ -125,7 +116,7 @@ class Storm:
             await self._pause(0.5, 12.0)
             registry.thaw()
 
-        return self._on_orchestrator(lose)
+        return self._on_one(self._cluster.members, lose)
 
     # ---- the store, as one orchestrator sees it
 
@@ -138,7 +129,7 @@ class Storm:
             faulty.heal()
             member.store.inner = faulty.inner
 
-        return self._on_orchestrator(break_it)
+        return self._on_one(self._cluster.members, break_it)
 
     def lose_answer(self) -> str | None:
         return self._fail_appends(Fault.UNANSWERED)
@@ -166,18 +157,22 @@ class Storm:
     # ---- workers and their streams
 
     def kill_worker(self) -> str | None:
-        if self._killed_workers >= _WORKERS or not self._cluster.workers:
-            return None
-        self._killed_workers += 1
-        name = self._chance.choice(sorted(self._cluster.workers))
-
-        async def kill() -> None:
+        async def kill(name: str) -> None:
             await self._cluster.kill_worker(name)
             await self._pause(0.2, 5.0)
             await self._add_worker()
 
-        self._heal(kill())
-        return name
+        if self.counts[WORKER_KILLED] >= _WORKERS:
+            return None
+        return self._on_one(self._cluster.workers, kill)
+
+    def stop_worker(self) -> str | None:
+        async def stop(name: str) -> None:
+            await self._cluster.stop_worker(name)
+            await self._pause(0.2, 5.0)
+            await self._add_worker()
+
+        return self._on_one(self._cluster.workers, stop)
 
     def _stream(self) -> tuple[str, str, InProcessStream] | None:
         found = [
@@ -255,7 +250,8 @@ FAULTS: Final[dict[str, Callable[[Storm], str | None]]] = {
     "store's write lost": Storm.lose_append,
     "store full": Storm.fill_disk,
     "store slow": Storm.hold_store,
-    "worker killed": Storm.kill_worker,
+    WORKER_KILLED: Storm.kill_worker,
+    "worker restarted": Storm.stop_worker,
     "stream cut": Storm.cut_stream,
     "stream silent": Storm.hold_stream,
     "clock jumps": Storm.jump_clock,
