@@ -97,3 +97,40 @@ async def test_one_hears_of_a_higher_epoch_on_the_same_stream() -> None:
         assert await cluster.result(key) == sum(range(COUNT)) * 2
         assert len(work.folds) == 2
         assert sorted(work.folds[1]) == list(range(COUNT))
+
+
+@virtual_time
+async def test_a_fold_that_asks_while_its_new_owner_reads_back_is_heard_when_that_is_done() -> None:
+    """Found by `scripts/simulate fan`: the owner took it for the last word of a fold of the owner before."""
+    asks, began = asyncio.Event(), asyncio.Event()
+    worker = Worker("fed")
+    worker.compute("item")(_double)
+
+    @worker.reducer("total")
+    async def total(contract: Any, ctx: Context) -> int:
+        began.set()
+        await asks.wait()
+        return sum([value async for _, value in ctx.items()])
+
+    flow = workflow("fed")
+    flow.reducer("total", feed=True, depends_on=[flow.compute("item", map="input")])
+    async with MultiCluster() as cluster:
+        await cluster.add_orchestrator("a")
+        await cluster.register(flow.build())
+        await cluster.settled()
+        await cluster.add_worker(worker, "w")
+        key = await cluster.start("fed", list(range(5)))
+        await began.wait()
+        b = await cluster.add_orchestrator("b")
+        b.store.delay = 0.5  # reading back takes a while
+        await cluster.kill("a")
+        number = cluster.number_of(key)
+        await until(lambda: number in b.engine.shards)
+        await asyncio.sleep(0.01)  # virtual: the worker has heard of the new epoch
+        assert b.engine.shards[number].early is not None
+        asks.set()
+        assert await cluster.result(key) == 20
+
+
+async def _double(number: int) -> int:
+    return number * 2

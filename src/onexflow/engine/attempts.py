@@ -276,12 +276,23 @@ class AttemptBook:
     def on_fed(self, session: WorkerSession, message: Fed) -> None:
         """A fed attempt begins, or has taken items: a sign of life, too."""
         attempt, shard = self.attempts.get(message.token), self._kernel.shards.get(message.token.shard)
+        if shard is not None and shard.early is not None:  # after what the worker says that it holds
+            shard.early.append(lambda: self._on_fed_early(session, message))
+            return
         if attempt is not None and attempt.session is session:
             attempt.progress_at = loop_time()
-        elif attempt is None and shard is not None and shard.early is None:
+        elif attempt is None and shard is not None:
             self.on_unknown(session, [message.token])  # nobody will feed it
         if not self.feeding.on_fed(session, message):
             raise ProtocolViolation(f"{message.count} items of {message.token} were taken that were not given")
+
+    def _on_fed_early(self, session: WorkerSession, message: Fed) -> None:
+        """It was said while the shard was read back: a fault in it must not keep the shard from being served."""
+        try:
+            if session.is_open:
+                self.on_fed(session, message)
+        except ProtocolViolation as error:
+            session.close(str(error))
 
     def on_adopted(self, session: WorkerSession, attempt: Attempt) -> None:
         """A worker runs it, as it said: its clocks begin anew, and a stop that it may not have heard is told again."""
