@@ -94,7 +94,7 @@ class Look:
         if shard.moved is not None:
             return self.elsewhere(shard.id)
         if run.is_broken:
-            is_waited_for = shard.is_dirty or shard.is_in_flight  # it is read back when that is durable
+            is_waited_for = not self._kernel.lane.is_idle  # it is read back when what was decided is durable
             return self._recovering(shard) if is_waited_for else _stalled("a decision about it has failed")
         if shard.early is not None:
             return self._recovering(shard)
@@ -251,6 +251,8 @@ class Look:
             return Blocked(kind="running", worker=session.worker_id, attempt=item.attempt, since=since)
         if run.durable_seq < run.state.seq:
             return self._store(run.shard)
+        if not self._kernel.lane.is_idle:  # it leaves with the commit that is under way, though that is of other runs
+            return self._commit()
         return _stalled("it was given to a worker, and not sent")
 
     def _waiting(self, attempt: Attempt, role: str, item: ItemState) -> Blocked:
@@ -311,6 +313,9 @@ class Look:
     def _store(self, shard: Shard) -> Blocked:
         if not shard.is_dirty and not shard.is_in_flight:
             return _stalled("what was decided is not on its way to the store")
+        return self._commit()
+
+    def _commit(self) -> Blocked:
         began = self._kernel.lane.pending_since
         reason = "it is full" if self._is_full() else ""
         return Blocked(kind="store", since=self._since(began) if began else self.now, reason=reason)

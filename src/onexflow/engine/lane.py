@@ -132,6 +132,11 @@ class CommitLane:
         """It was given up as a whole: nothing becomes durable any more."""
         return self._lost is not None
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits for the store: all that was decided is durable."""
+        return self._idle.is_set()
+
     def touched(self, shard: Shard) -> None:
         """The shard has something for the next append."""
         self._touched.append(shard)

@@ -255,6 +255,9 @@ class ResultIntake:
             answer.discarded.append(result.token)
             self._acknowledge(session, answer)
             return
+        if result.token in self._placing.attempts:  # its run was read back for this, and waits for it, or would send it
+            self.on_results(session, [result])
+            return
         session.tally.add([result])
         if result.status == "completed":
             command = CompleteItems(

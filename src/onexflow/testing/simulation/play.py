@@ -89,6 +89,7 @@ class Play:
 
     async def run(self) -> None:
         """Play it. What broke a promise is in `findings` then."""
+        asyncio.get_running_loop().set_exception_handler(self._on_loose_end)
         self._cluster = cluster = MultiCluster(seed=self.seed, slowest=_SLOWEST)
         storm = Storm(cluster, self._chance, self._stage.faults, self._add_worker)
         self.story, self.faults = storm.story, storm.counts
@@ -102,6 +103,11 @@ class Play:
             self.findings.append(str(error))
         self.findings += self._ledger.findings
         self.executions = self._ledger.executions
+
+    def _on_loose_end(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        where = f" in {error.__traceback__.tb_frame.f_code.co_name}" if error and error.__traceback__ else ""
+        self.findings.append(f"nobody took an error{where}: {context['message']}: {error!r}")
 
     async def _begin(self) -> None:
         for number in range(self._stage.orchestrators):
