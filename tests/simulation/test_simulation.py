@@ -132,3 +132,18 @@ def test_a_handler_that_nobody_has_is_named() -> None:
 def test_an_unknown_fault_is_refused() -> None:
     with pytest.raises(ValueError, match="no such fault: earthquake; there are orchestrator killed"):
         play("steps", seed=1, faults=["earthquake"])
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("calls", 28),  # a call of what was registered through another orchestrator was refused
+        ("calls", 155),  # an orchestration that waits for a commit of other runs was called stalled
+        ("calls", 209),
+        ("fan", 59),  # a fold that asked for its items while its shard was read back waited for ever
+        ("fan", 389),
+        ("fan", 207),  # a result whose run was read back for it was decided beside its attempt
+    ],
+)
+def test_a_round_that_has_found_something_finds_nothing_any_more(name: str, seed: int) -> None:
+    play(name, seed=seed)

@@ -17,7 +17,9 @@ from onexflow.spi import WorkTask
 from onexflow.storage.memory import MemoryStore
 from onexflow.testing import Cluster, FaultyStore, VirtualClock, virtual_time
 from onexflow.v1 import workflow_pb2
+from onexflow.worker.context import Context
 from support.engine_kit import Script, ready, single, until
+from support.orchestration_kit import SLOTS, Conductor, flow
 
 FULL = Blocked(
     kind="running", task="a", worker="w1", attempt=2, since=3, until=4, role="effect", handler="h", node="n",
@@ -159,3 +161,34 @@ async def test_of_what_is_on_its_way_to_the_store_no_state_is_told() -> None:
         await other
         await until(lambda: cluster.engine._kernel.resident(new) is None, 1.0)
         assert await cluster.engine.explain_runs([new]) == []
+
+
+@virtual_time
+async def test_an_orchestration_waits_for_a_commit_though_that_is_of_other_runs() -> None:
+    """It leaves with the commit that is under way; the watchdog took that for a stall (found by `scripts/simulate`)."""
+    clock = VirtualClock()
+    store = FaultyStore(MemoryStore(clock))
+    async with Cluster(store=store, clock=clock) as cluster:
+        conductor = Conductor()
+        conductor.code = _answer
+        await cluster.register(flow())
+        await cluster.register(single("compute", "calc").build())
+        key = (await cluster.start("flow")).key
+        kernel = cluster.engine._kernel
+        ids = (cluster.ids.uuid() for _ in range(100))
+        elsewhere = next(one for one in ids if kernel.number_of(cluster.key("single", one)) != kernel.number_of(key))
+        store.hold()
+        other = asyncio.ensure_future(cluster.start("single", 1, instance_id=elsewhere))
+        await store.wait_held()
+        await cluster.add_worker(conductor.worker(), "conductor", slots=SLOTS)
+        await clock.sleep(5.0)
+        [run] = await cluster.engine.explain_runs([key])
+        assert run.blocked.kind == "store"
+        assert cluster.engine.watchdog.repaired == 0
+        store.release()
+        await other
+        assert await cluster.result(key) == "done"
+
+
+async def _answer(contract: Any, ctx: Context) -> str:
+    return "done"
