@@ -4,15 +4,18 @@ an error hold their connection, and gRPC goes on pinging the other end on it."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 import onexflow
 from etcd_support import NO_ETCD
 from integration.fake_orchestrator import FakeOrchestrator
+from onexflow.core.errors import PermissionDenied
 from onexflow.registry.etcd.embedded import EmbeddedEtcd, find_etcd
 
 
@@ -48,6 +51,27 @@ async def test_a_closed_client_has_none() -> None:
         async with await onexflow.connect(fake.address) as client:
             await client.run("greet")
             assert connections(fake.address) == 1
+        await until_closed(fake.address)
+
+
+async def test_a_client_that_is_refused_has_none() -> None:
+    async with FakeOrchestrator() as fake:
+        fake.refuse = (grpc.StatusCode.PERMISSION_DENIED, "no")
+        with pytest.raises(PermissionDenied):
+            await onexflow.connect(fake.address)
+        await until_closed(fake.address)
+
+
+@pytest.mark.parametrize("how", ["is up again", "is refused"])
+async def test_a_closed_client_whose_stream_was_cut_has_none(how: str) -> None:
+    async with FakeOrchestrator() as fake:
+        async with await onexflow.connect(fake.address) as client:
+            await client.run("greet")
+            if how == "is refused":
+                fake.refuse = (grpc.StatusCode.PERMISSION_DENIED, "no")
+            fake.cut_streams()
+            with contextlib.nullcontext() if how == "is up again" else pytest.raises(PermissionDenied):
+                await client.run("greet")
         await until_closed(fake.address)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from benchmarks.bench.machine import machine
-from onexflow.testing.simulation import FAULTS, BrokenPromise, Report, simulate
+from onexflow.testing.simulation import FAULTS, Report, simulate
 
 from .scenarios import SCENARIOS
 
@@ -58,9 +58,10 @@ def main() -> int:
                 scenario.worker, scenario.workflow, scenario.inputs,
                 others=scenario.others, seed=arguments.seed, rounds=arguments.rounds,
             )  # fmt: skip
-        except BrokenPromise as error:
-            broken.append(f"{name}: {error}")
-            print(f"{name} FAILED: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # noqa: BLE001 - the other scenarios go on
+            told = "\n".join([str(error) or repr(error), *getattr(error, "__notes__", [])])
+            broken.append(f"{name}: {told}")
+            print(f"{name} FAILED: {told}", file=sys.stderr, flush=True)
             continue
         faults += report.faults
         rows.append(_row(name, report, time.monotonic() - began))

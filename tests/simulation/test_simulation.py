@@ -22,7 +22,7 @@ FOUND = [
     ("no epoch check", "steps"),
     ("acknowledged before it is stored", "steps"),
     ("ambiguous append sent again", "steps"),
-    ("effect sent before it is written", "steps"),
+    ("effect sent before it is written", "fan"),
     ("no epoch barrier", "steps"),
     ("timer lost on failover", "saga"),
     ("lost wake-up", "calls"),
@@ -147,3 +147,41 @@ def test_an_unknown_fault_is_refused() -> None:
 )
 def test_a_round_that_has_found_something_finds_nothing_any_more(name: str, seed: int) -> None:
     play(name, seed=seed)
+
+
+def test_an_effect_that_is_called_idempotent_and_is_not_is_found() -> None:
+    def make() -> Worker:
+        worker = Worker()
+        worker.effect("charge", idempotent=True)(charged.append)
+        return worker
+
+    def expect(order: Any, ended: Ended) -> bool:
+        return charged.count(order) == 2  # once in the calm round before, and once in this one
+
+    def play_it(seed: int, faults: list[str]) -> None:
+        charged.clear()
+        simulate(make, flow, range(20), seed=seed, rounds=1, faults=faults, expect=expect)
+
+    charged: list[Any] = []
+    flow = workflow("charge")
+    flow.effect("charge", input="input")
+    play_it(1, [])
+    with pytest.raises(BrokenPromise, match="it is not as expected"):
+        for seed in range(1, 41):
+            play_it(seed, ["worker killed"])
+
+
+def test_what_is_expected_may_go_wrong_itself() -> None:
+    worker = Worker()
+    worker.compute("add")(lambda contract: contract + 1)
+    flow = workflow("add")
+    flow.compute("add")
+    with pytest.raises(BrokenPromise, match="KeyError"):
+        simulate(worker, flow, [1], rounds=1, expect=lambda _, ended: {}["missing"])
+
+
+def test_there_must_be_something_to_play() -> None:
+    for options in ({"rounds": 0}, {"orchestrators": 0}, {"inputs": []}):
+        one = SCENARIOS["steps"]()
+        with pytest.raises(ValueError, match="at least"):
+            simulate(one.worker, one.workflow, **{"inputs": one.inputs, **options})

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from onexflow.core.builder import workflow
 from onexflow.core.ids import Token
 from onexflow.core.payload import NULL
 from onexflow.engine.results import LOOKUPS
@@ -68,3 +71,36 @@ def _hear(session: Any, answers: list[tuple[str, Token]]) -> None:
         answers.extend((session.worker_id, token) for token in kept + dropped)
 
     session.acknowledge = acknowledge
+
+
+@virtual_time
+async def test_a_result_whose_run_is_read_back_for_it_leaves_no_attempt_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading back makes the attempt anew: that one has ended, too, and is not to be sent (found by `scripts/simulate`)."""
+    script = Script()
+    gate, goes_on = script.gate("calc"), script.gate("send")
+    flow = workflow("fan")
+    each = flow.compute("each", handler="calc", map="input")
+    flow.effect("send", depends_on=[each])
+    async with Cluster() as cluster:
+        await ready(cluster, script, flow)
+        key = (await cluster.start("fan", [1, 2, 3])).key
+        await until(lambda: script.running["calc"] == 3)
+        kernel, book = cluster.engine._kernel, cluster.engine._book
+        await kernel.lane.durable()
+        run = kernel.resident(key)
+        assert run is not None
+        for attempt in list(run.attempts.values()):
+            book._placing.forget(attempt)
+        run.shard.remove(run)
+        run.shard.absent.add(run.iid)
+        enqueue = book.dispatcher.enqueue
+        monkeypatch.setattr(
+            book.dispatcher, "enqueue", lambda one, **more: one.info.name == "send" and enqueue(one, **more)
+        )  # no worker has a slot for the others
+        gate.set()
+        await until(lambda: script.running["send"] == 1)
+        assert [attempt.info.name for attempt in book.attempts.values()] == ["send"]
+        goes_on.set()
+        await cluster.result(key)

@@ -16,6 +16,7 @@ from onexflow.core.definition import RetryPolicy, Timeouts
 from onexflow.core.errors import StoreUnavailable
 from onexflow.core.ids import RunKey
 from onexflow.core.queue_state import STREAMS, queue_key
+from onexflow.engine.placing import Placing
 from onexflow.engine.protocols.work_queue import WorkQueue
 from onexflow.engine.run import Attempt, Run
 from onexflow.engine.shard import Shard
@@ -408,3 +409,38 @@ async def test_a_shard_that_could_not_be_read_back_for_an_unknown_reason(monkeyp
         await until(lambda: all(shard.early is None for shard in kernel.shards.values()), 10)
         assert failed
         assert cluster.members["b"].engine.watchdog.repaired == len(failed)
+
+
+@virtual_time
+async def test_an_effect_that_nobody_sent_though_there_is_always_a_commit_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it waited for is done: that other runs wait for the store all the time explains nothing."""
+    send, forgotten = Placing._send_effect, []
+
+    def forget_the_first(self: Placing, attempt: Attempt, *rest: Any) -> None:
+        if forgotten:
+            send(self, attempt, *rest)
+        forgotten.append(attempt)
+
+    async def busy(cluster: MultiCluster) -> None:
+        while True:
+            await cluster.start("busy", 1)
+
+    monkeypatch.setattr(Placing, "_send_effect", forget_the_first)
+    script = Script()
+    async with MultiCluster(slowest=0.01) as cluster:
+        cluster.expects_stalls = True
+        member = await cluster.add_orchestrator("a")
+        for flow in (single("effect", "send"), single("compute", "calc", "busy")):
+            await cluster.register(flow.build())
+        await cluster.settled()
+        await cluster.add_worker(script.worker())
+        others = [asyncio.ensure_future(busy(cluster)) for _ in range(8)]
+        key = await cluster.start("single", 1)
+        async with asyncio.timeout(2 * WITHIN):
+            await cluster.result(key)
+        assert member.engine.watchdog.repaired == 1
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)

@@ -70,11 +70,6 @@ class ConnectStream:
                         self.up.exception()  # whom nobody awaits (an orchestrator's, of another one) is no warning
                     self._calls.fail_all(error)
                     await self._calls.work.wait()
-        except BaseException as error:
-            # Its frames and those of tenacity hold each other, and the stream's call: until the collector comes that would
-            # keep the connection up, whatever is closed.
-            clear_frames(error.__traceback__)
-            raise
         finally:
             self._calls.close(Unavailable("the client is closed"))
 
@@ -87,7 +82,11 @@ class ConnectStream:
         try:
             async for attempt in attempts:
                 with attempt:
-                    await self.once()
+                    try:
+                        await self.once()
+                    except BaseException as error:
+                        _let_go(error)
+                        raise
         except RetryError as error:
             cause = error.last_attempt.exception()
             raise self._channels.unavailable(cause) from cause
@@ -178,3 +177,11 @@ class ConnectStream:
                     await stream.write(batch)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             stream.cancel()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Have the frames of an error hold nothing any more. It is kept for later, and tenacity's frames hold it and it them;
+    the call in them would keep the connection up until the collector comes, whatever is closed."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -94,7 +94,7 @@ class Look:
         if shard.moved is not None:
             return self.elsewhere(shard.id)
         if run.is_broken:
-            is_waited_for = not self._kernel.lane.is_idle  # it is read back when what was decided is durable
+            is_waited_for = self._kernel.lane.commits < run.mended_after
             return self._recovering(shard) if is_waited_for else _stalled("a decision about it has failed")
         if shard.early is not None:
             return self._recovering(shard)
@@ -249,9 +249,7 @@ class Look:
         if attempt.sent:
             since = item.started_at or self._since(attempt.sent_at)
             return Blocked(kind="running", worker=session.worker_id, attempt=item.attempt, since=since)
-        if run.durable_seq < run.state.seq:
-            return self._store(run.shard)
-        if not self._kernel.lane.is_idle:  # it leaves with the commit that is under way, though that is of other runs
+        if self._kernel.lane.commits < attempt.leaves_with:  # which may be one of other runs
             return self._commit()
         return _stalled("it was given to a worker, and not sent")
 

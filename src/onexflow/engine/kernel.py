@@ -324,6 +324,7 @@ class Kernel:
     def _quarantine(self, run: Run) -> None:
         """Its state in memory cannot be trusted: once what was recorded is durable, read it back."""
         run.is_broken = True
+        run.mended_after = self.lane.covering
         self.lane.when_durable(lambda error: self._reload(run) if error is None else None, run.shard)
 
     def _reload(self, run: Run) -> None:

@@ -133,9 +133,9 @@ class CommitLane:
         return self._lost is not None
 
     @property
-    def is_idle(self) -> bool:
-        """Nothing waits for the store: all that was decided is durable."""
-        return self._idle.is_set()
+    def covering(self) -> int:
+        """How many commits there will have been (`commits`) when all that is decided now is durable."""
+        return self.commits + (self._in_flight is not None) + self.is_marked
 
     def touched(self, shard: Shard) -> None:
         """The shard has something for the next append."""

@@ -95,6 +95,7 @@ class Placing:
         undurable, ahead = state.seq - run.durable_seq, self._ahead
         # An orchestration makes calls as soon as it runs: what it was scheduled by must be durable by then.
         if role == "orchestrator" or (undurable > ahead and undurable > ahead * (1 + len(run.attempts) // WIDTH)):
+            attempt.leaves_with = self._kernel.lane.covering
             self._kernel.lane.when_durable(lambda error: self._send(attempt, session, error), run.shard)
         elif session.is_open:
             self._let_go(attempt, session)
@@ -122,6 +123,7 @@ class Placing:
         started.session = session
         self.keep(started)
         session.inflight[token] = started
+        started.leaves_with = self._kernel.lane.covering
         self._kernel.lane.when_durable(lambda error: self._send_effect(started, session, error), run.shard)
         return True
 

@@ -27,8 +27,8 @@ GATHERED_FROM = 256
 class Attempt:
     """One attempt of one item: queued here, authorised, or on a worker. Known by its token."""
 
-    __slots__ = ("gathers", "info", "item", "progress_at", "role", "run", "sent", "sent_at", "session", "task", "token",
-                 "withdrawn")  # fmt: skip
+    __slots__ = ("gathers", "info", "item", "leaves_with", "progress_at", "role", "run", "sent", "sent_at", "session", "task",
+                 "token", "withdrawn")  # fmt: skip
 
     def __init__(self, run: Run, task: int, item: int, token: Token) -> None:
         self.run = run
@@ -43,6 +43,8 @@ class Attempt:
         self.gathers = task in graph.gathered and run.state.tasks[task].of >= GATHERED_FROM
         #: The worker's stream that it was placed on.
         self.session: WorkerSession | None = None
+        #: The lane's commit (`CommitLane.covering`) that lets it go to its worker; 0 where none has to.
+        self.leaves_with = 0
         #: It has left, or was found running on its worker.
         self.sent = False
         #: It is not wanted any more: skipped when its turn in a queue comes.
@@ -63,8 +65,8 @@ class Run:
 
     __slots__ = (
         "arrivals", "attempts", "durable_seq", "graph", "idle_since", "iid", "instance_id", "is_broken", "key", "listed_at",
-        "listed_seq", "listed_state", "looked_seq", "pinned", "progress", "shard", "snapshot_after", "snapshot_seq", "start_hash",
-        "state",
+        "listed_seq", "listed_state", "looked_seq", "mended_after", "pinned", "progress", "shard", "snapshot_after",
+        "snapshot_seq", "start_hash", "state",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +82,8 @@ class Run:
         self.durable_seq = 0
         #: A decision failed by a bug: nothing more is decided until the run is read back.
         self.is_broken = False
+        #: The lane's commit (`CommitLane.covering`) after which that is done.
+        self.mended_after = 0
         #: Event of the last snapshot, and after how many more the next is due.
         self.snapshot_seq = 0
         self.snapshot_after = SNAPSHOT_EVERY

@@ -84,6 +84,8 @@ class MultiCluster:
         self.members: dict[str, ClusterMember] = {}
         self.lives: list[ClusterMember] = []
         self.workers: dict[str, MultiWorker] = {}
+        #: Workers that there have been.
+        self._made = 0
         self.fatal: list[Coded] = []
         #: The test breaks something that a watchdog repairs.
         self.expects_stalls = False
@@ -239,7 +241,8 @@ class MultiCluster:
     # ---- workers
 
     async def add_worker(self, worker: Worker, name: str = "", *, slots: dict[Role, int] | None = None) -> MultiWorker:
-        number = len(self.workers) + 1
+        self._made += 1
+        number = self._made
         name = name or f"worker-{number}"
         incarnation = f"{name}.{number}"
         calls = WorkerCalls(self)
@@ -273,6 +276,7 @@ class MultiCluster:
     async def stop_worker(self, name: str, within: float = 10.0) -> None:
         """SIGTERM: it takes nothing new, and what it runs has `within` seconds."""
         worker = self.workers[name]
+        worker.is_leaving = True
         await worker.runtime.drain(within)
         del self.workers[name]
         await worker.registry.close()
@@ -298,7 +302,11 @@ class MultiCluster:
             await self.clock.sleep(_RETRY_SECONDS)
 
     def connect(self, worker: MultiWorker, member: ClusterMember) -> None:
-        worker.streams[member.id] = InProcessStream(member.engine.accept_worker, worker.runtime)
+        """A new stream; what is sent to a frozen orchestrator waits. A worker that leaves connects to nobody any more."""
+        if worker.is_leaving:
+            return
+        worker.streams[member.id] = stream = InProcessStream(member.engine.accept_worker, worker.runtime)
+        stream.held = member.state == "frozen"
 
     # ---- calls
 

@@ -115,6 +115,8 @@ class MultiWorker:
         self.registry = registry
         self.streams: dict[str, InProcessStream] = {}
         self.is_dead = False
+        #: It is stopping.
+        self.is_leaving = False
 
 
 class Prober:

@@ -16,9 +16,9 @@ from onexflow.worker.context import Context
 from onexflow.worker.handlers import Handler, Worker
 
 #: Most handlers are quick; the others are there for faults to hit them in the middle.
-_SLOW_SHARE: Final = 0.3
+_SLOW_SHARE: Final = 0.4
 _QUICK_SECONDS: Final = 0.01
-_SLOW_SECONDS: Final = 2.0
+_SLOW_SECONDS: Final = 3.0
 
 #: An effect of a run: (run, task, item).
 _Effect = tuple[str, str, int]
@@ -52,6 +52,11 @@ class Ledger:
     def end(self, worker: str, effect: _Effect) -> None:
         self._running.get(effect, set()).discard(worker)
 
+    def died(self, worker: str) -> None:
+        """What it runs is no execution any more, though its clean-up may take a while here."""
+        for running in self._running.values():
+            running.discard(worker)
+
 
 def simulated(worker: Worker, name: str, ledger: Ledger, chance: Random) -> Worker:
     """A worker of that name with the same handlers. Sync ones run on the loop, at once: there are no threads in virtual
@@ -66,6 +71,7 @@ def simulated(worker: Worker, name: str, ledger: Ledger, chance: Random) -> Work
 def _recorded(handler: Handler, worker: str, ledger: Ledger, chance: Random) -> Handler:
     function: Callable[..., Any] = handler.function
     takes_context = handler.takes_context
+    may_repeat = handler.role != "effect" or handler.idempotent
 
     @functools.wraps(function)
     async def run(contract: Any, ctx: Context) -> Any:
@@ -73,7 +79,10 @@ def _recorded(handler: Handler, worker: str, ledger: Ledger, chance: Random) -> 
         try:
             await _work(chance)
             answer = function(contract, ctx) if takes_context else function(contract)
-            return await answer if inspect.isawaitable(answer) else answer
+            answer = await answer if inspect.isawaitable(answer) else answer
+            if may_repeat:  # else it must not have happened when its worker dies: that is what the person says
+                await _work(chance)
+            return answer
         finally:
             ledger.end(worker, effect)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
@@ -15,7 +16,7 @@ import msgspec
 
 from onexflow.codec.payload import decode_value
 from onexflow.core.definition import WorkflowDefinition
-from onexflow.core.errors import DeadlineExceeded, Overloaded, StoreFull, Unavailable
+from onexflow.core.errors import DeadlineExceeded, InvalidTransition, Overloaded, StoreFull, Unavailable
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Failure
 from onexflow.ports.client_link import ControlRequest, TaskView
@@ -39,6 +40,9 @@ _SLOWEST: Final = 0.01
 
 
 T = TypeVar("T")
+
+#: What is asked for later, again.
+_LATER: Final = (Unavailable, DeadlineExceeded, StoreFull, Overloaded)
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +95,7 @@ class Play:
         """Play it. What broke a promise is in `findings` then."""
         asyncio.get_running_loop().set_exception_handler(self._on_loose_end)
         self._cluster = cluster = MultiCluster(seed=self.seed, slowest=_SLOWEST)
-        storm = Storm(cluster, self._chance, self._stage.faults, self._add_worker)
+        storm = Storm(cluster, self._chance, self._stage.faults, self._add_worker, self._ledger.died)
         self.story, self.faults = storm.story, storm.counts
         try:
             async with cluster:
@@ -101,6 +105,7 @@ class Play:
                 await self._read_log()
         except AssertionError as error:  # the cluster's own: its audit, an append out of turn, a stall
             self.findings.append(str(error))
+        gc.collect()  # what ended in a cycle of its own, with an error that nobody took
         self.findings += self._ledger.findings
         self.executions = self._ledger.executions
 
@@ -121,7 +126,8 @@ class Play:
     async def _add_worker(self) -> None:
         self._workers += 1
         name = f"worker-{self._workers}"
-        await self._cluster.add_worker(simulated(self._stage.make_worker(), name, self._ledger, self._chance), name)
+        served = simulated(self._stage.make_worker(), name, self._ledger, self._chance)
+        await self._cluster.add_worker(served, name)
 
     async def _through(self, storm: Storm) -> None:
         """Start the runs, and return when all have ended, or have had the time for it."""
@@ -133,6 +139,8 @@ class Play:
             await asyncio.wait(runs, timeout=_PATIENCE + 2 * self._calm_seconds)
             for run, key in zip(runs, self._keys, strict=True):
                 self.ends.append(await self._end_of(run, key))
+            if person.done():
+                self.findings.append(f"nobody resolves effects any more: {person.exception()!r}")
         finally:
             for task in (person, *runs):
                 task.cancel()
@@ -144,7 +152,7 @@ class Play:
             return Ended("open")
         try:
             return run.result()
-        except SPIError as error:  # it was acknowledged, and is not known any more
+        except SPIError as error:  # it was refused; or acknowledged, and is not known any more
             self.findings.append(f"{key}: {error!r}")
             return Ended("unknown")
 
@@ -176,7 +184,7 @@ class Play:
             for key in sorted(self._open):
                 try:
                     view = await self._cluster.call(key, lambda engine: engine.describe_run(key))  # noqa: B023 - awaited here
-                except SPIError:
+                except _LATER:
                     continue
                 for task in view.tasks:
                     if task.blocked is not None and task.blocked.kind == "unknown_outcome":
@@ -185,12 +193,12 @@ class Play:
     async def _retry(self, key: RunKey, task: TaskView) -> None:
         for item in range(task.items):
             request = ControlRequest(key=key, action="resolve", task=task.name, item=item, retry=True)
-            with contextlib.suppress(SPIError):  # of items that are none of it
+            with contextlib.suppress(InvalidTransition, *_LATER):  # the former: of items that are none of it
                 await self._cluster.control(request)
                 self.resolved += 1
 
     async def _read_log(self) -> None:
-        """Count and hash it, and look for the event that authorised each attempt of an effect: it is its token's place."""
+        """Count and hash it, and see that there is an event of its epoch at the place that each attempt's token names."""
         store, log = self._cluster.store, blake2b(digest_size=8)
         places: set[tuple[int, int, int]] = set()
         for shard, _, _ in sorted(await store.owners()):
@@ -212,5 +220,5 @@ async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await call()
-        except (Unavailable, DeadlineExceeded, StoreFull, Overloaded):
+        except _LATER:
             await asyncio.sleep(_RETRY)

@@ -1,5 +1,5 @@
 """What a simulation does to its cluster: faults of a closed list, chosen and timed by a seed. Each heals by itself after a
-while, as a supervisor, a network or a disk would; `calm` waits until all have."""
+while, as a supervisor, a network or a disk would, and `calm` waits until all have; but a clock stays where it jumped to."""
 
 from __future__ import annotations
 
@@ -28,8 +28,14 @@ class Storm:
     """`add_worker` adds one more to the cluster, with handlers of its own."""
 
     def __init__(
-        self, cluster: MultiCluster, chance: Random, faults: Sequence[str], add_worker: Callable[[], Awaitable[None]]
+        self,
+        cluster: MultiCluster,
+        chance: Random,
+        faults: Sequence[str],
+        add_worker: Callable[[], Awaitable[None]],
+        died: Callable[[str], None],
     ) -> None:
+        """`died` is told the name of a worker that is about to be killed."""
         self.story: list[str] = []
         self.counts: Counter[str] = Counter()
         self._cluster = cluster
@@ -37,6 +43,7 @@ class Storm:
         self._faults = [FAULTS[name] for name in faults]
         self._names = list(faults)
         self._add_worker = add_worker
+        self._died = died
         #: What heals in a while, or has.
         self._healing: list[asyncio.Task[None]] = []
         #: Orchestrators and workers that something is done to already.
@@ -158,6 +165,7 @@ class Storm:
 
     def kill_worker(self) -> str | None:
         async def kill(name: str) -> None:
+            self._died(name)
             await self._cluster.kill_worker(name)
             await self._pause(0.2, 5.0)
             await self._add_worker()
