@@ -181,7 +181,8 @@ def test_what_is_expected_may_go_wrong_itself() -> None:
 
 
 def test_there_must_be_something_to_play() -> None:
-    for options in ({"rounds": 0}, {"orchestrators": 0}, {"inputs": []}):
+    nothing: list[dict[str, Any]] = [{"rounds": 0}, {"orchestrators": 0}, {"inputs": []}]
+    for options in nothing:
         one = SCENARIOS["steps"]()
         with pytest.raises(ValueError, match="at least"):
             simulate(one.worker, one.workflow, **{"inputs": one.inputs, **options})

@@ -416,7 +416,8 @@ async def test_an_effect_that_nobody_sent_though_there_is_always_a_commit_under_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it waited for is done: that other runs wait for the store all the time explains nothing."""
-    send, forgotten = Placing._send_effect, []
+    send = Placing._send_effect
+    forgotten: list[Attempt] = []
 
     def forget_the_first(self: Placing, attempt: Attempt, *rest: Any) -> None:
         if forgotten:
