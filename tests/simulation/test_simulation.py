@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,19 @@ def test_the_same_seed_is_the_same_round() -> None:
     [first], [again], [other] = (play("calls", seed=seed).rounds for seed in (3, 3, 4))
     assert first == again
     assert first.fingerprint != other.fingerprint
+
+
+def test_what_handlers_draw_is_of_the_seed() -> None:
+    worker = Worker()
+    worker.compute("draw")(lambda _: random.random())
+    flow = workflow("draw")
+    flow.compute("draw")
+    found = []
+    for seed in (3, 3, 4):
+        random.seed()
+        [one] = simulate(worker, flow, seed=seed, rounds=1, expect=lambda _, ended: ended.result < 1).rounds
+        found.append(one.fingerprint)
+    assert found[0] == found[1] != found[2]
 
 
 def test_the_same_seed_is_the_same_round_in_another_process() -> None:

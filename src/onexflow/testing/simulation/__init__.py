@@ -12,12 +12,14 @@ must hold all the same:
 - no attempt of an effect is run twice, and none that is not idempotent runs on two workers at a time;
 - the log is consistent (`onexflow.audit`), no deposed orchestrator has written to it, and the watchdog had nothing to repair.
 
-The same seed gives the same round, so a failure is repeated by `seed=N, rounds=1`. Handlers run on the loop, sync ones,
+The same seed gives the same round, what handlers draw from `random` included, so a failure is repeated by `seed=N, rounds=1`.
+Handlers run on the loop, sync ones,
 too: what they wait for in real time (sockets, threads) does not belong here; put a fake in its place.
 """
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -136,11 +138,15 @@ def _round(stage: Stage, seed: int, calm: Play, expect: Callable[[Any, Ended], o
 
 
 def _played(play: Play) -> Play:
+    before = random.getstate()
+    random.seed(play.seed)  # what handlers draw there, and the ids of traces
     try:
         run_virtual(play.run(), _PATIENCE)
     except Exception as error:
         error.add_note(_told(play, ["the round could not be played"]))
         raise
+    finally:
+        random.setstate(before)
     return play
 
 
