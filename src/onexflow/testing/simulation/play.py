@@ -19,7 +19,7 @@ from onexflow.core.definition import WorkflowDefinition
 from onexflow.core.errors import DeadlineExceeded, InvalidTransition, Overloaded, StoreFull, Unavailable
 from onexflow.core.ids import RunKey
 from onexflow.core.payload import Failure
-from onexflow.ports.client_link import ControlRequest, TaskView
+from onexflow.ports.client_link import ControlRequest, RunView, TaskView
 from onexflow.spi.exceptions import SPIError
 from onexflow.testing.multi_cluster import MultiCluster
 from onexflow.testing.simulation.handlers import Ledger, simulated
@@ -168,10 +168,13 @@ class Play:
         self._open.discard(key)
         return Ended(outcome.state, decode_value(outcome.result) if outcome.result else None, outcome.error)
 
+    async def _view(self, key: RunKey) -> RunView:
+        return await self._cluster.call(key, lambda engine: engine.describe_run(key))
+
     async def _why(self, key: RunKey) -> str:
         """What an open run says that it waits for."""
         try:
-            view = await self._cluster.call(key, lambda engine: engine.describe_run(key))
+            view = await self._view(key)
         except SPIError as error:
             return str(error)
         return view.blocked_because or view.state
@@ -183,7 +186,7 @@ class Play:
             await self._cluster.clock.sleep(_LOOK)
             for key in sorted(self._open):
                 try:
-                    view = await self._cluster.call(key, lambda engine: engine.describe_run(key))  # noqa: B023 - awaited here
+                    view = await self._view(key)
                 except _LATER:
                     continue
                 for task in view.tasks:

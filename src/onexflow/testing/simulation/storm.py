@@ -90,23 +90,29 @@ class Storm:
     async def _pause(self, least: float, most: float) -> None:
         await self._cluster.clock.sleep(self._chance.uniform(least, most))
 
+    def _replace(
+        self,
+        of: Collection[str],
+        end: Callable[[str], Awaitable[object]],
+        begin: Callable[[str], Awaitable[object]],
+        most: float,
+    ) -> str | None:
+        """End one, and begin it, or another in its place, after so many seconds at most."""
+
+        async def replace(name: str) -> None:
+            await end(name)
+            await self._pause(0.2, most)
+            await begin(name)
+
+        return self._on_one(of, replace)
+
     # ---- orchestrators
 
     def kill_orchestrator(self) -> str | None:
-        async def kill(name: str) -> None:
-            await self._cluster.kill(name)
-            await self._pause(0.2, 8.0)
-            await self._cluster.add_orchestrator(name)
-
-        return self._on_one(self._cluster.members, kill)
+        return self._replace(self._cluster.members, self._cluster.kill, self._cluster.add_orchestrator, 8.0)
 
     def stop_orchestrator(self) -> str | None:
-        async def stop(name: str) -> None:
-            await self._cluster.stop(name)
-            await self._pause(0.2, 8.0)
-            await self._cluster.add_orchestrator(name)
-
-        return self._on_one(self._cluster.members, stop)
+        return self._replace(self._cluster.members, self._cluster.stop, self._cluster.add_orchestrator, 8.0)
 
     def freeze_orchestrator(self) -> str | None:
         async def freeze(name: str) -> None:
@@ -167,20 +173,13 @@ class Storm:
         async def kill(name: str) -> None:
             self._died(name)
             await self._cluster.kill_worker(name)
-            await self._pause(0.2, 5.0)
-            await self._add_worker()
 
         if self.counts[WORKER_KILLED] >= _WORKERS:
             return None
-        return self._on_one(self._cluster.workers, kill)
+        return self._replace(self._cluster.workers, kill, lambda _: self._add_worker(), 5.0)
 
     def stop_worker(self) -> str | None:
-        async def stop(name: str) -> None:
-            await self._cluster.stop_worker(name)
-            await self._pause(0.2, 5.0)
-            await self._add_worker()
-
-        return self._on_one(self._cluster.workers, stop)
+        return self._replace(self._cluster.workers, self._cluster.stop_worker, lambda _: self._add_worker(), 5.0)
 
     def _stream(self) -> tuple[str, str, InProcessStream] | None:
         found = [
