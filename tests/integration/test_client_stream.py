@@ -136,6 +136,25 @@ async def test_waiting_calls_fail_when_patience_is_over(free_address: str) -> No
         await again.stop()
 
 
+async def test_an_orchestrator_that_answers_and_dies_again_and_again_is_not_missing() -> None:
+    patience = 0.4
+    is_last = False
+
+    def script(call: pb.StartWorkflowRequest) -> pb.Answer | None:
+        return None if call.input.data == b'"held"' and not is_last else echo(call)
+
+    async with FakeOrchestrator(script) as fake, await onexflow.connect(fake.address, patience=patience) as client:
+        held = asyncio.ensure_future(client.run("greet", "held"))
+        until = asyncio.get_running_loop().time() + 3 * patience
+        while asyncio.get_running_loop().time() < until:
+            assert await client.run("greet", 1) == 1
+            fake.cut_streams()
+        assert fake.streams > 3, "each of them lived for less than SHORT_LIVED"
+        is_last = True
+        fake.cut_streams()
+        assert await asyncio.wait_for(held, 10) == "held"
+
+
 async def test_closing_ends_waiting_calls() -> None:
     async with FakeOrchestrator(lambda _: None) as fake:
         client = await onexflow.connect(fake.address)

@@ -26,7 +26,8 @@ from onexflow.v1 import workflow_pb2 as pb
 PROTOCOL_VERSION: Final = 1
 #: Seconds in which an orchestrator that took the stream must have said Welcome.
 WELCOME_WITHIN: Final = 5.0
-#: A stream that lived no longer than this counts as not opened: the pauses between attempts go on growing.
+#: A stream that brought no answer and lived no longer than this counts as not opened: the pauses between attempts go on
+#: growing, and patience goes on running out.
 SHORT_LIVED: Final = 1.0
 
 
@@ -57,6 +58,7 @@ class ConnectStream:
         self.up: asyncio.Future[None] = self._loop.create_future()
         #: Why the newest stream ended or could not be opened.
         self.last_error: SPIError | None = None
+        self._has_answered = False  #: the present stream, or the last one
 
     async def run(self) -> None:
         """Keep a stream up until cancelled. When the waiting calls had to fail, the next call tries again."""
@@ -92,10 +94,11 @@ class ConnectStream:
             raise self._channels.unavailable(cause) from cause
 
     async def once(self) -> None:
-        """One stream from Hello to its end. Returns when it was good for a while, raises Unavailable when not."""
+        """One stream from Hello to its end. Returns when it was good for something, raises Unavailable when not."""
         self._channels.follow_certificates()
         address = self._channels.address
         opened = self._loop.time()
+        self._has_answered = False
         lost: SPIError = Unavailable(f"{address}: the stream ended")
         try:
             async with self._open() as stream:
@@ -115,7 +118,7 @@ class ConnectStream:
             self._calls.lost()
         self.last_error = lost
         self._channels.failed(address)
-        if self._loop.time() - opened < SHORT_LIVED:
+        if not self._has_answered and self._loop.time() - opened < SHORT_LIVED:
             raise lost
 
     @asynccontextmanager
@@ -154,6 +157,7 @@ class ConnectStream:
                     self._calls.work.set()
                 kind = message.WhichOneof("message")
                 if kind == "batch":
+                    self._has_answered = True
                     self._calls.answered(message.batch)
                 elif kind == "owners":
                     if self._on_owners is not None:
