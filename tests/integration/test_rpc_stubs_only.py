@@ -13,9 +13,11 @@ import pytest
 
 from onexflow.app.system import SystemClock, SystemIds
 from onexflow.codec.payload import JsonCodec
+from onexflow.core.errors import InvalidArgument
 from onexflow.engine.orchestrator import Orchestrator
 from onexflow.registry.memory import MemoryRegistry, MemoryRegistryHub
 from onexflow.rpc.server import GrpcServer
+from onexflow.rpc.status import from_rpc_error
 from onexflow.storage.memory import MemoryStore
 from onexflow.v1 import (
     admin_pb2,
@@ -303,3 +305,20 @@ async def test_an_operator_lists_and_drains_nodes(channel: grpc.aio.Channel) -> 
         await admin.DrainNode(admin_pb2.DrainNodeRequest(node_id="nobody"))
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     worker.stream.cancel()
+
+
+@pytest.mark.parametrize(
+    "method", ["WorkflowService/StartWorkflow", "AdminService/ListNodes", "WorkflowService/FollowRun"]
+)
+async def test_bytes_that_are_no_request_are_the_callers_fault(channel: Any, method: str) -> None:
+    path = f"/onexflow.v1.{method}"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if method.endswith("FollowRun"):
+            await channel.unary_stream(path)(b"\xff").read()
+        else:
+            await channel.unary_unary(path)(b"\xff")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    error = from_rpc_error(caught.value)
+    assert type(error) is InvalidArgument
+    assert error.context["field"] == "request"
+    assert "cannot be read" in str(error)

@@ -22,6 +22,13 @@ CONNECTED_WITHIN = 20.0
 
 @asynccontextmanager
 async def grpc_cluster(*workers: onexflow.Worker) -> AsyncIterator[onexflow.Client]:
+    async with grpc_address(*workers) as address, await onexflow.connect(address) as client:
+        yield client
+
+
+@asynccontextmanager
+async def grpc_address(*workers: onexflow.Worker) -> AsyncIterator[str]:
+    """The same for those who bring clients of their own."""
     clock, ids = SystemClock(), SystemIds()
     async with AsyncExitStack() as stack:
         registry = MemoryRegistry(MemoryRegistryHub(clock))
@@ -53,8 +60,7 @@ async def grpc_cluster(*workers: onexflow.Worker) -> AsyncIterator[onexflow.Clie
             connections = await connect_worker(runtime, address)
             stack.push_async_callback(connections.close)
             await connections.wait_connected(CONNECTED_WITHIN)
-        client = await onexflow.connect(address)
-        yield await stack.enter_async_context(client)
+        yield address
 
 
 @asynccontextmanager

@@ -172,7 +172,15 @@ def test_an_unknown_kind_is_kept_and_changes_no_state() -> None:
     assert after == before
 
 
-@pytest.mark.parametrize("data", [b"", b"\xc1", b"garbage", msgspec.msgpack.encode([1]), msgspec.msgpack.encode({})])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"garbage",
+        *map(msgspec.msgpack.encode, ([1], {}, [1, AT, [{}]], [1, AT, [{0: 9}]], [1, AT, [[]]])),
+    ],
+)
 def test_bytes_that_are_no_row_are_refused(data: bytes) -> None:
     with pytest.raises(StoreUnusable, match="cannot be read"):
         decode_row(data)
@@ -190,6 +198,18 @@ def test_a_snapshot_of_another_form_is_left_to_the_events() -> None:
     assert decode_snapshot(msgspec.msgpack.encode([2, *msgspec.msgpack.decode(data)[1:]])) is None
     assert decode_snapshot(b"garbage") is None
     assert decode_snapshot(b"") is None
+
+
+def test_text_that_is_no_utf_8_is_no_text_of_ours() -> None:
+    model = Model(one_task())
+    snapshot = encode_snapshot(model.state)
+    assert decode_snapshot(snapshot.replace(b"single", b"sin\xffle")) is None
+    row = encode_row(AT, [WorkflowPaused("lunch")], {"principal": "bob"})
+    for data in (row.replace(b"lunch", b"lun\xffh"), row.replace(b"bob", b"b\xffb")):
+        with pytest.raises(StoreUnusable, match="cannot be read"):
+            decode_row(data)
+    with pytest.raises(StoreUnusable, match="cannot be read"):
+        split_row(row.replace(b"bob", b"b\xffb"), 1)
 
 
 def test_a_stored_run_of_release_0_1_folds_to_its_state() -> None:

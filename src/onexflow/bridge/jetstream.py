@@ -23,6 +23,7 @@ from nats.aio.msg import Msg
 
 from onexflow.bridge.message import Message
 from onexflow.bridge.publisher import Ear, Refusal
+from onexflow.codec.payload import UNREADABLE
 from onexflow.core.errors import NatsUnavailable, NatsUnusable
 
 log = structlog.get_logger("onexflow.bridge")
@@ -249,7 +250,7 @@ def _refusal(message: Msg) -> Refusal | None:
         return Refusal("no stream takes the subject", "gone")
     try:
         error = _decode_ack(message.data).error
-    except msgspec.DecodeError as unreadable:
+    except UNREADABLE as unreadable:
         return Refusal(f"JetStream's answer cannot be read: {unreadable}")
     if error is None:
         return None

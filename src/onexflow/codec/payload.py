@@ -20,6 +20,9 @@ from onexflow.core.payload import JSON, Payload
 
 T = TypeVar("T")
 
+#: What msgspec raises for bytes that it cannot decode: of text that is no UTF-8, and of a nesting that is too deep, it raises
+#: Python's own errors, which are none of its own.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _AT: Final = re.compile(r"(?P<reason>.*?)(?: - at `(?P<place>.*)`)?", re.DOTALL)
 _DEPTH_NAMED: Final = 50
 
@@ -82,7 +85,7 @@ class JsonCodec:
             raise InvalidArgument(_encoded(payload))
         try:
             return msgspec.json.decode(payload.data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        except (*UNREADABLE, ValueError) as error:
             raise InvalidArgument(_unreadable(error)) from error
 
     def encode(self, value: Any) -> Payload:
@@ -148,7 +151,7 @@ def convert(payload: Payload, type_: type[T]) -> T:
         place = (found and found["place"]) or "$"
         reason = found["reason"] if found else str(error)
         raise InvalidArgument(f"{place}: {reason[:1].lower()}{reason[1:]}", field=place) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise InvalidArgument(_unreadable(error)) from error
     return value
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from onexflow.codec.payload import UNREADABLE
 from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import EVENTS, AnyEvent, Event
 from onexflow.core.payload import Failure
@@ -68,7 +69,7 @@ def decode_row(data: bytes) -> tuple[int, list[Event], dict[str, str]]:
         row = _row_decoder.decode(data)
     except msgspec.ValidationError:
         return _decode_with_unknown(data)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise StoreUnusable(f"a stored row cannot be read: {error}") from error
     return row.at, list(row.events), row.meta or {}
 
@@ -81,7 +82,7 @@ def _decode_with_unknown(data: bytes) -> tuple[int, list[Event], dict[str, str]]
         for raw in row.events:
             fields = msgspec.msgpack.decode(raw)
             events.append(_event_decoder.decode(raw) if fields[0] in known else UnknownEvent(fields))
-    except (msgspec.DecodeError, TypeError, IndexError) as error:
+    except (*UNREADABLE, TypeError, LookupError) as error:
         raise StoreUnusable(f"a stored row cannot be read: {error}") from error
     return row.at, events, row.meta or {}
 
@@ -90,7 +91,7 @@ def split_row(data: bytes, count: int) -> tuple[bytes, bytes]:
     """The packed row as two: its first `count` events, and the others. Events of a newer release stay as they are."""
     try:
         row = _raw_decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise StoreUnusable(f"a stored row cannot be read: {error}") from error
     head = _RawRow(row.format, row.at, row.events[:count], row.meta)
     return _encoder.encode(head), _encoder.encode(_RawRow(row.format, row.at, row.events[count:], row.meta))
@@ -118,6 +119,6 @@ def decode_snapshot(data: bytes) -> RunState | None:
     cut: a release with a new form reads the old ones too.)"""
     try:
         snapshot = _snapshot_decoder.decode(data)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     return snapshot.state if snapshot.format == SNAPSHOT_FORMAT else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from onexflow.codec.payload import UNREADABLE
 from onexflow.codec.rows import decode_row
 from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import WorkflowCreated
@@ -70,7 +71,7 @@ def decode_queue(data: bytes) -> QueueState | None:
     with a new form reads the old ones too."""
     try:
         snapshot = msgspec.msgpack.decode(data, type=_Snapshot)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     return snapshot.state if snapshot.format == SNAPSHOT_FORMAT else None
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from onexflow.codec.payload import UNREADABLE
 from onexflow.codec.rows import decode_snapshot, encode_snapshot
 from onexflow.core.errors import InvalidArgument, InvalidTransition, OutOfRange, StoreUnavailable, UnknownRun
 from onexflow.core.ids import RunKey
@@ -412,7 +413,7 @@ def _state(data: bytes | None) -> _State | None:
     """None also when its form is not this release's."""
     try:
         found = msgspec.msgpack.decode(data, type=_State) if data else None
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     return found if found is not None and found.format == _FORMAT else None
 
@@ -420,7 +421,7 @@ def _state(data: bytes | None) -> _State | None:
 def _snapshot(data: bytes | None) -> _Snapshot | None:
     try:
         found = msgspec.msgpack.decode(data, type=_Snapshot) if data else None
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     return found if found is not None and found.format == _FORMAT else None
 

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from onexflow.codec.payload import UNREADABLE
 from onexflow.codec.rows import decode_row
 from onexflow.core.errors import StoreUnusable
 from onexflow.core.events import Event, StateTransitioned
@@ -278,7 +279,7 @@ def _decoded(record: RunRecord, snapshot: SnapshotRecord | None) -> StreamState:
         return StreamState(created_at=record.created_at)
     try:
         return _state.decode(snapshot.data)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise StoreUnusable(f"the snapshot of stream {record.iid} cannot be read: {error}") from error
 
 

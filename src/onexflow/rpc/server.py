@@ -25,6 +25,7 @@ from onexflow.rpc.guard import Guard
 from onexflow.rpc.node_service import NodeEndpoint
 from onexflow.rpc.persistence_service import PersistenceEndpoint
 from onexflow.rpc.queue_service import QueueEndpoint
+from onexflow.rpc.readable import Readable
 from onexflow.rpc.stream import FLUSH_WITHIN
 from onexflow.rpc.tls import ServerTls
 from onexflow.rpc.worker_session import WorkerStream
@@ -175,13 +176,14 @@ class GrpcServer:
         events: Any = EventsEndpoint(self._service.events, self._consumers)
         nodes: Any = self._nodes
         records: Any = PersistenceEndpoint(self._service)
-        workflow_pb2_grpc.add_WorkflowServiceServicer_to_server(workflows, server)
-        worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
-        queue_pb2_grpc.add_WorkQueueServiceServicer_to_server(queues, server)
-        events_pb2_grpc.add_EventBusServiceServicer_to_server(events, server)
-        nodes_pb2_grpc.add_NodeRegistryServiceServicer_to_server(nodes, server)
-        persistence_pb2_grpc.add_PersistenceServiceServicer_to_server(records, server)
+        ours: Any = Readable(server)
+        workflow_pb2_grpc.add_WorkflowServiceServicer_to_server(workflows, ours)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, ours)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, ours)
+        queue_pb2_grpc.add_WorkQueueServiceServicer_to_server(queues, ours)
+        events_pb2_grpc.add_EventBusServiceServicer_to_server(events, ours)
+        nodes_pb2_grpc.add_NodeRegistryServiceServicer_to_server(nodes, ours)
+        persistence_pb2_grpc.add_PersistenceServiceServicer_to_server(records, ours)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -110,6 +110,10 @@ class Flow:
                 seen = len(self.ends)
                 await asyncio.sleep(0.001)
 
+    def give_up(self) -> None:
+        for lane in self._lanes:
+            lane.cancel()
+
     async def end(self) -> None:
         """Every chain comes to its end: a failed or lost one is raised here."""
         self._is_over = True
@@ -125,23 +129,33 @@ async def _recoveries(cluster: Cluster) -> dict[str, float]:
     async with await connect(cluster.address) as client:
         await client.register(flow.build())
         load = Flow(client)
-        found = {}
-        assert cluster.worker is not None
-        killed = cluster.worker.pid
-        for name, restart, process in (
-            ("worker", cluster.start_worker, cluster.worker),
-            ("orchestrator", cluster.start_orchestrator, cluster.orchestrator),
-        ):
-            await asyncio.sleep(FLOW_SECONDS)
-            assert process is not None
-            at = time.perf_counter()
-            process.kill()
-            await process.wait()
-            await restart()
-            is_new = _after(at + IN_PIPES_SECONDS) if name == "orchestrator" else _by_another(killed)
-            found[f"recovery of the {name}, s"] = await load.first(is_new) - at
+        try:
+            return await _kill_each(cluster, load)
+        except TimeoutError as error:
+            raise TimeoutError(f"nothing was completed after a kill; ended: {cluster.ended}") from error
+        finally:
+            load.give_up()
+
+
+async def _kill_each(cluster: Cluster, load: Flow) -> dict[str, float]:
+    """The worker, and then the orchestrator."""
+    found = {}
+    assert cluster.worker is not None
+    killed = cluster.worker.pid
+    for name, restart, process in (
+        ("worker", cluster.start_worker, cluster.worker),
+        ("orchestrator", cluster.start_orchestrator, cluster.orchestrator),
+    ):
         await asyncio.sleep(FLOW_SECONDS)
-        await load.end()
+        assert process is not None
+        at = time.perf_counter()
+        process.kill()
+        await process.wait()
+        await restart()
+        is_new = _after(at + IN_PIPES_SECONDS) if name == "orchestrator" else _by_another(killed)
+        found[f"recovery of the {name}, s"] = await load.first(is_new) - at
+    await asyncio.sleep(FLOW_SECONDS)
+    await load.end()
     return found
 
 

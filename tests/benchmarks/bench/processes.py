@@ -86,6 +86,11 @@ class Cluster:
     def pids(self) -> dict[str, int]:
         return {name: process.pid for name, process in self.processes.items()}
 
+    @property
+    def ended(self) -> dict[str, int]:
+        """The exit codes of those that are no more; below 0: the signal that ended it."""
+        return {name: one.returncode for name, one in self.processes.items() if one.returncode is not None}
+
     async def start_orchestrator(self) -> None:
         self.orchestrator = await self._spawn_orchestrator(self.address)
 
@@ -124,8 +129,7 @@ class Cluster:
                     await asyncio.sleep(0.02)
                     nodes = await client.nodes()
         except TimeoutError as error:
-            ended = {name: one.returncode for name, one in self.processes.items() if one.returncode is not None}
-            raise TimeoutError(f"no worker after {START_WITHIN:g} s; ended: {ended}, nodes: {nodes}") from error
+            raise TimeoutError(f"no worker after {START_WITHIN:g} s; ended: {self.ended}, nodes: {nodes}") from error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

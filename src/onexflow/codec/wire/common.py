@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 
+from onexflow.codec.payload import UNREADABLE
 from onexflow.core.blocked import Blocked, sentence
 from onexflow.core.errors import BY_CODE, Coded, InternalError, InvalidArgument, Overloaded
 from onexflow.core.ids import DEFAULT_NAMESPACE, RunKey, Token, read_uuid, uuid_text
@@ -101,7 +102,7 @@ def payload(message: pb.Payload, field: str) -> Payload:
         _raw.decode(data)
         if not data.isascii():
             data.decode()
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidArgument(f"{field} is not JSON: {error}", field=field) from error
     return Payload(data)
 
@@ -110,7 +111,7 @@ def is_plain_json(data: bytes) -> bool:
     """Is it JSON, all of it ASCII?"""
     try:
         _raw.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return False
     return data.isascii()
 
@@ -250,7 +251,7 @@ def context_from_json(text: str) -> dict[str, Any]:
         return {}
     try:
         return _object.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return {"raw": text[:MAX_CONTEXT]}
 
 

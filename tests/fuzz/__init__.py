@@ -1,0 +1,1 @@
+"""Bad input, made by the thousand: `scripts/fuzz`."""
