@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from onexflow.app.tuning import poll_directly
+from onexflow.app.tuning import leave_forks_alone, poll_directly
 
 
 def test_grpc_polls_directly_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +16,12 @@ def test_grpc_polls_directly_unless_the_user_says_how(monkeypatch: pytest.Monkey
     monkeypatch.setenv("GRPC_EXPERIMENTS", "tcp_rcv_lowat")
     poll_directly()
     assert os.environ["GRPC_EXPERIMENTS"] == "tcp_rcv_lowat"
+
+
+def test_forks_are_left_alone_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRPC_ENABLE_FORK_SUPPORT", raising=False)
+    leave_forks_alone()
+    assert os.environ["GRPC_ENABLE_FORK_SUPPORT"] == "0"
+    monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "1")
+    leave_forks_alone()
+    assert os.environ["GRPC_ENABLE_FORK_SUPPORT"] == "1"

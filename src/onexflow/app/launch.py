@@ -49,8 +49,9 @@ def run(
             return exits.OK
         import asyncio
 
-        from onexflow.app.tuning import loop_factory, poll_directly
+        from onexflow.app.tuning import leave_forks_alone, loop_factory, poll_directly
 
+        leave_forks_alone()
         poll_directly()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(serve()(settings))

@@ -1,4 +1,4 @@
-"""How the binaries set up the interpreter: what docs/performance.md measures, and nothing of what is promised."""
+"""How the binaries set up the interpreter and gRPC, before either does anything."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def poll_directly() -> None:
     another one that does: docs/decisions/0013. To be called before gRPC opens anything; a release that knows no other way
     any more takes no notice."""
     os.environ.setdefault("GRPC_EXPERIMENTS", _POLL_DIRECTLY)
+
+
+def leave_forks_alone() -> None:
+    """Have gRPC do nothing when this process starts another one: docs/decisions/0014. To be called before gRPC opens
+    anything."""
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
