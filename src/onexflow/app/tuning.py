@@ -25,8 +25,8 @@ def poll_directly() -> None:
 
 
 def leave_forks_alone() -> None:
-    """Have gRPC do nothing when this process starts another one: docs/decisions/0014. To be called before gRPC opens
-    anything."""
+    """Have gRPC do nothing when this process starts another one: docs/decisions/0014. To be called before gRPC is
+    imported."""
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import counting, store_append
 from benchmarks.growth import report as growth
 from onexflow.app.adapters import LOCAL_SHARDS
-from onexflow.app.tuning import leave_forks_alone, loop_factory
+from onexflow.app.tuning import loop_factory
 from onexflow.storage.postgres.embedded import EmbeddedPostgres
 from onexflow.telemetry import logging
 
@@ -169,7 +169,6 @@ def _memory(whose: str, cluster: Cluster) -> str:
 
 
 def main() -> int:
-    leave_forks_alone()
     if sys.argv[1:2] == ["overload"]:
         return overload.main(sys.argv[2:])
     arguments = _arguments()
