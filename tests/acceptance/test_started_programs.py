@@ -13,6 +13,7 @@ import onexflow
 from support.programs import serving
 
 pytestmark = pytest.mark.slow
+pytest.importorskip("uvloop", reason="without it programs start by vfork, which disturbs nobody")
 
 HANDLERS = """
     import asyncio
@@ -27,7 +28,7 @@ HANDLERS = """
         process = await asyncio.create_subprocess_exec("true")
         return await process.wait()
 """
-#: By gRPC's own way to poll, which is the one that a fork disturbs; without the mend some twelve in a hundred do not begin.
+#: By gRPC's own way to poll, which is the one that a fork disturbs; without the mend one in some twelve does not begin.
 POLLING = {"GRPC_EXPERIMENTS": ""}
 RUNS = 400
 

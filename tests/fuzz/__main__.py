@@ -60,7 +60,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="by name [all]")
     parser.add_argument("--rounds", type=int, default=5000, help="pieces of input for each [5000]")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same input [1]")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="the same seed makes the same input; calls also say again what was answered [1]",
+    )
     parser.add_argument("--write", metavar="FILE", help="write the table to FILE (docs/measured/…)")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.targets) - set(TARGETS)):

@@ -178,7 +178,10 @@ def test_an_unknown_kind_is_kept_and_changes_no_state() -> None:
         b"",
         b"\xc1",
         b"garbage",
-        *map(msgspec.msgpack.encode, ([1], {}, [1, AT, [{}]], [1, AT, [{0: 9}]], [1, AT, [[]]])),
+        *map(
+            msgspec.msgpack.encode,
+            ([1], {}, *([1, AT, [event]] for event in ({}, {0: 99}, [], [0], [-1], [1.5], "text"))),
+        ),
     ],
 )
 def test_bytes_that_are_no_row_are_refused(data: bytes) -> None:

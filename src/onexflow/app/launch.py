@@ -39,8 +39,10 @@ def run(
         message = f"{program} needs Python 3.11 or newer, and this is {found} [OXF-5007]"
         return complain(message, "CPython 3.11 to 3.13 are supported.", 15)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core says on stderr, we say in our own words
+    from onexflow.app import exits, tuning
+
+    tuning.leave_forks_alone()
     _start_light()
-    from onexflow.app import exits
 
     try:
         _die_with(os.environ.get("ONEXFLOW_PARENT_PID", ""))
@@ -49,9 +51,8 @@ def run(
             return exits.OK
         import asyncio
 
-        from onexflow.app.tuning import leave_forks_alone, loop_factory, poll_directly
+        from onexflow.app.tuning import loop_factory, poll_directly
 
-        leave_forks_alone()
         poll_directly()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(serve()(settings))

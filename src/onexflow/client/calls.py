@@ -167,21 +167,26 @@ class Calls:
             count += 1
         return request if count or batch.abandoned else None
 
-    def answered(self, answers: pb.AnswerBatch) -> None:
-        """Wake those who wait. An answer to nobody's call (it was given up) is dropped."""
+    def answered(self, answers: pb.AnswerBatch) -> bool:
+        """Wake those who wait; was it an answer to any of them, and not only word to ask again? An answer to nobody's
+        call (it was given up) is dropped."""
+        ended = False
         for answer in answers.answers:
             call = self._open.pop(answer.call_id, None)
             if call is None or call.future.done():
                 continue
             if not answer.HasField("error"):
                 call.future.set_result(answer)
+                ended = True
             elif _is(error := wire_common.error(answer.error), self._ask_again):
                 call.refusal = error
                 self._loop.call_later(answer.error.retry_after or ASK_AGAIN_AFTER, self._again, call)
             else:
                 call.future.set_exception(error)
+                ended = True
         if self._queue:
             self.work.set()
+        return ended
 
     def _again(self, call: Call) -> None:
         call.refusal = None

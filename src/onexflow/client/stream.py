@@ -29,6 +29,8 @@ WELCOME_WITHIN: Final = 5.0
 #: A stream that brought no answer and lived no longer than this counts as not opened: the pauses between attempts go on
 #: growing, and patience goes on running out.
 SHORT_LIVED: Final = 1.0
+#: Seconds before the next one after a short-lived stream that brought answers.
+BREATH: Final = 0.05
 
 
 class _StreamEndedError(Exception):
@@ -36,7 +38,8 @@ class _StreamEndedError(Exception):
 
 
 class ConnectStream:
-    """Owner of the stream. `patience`: seconds without any orchestrator after which the waiting calls fail."""
+    """Owner of the stream. `patience`: seconds without any orchestrator after which the waiting calls fail. One
+    that answers some calls and dies of others, again and again, is there."""
 
     def __init__(
         self,
@@ -118,8 +121,10 @@ class ConnectStream:
             self._calls.lost()
         self.last_error = lost
         self._channels.failed(address)
-        if not self._has_answered and self._loop.time() - opened < SHORT_LIVED:
-            raise lost
+        if self._loop.time() - opened < SHORT_LIVED:
+            if not self._has_answered:
+                raise lost
+            await asyncio.sleep(BREATH)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Any]:
@@ -157,8 +162,8 @@ class ConnectStream:
                     self._calls.work.set()
                 kind = message.WhichOneof("message")
                 if kind == "batch":
-                    self._has_answered = True
-                    self._calls.answered(message.batch)
+                    if self._calls.answered(message.batch):
+                        self._has_answered = True
                 elif kind == "owners":
                     if self._on_owners is not None:
                         self._on_owners(message.owners)

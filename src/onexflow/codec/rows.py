@@ -81,8 +81,10 @@ def _decode_with_unknown(data: bytes) -> tuple[int, list[Event], dict[str, str]]
         events: list[Event] = []
         for raw in row.events:
             fields = msgspec.msgpack.decode(raw)
+            if type(fields) is not list or not fields or type(fields[0]) is not int or fields[0] < 1:
+                raise StoreUnusable("a stored row cannot be read: what stands in an event's place is none")
             events.append(_event_decoder.decode(raw) if fields[0] in known else UnknownEvent(fields))
-    except (*UNREADABLE, TypeError, LookupError) as error:
+    except UNREADABLE as error:
         raise StoreUnusable(f"a stored row cannot be read: {error}") from error
     return row.at, events, row.meta or {}
 
@@ -115,7 +117,7 @@ def encode_snapshot(state: RunState) -> bytes:
 
 
 def decode_snapshot(data: bytes) -> RunState | None:
-    """The state in a snapshot; None when its form is not this release's: fold the events instead. (They may have been
+    """The state in a snapshot; None when its form is not this release's, or it cannot be read: fold the events instead. (They may have been
     cut: a release with a new form reads the old ones too.)"""
     try:
         snapshot = _snapshot_decoder.decode(data)

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
+from onexflow.codec.payload import UNREADABLE
 from onexflow.core.commands import AssignRun
 from onexflow.core.errors import InternalError, InvalidTransition
 from onexflow.core.ids import RunKey
@@ -155,7 +156,7 @@ class Pins:
 def _pin_of(record: RegisterRecord) -> _Pin | None:
     try:
         return msgspec.msgpack.decode(record.data, type=_Pin)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         log.warning("assignment.unreadable", register=record.name)
         return None
 

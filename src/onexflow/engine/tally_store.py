@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
+from onexflow.codec.payload import UNREADABLE
 from onexflow.engine.kernel import Kernel
 from onexflow.engine.tally import Tallies, Tally
 
@@ -48,7 +49,7 @@ class TallyStore:
     def _take(self, data: bytes) -> None:
         try:
             saved = msgspec.msgpack.decode(data, type=_Saved)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             log.warning("tally.unreadable", error=str(error))
             return
         tally = Tally(saved.incarnation, saved.completed, saved.failed, saved.nanoseconds)

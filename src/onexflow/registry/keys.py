@@ -91,28 +91,28 @@ def load_node(raw: bytes) -> NodeRecord | None:
     """The record; None when the value is not one (somebody else wrote it)."""
     try:
         return _node.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def load_shard(raw: bytes) -> ShardAnnouncement | None:
     try:
         return _shard.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def load_health(raw: bytes) -> HealthReport | None:
     try:
         return _report.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def load_assignment(raw: bytes) -> Assignment | None:
     try:
         row = _assignment.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     key = RunKey(row.namespace, row.workflow_type, row.instance_id)
     return Assignment(key=key, node_id=row.node_id, assigned_at=row.assigned_at, epoch=row.epoch)

@@ -1,7 +1,7 @@
 """Requests that cannot be read are told as what they are.
 
 Of bytes that are no message of the method's type gRPC says UNKNOWN, with the name of a class of Python: the caller would look
-for a fault of ours. (Streams read their messages themselves and say it too: `rpc.stream`.)
+for a fault of ours. (Streams read their messages themselves, and end with a ProtocolViolation: `rpc.stream`.)
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _MAKERS: Final = {
 
 
 class Readable:
-    """What the generated `add_…_to_server` see as the server: it adds their handlers, behind the question."""
+    """What the generated `add_…_to_server` see as the server: it adds their handlers, with a word for what cannot be read."""
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Nothing: the same handlers come by name."""
+        """Nothing: what grpcio-tools 1.85 and later generate hands the same handlers over by name, too."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         checked = {name: _checked(handler) for name, handler in handlers.items()}
@@ -60,7 +60,9 @@ def _checked(handler: Handler) -> Handler:
 
     async def answer(request: Any, context: Context) -> Any:
         if isinstance(request, _Unreadable):
-            await abort(context, InvalidArgument(f"The request cannot be read: {request.why}", field="request"))
+            error = InvalidArgument(f"The request cannot be read: {request.why}", field="request")
+            await abort(context, error)
+            raise error
         return await behavior(request, context)
 
     return make(answer, read_or_not, handler.response_serializer)

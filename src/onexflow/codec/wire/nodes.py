@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from onexflow.codec.payload import UNREADABLE
 from onexflow.codec.wire import common
 from onexflow.core.errors import InvalidArgument
 from onexflow.ports import nodes as port
@@ -23,7 +24,7 @@ def _details(data: bytes, field: str) -> dict[str, Any]:
         raise InvalidArgument(f"{field} has {len(data):,} bytes; {port.MAX_DETAILS:,} is the most.", field=field)
     try:
         return _object.decode(data)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidArgument(f"{field} is no JSON object: {error}", field=field) from error
 
 
