@@ -20,25 +20,11 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 import onexflow
-from onexflow.v1 import (
-    admin_pb2,
-    events_pb2,
-    nodes_pb2,
-    persistence_pb2,
-    queue_pb2,
-    worker_pb2,
-    workflow_pb2,
-)
 from support.grpc_cluster import grpc_address
+from support.methods import METHODS
 
 from .values import CANARY, Maker
 
-METHODS: Final[tuple[MethodDescriptor, ...]] = tuple(
-    method
-    for file in (workflow_pb2, worker_pb2, admin_pb2, events_pb2, nodes_pb2, persistence_pb2, queue_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-)
 _OUR_FAULT: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS)
 #: What gRPC itself says, as INTERNAL, to who writes to a stream that the other end has just ended.
 _BROKEN_WRITE: Final = "Internal error from Core"
@@ -55,7 +41,7 @@ _COMPANY: Final = 0.005
 class Calls:
     """One orchestrator, and what was found out about it."""
 
-    def __init__(self, seed: int, methods: Sequence[MethodDescriptor] = METHODS) -> None:
+    def __init__(self, seed: int, methods: Sequence[MethodDescriptor] = tuple(METHODS.values())) -> None:
         self._maker = Maker(Random(seed))
         self._methods = methods
         self.codes: Counter[str] = Counter()
@@ -79,7 +65,7 @@ class Calls:
                 if number % _CANARY_EVERY == 0:
                     await self._sing(canary, number)
         gc.collect()  # a task that ended with an error which nobody took tells of it when it is collected
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop, in which it is told
 
     def _on_loose_end(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.findings.append(f"left behind: {context['message']}: {context.get('exception')!r}")

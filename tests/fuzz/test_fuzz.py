@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from fuzz import stored
-from fuzz.calls import METHODS, Calls
+from fuzz.calls import Calls
 from fuzz.values import CANARY, Maker
 from onexflow.codec import rows
 from onexflow.engine.orchestrator import Orchestrator
+from support.methods import METHODS
 
 
 def _many(rounds: Callable[..., int]) -> int:
@@ -40,7 +41,7 @@ async def test_a_fault_of_ours_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         raise KeyError("nobody thought of that")
 
     monkeypatch.setattr(Orchestrator, "list_nodes", broken)
-    played = Calls(seed=7, methods=[method for method in METHODS if method.name == "ListNodes"])
+    played = Calls(seed=7, methods=[METHODS["/onexflow.v1.AdminService/ListNodes"]])
     await played.run(60)
     assert any("AdminService.ListNodes" in finding and "INTERNAL" in finding for finding in played.findings)
 
@@ -52,11 +53,9 @@ def test_a_decoder_that_lets_pythons_own_errors_out_is_found(monkeypatch: pytest
 
 def test_the_same_seed_makes_the_same_input() -> None:
     first, second = Maker(Random(3)), Maker(Random(3))
+    kinds = [method.input_type for method in METHODS.values()]
     said = [
-        [
-            maker.message(METHODS[number % len(METHODS)].input_type).SerializeToString(deterministic=True)
-            for number in range(200)
-        ]
+        [maker.message(kinds[number % len(kinds)]).SerializeToString(deterministic=True) for number in range(200)]
         for maker in (first, second)
     ]
     assert said[0] == said[1]

@@ -18,24 +18,9 @@ from onexflow.rpc.channel import open_channel
 from onexflow.rpc.rights import RIGHTS
 from onexflow.rpc.server import GrpcServer
 from onexflow.rpc.status import from_rpc_error
-from onexflow.v1 import (
-    admin_pb2,
-    events_pb2,
-    nodes_pb2,
-    persistence_pb2,
-    queue_pb2,
-    worker_pb2,
-    workflow_pb2,
-)
+from support.methods import FILES, METHODS
 from support.security_kit import policy_of, secured, shows
 
-FILES = (workflow_pb2, worker_pb2, admin_pb2, queue_pb2, events_pb2, nodes_pb2, persistence_pb2)
-METHODS: dict[str, MethodDescriptor] = {
-    f"/{service.full_name}/{method.name}": method
-    for file in FILES
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
 #: What each role may do beside what its own rows say, written down here once more so that a slip there is seen.
 ALSO = {"client": {"client"}, "worker": {"worker"}, "operator": {"operator", "client"},
         "member": {"member", "operator", "client"}}  # fmt: skip

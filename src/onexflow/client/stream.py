@@ -124,7 +124,7 @@ class ConnectStream:
         if self._loop.time() - opened < SHORT_LIVED:
             if not self._has_answered:
                 raise lost
-            await asyncio.sleep(BREATH)
+            await asyncio.sleep(BREATH)  # or who answers once and hangs up would be asked as fast as it can
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Any]:

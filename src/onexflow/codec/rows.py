@@ -117,8 +117,8 @@ def encode_snapshot(state: RunState) -> bytes:
 
 
 def decode_snapshot(data: bytes) -> RunState | None:
-    """The state in a snapshot; None when its form is not this release's, or it cannot be read: fold the events instead. (They may have been
-    cut: a release with a new form reads the old ones too.)"""
+    """The state in a snapshot; None when its form is not this release's, or it cannot be read: fold the events instead.
+    (They may have been cut: a release with a new form reads the old ones too.)"""
     try:
         snapshot = _snapshot_decoder.decode(data)
     except UNREADABLE:
